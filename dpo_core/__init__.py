@@ -1,0 +1,1 @@
+"""Direct Preference Optimization: data, rendering, training and evaluation, without any orchestration."""

@@ -1,0 +1,70 @@
+"""``python -m dpo_core <stage> [recipe.toml] [key=value …]``: the river up to a stage, without Prefect and MLflow."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from dpo_core.errors import DPOError, RecipeError
+from dpo_core.settings import read_recipe
+
+STAGES = ("acquire", "render", "warm_start", "score_reference", "train", "evaluate", "run")
+LIMIT, DEFAULT_LIMIT = "max_new_tokens=", 256
+USAGE = f"""usage: python -m dpo_core STAGE [recipe.toml] [key=value ...]
+
+STAGE is one of {", ".join(STAGES)} (run = all of them); stages before it are run too, unless their output exists.
+python -m dpo_core generate MODEL_DIR PROMPT..., python -m dpo_core chat MODEL_DIR: try a model.
+Registering and promoting need MLflow: that is dpo run. The settings are listed by dpo run --help."""
+
+
+def main(words: list[str]) -> int:
+    """Run, and return the exit code; an error meant for the user is one line on stderr."""
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if "--debug" in words:
+        os.environ["DPO_DEBUG"] = "1"
+    try:
+        act(words[0], [word for word in words[1:] if word != "--debug"])
+    except DPOError as error:
+        if os.environ.get("DPO_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def act(command: str, words: list[str]) -> None:
+    """One command.
+
+    Raises RecipeError for an unknown one.
+    """
+    if command in ("generate", "chat"):
+        try_model(command, words)
+        return
+    if command not in STAGES:
+        raise RecipeError(f"There is no stage {command!r}.", f"Stages are {', '.join(STAGES)}.", "See --help.")
+    files = [word for word in words[:1] if word.endswith(".toml")]
+    recipe = read_recipe(Path(files[0]) if files else None, words[len(files) :])
+    # Lazy: pyarrow and tokenizers, half a second that a wrong setting need not wait.
+    from dpo_core.course import flow_to
+
+    flow_to(recipe, "evaluate" if command == "run" else command)
+
+
+def try_model(command: str, words: list[str]) -> None:
+    """``generate MODEL_DIR PROMPT…`` or ``chat MODEL_DIR``, with ``max_new_tokens=`` among the words."""
+    from dpo_core.evaluate import chat  # lazy: imports torch, 2 s that the stages' parent need not pay
+
+    limits = [word.partition("=")[2] for word in words if word.startswith(LIMIT)]
+    model, *prompts = [word for word in words if not word.startswith(LIMIT)] or ["."]
+    limit = int(limits[-1]) if limits and limits[-1].isdigit() else DEFAULT_LIMIT
+    if command == "chat":
+        chat.chat_command(Path(model), limit)
+    else:
+        chat.generate_command(Path(model), prompts, limit)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Preference datasets: where pairs come from, and what is wrong with them."""

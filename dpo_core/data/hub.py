@@ -1,0 +1,60 @@
+"""The hub, asked once and briefly: which commit does a name mean now?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo_core.errors import DataError, DPOError, RecipeError
+
+TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A repository of the hub. kind: model or dataset; ``instead`` is the setting that does without the hub."""
+
+    kind: str
+    name: str
+    revision: str | None
+    instead: str
+
+
+def check_reachable(wanted: Wanted) -> str:
+    """The commit of a repository's revision, from the hub or else from the local cache.
+
+    Raises DataError (RecipeError for a model) in one line when neither knows it.
+    """
+    # Lazy: the client costs half a second that local input need not pay.
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    name = wanted.name
+    try:
+        info = HfApi().repo_info(name, repo_type=wanted.kind, revision=wanted.revision, timeout=TIMEOUT_S)
+        return str(info.sha)
+    except (GatedRepoError, RepositoryNotFoundError):
+        raise refusal(wanted, f"The hub shows no {wanted.kind} {name}: misspelt, private or gated.") from None
+    except HfHubHTTPError as error:
+        raise refusal(wanted, f"The hub refused {name}: {str(error).splitlines()[0]}.") from None
+    except Exception:  # noqa: BLE001 - no network: the transport's own kind of error differs between releases
+        return cached(wanted)
+
+
+def cached(wanted: Wanted) -> str:
+    """The commit that the local cache holds for this revision."""
+    from huggingface_hub import constants  # lazy: as above
+
+    home = Path(constants.HF_HUB_CACHE)
+    root = home / f"{wanted.kind}s--{wanted.name.replace('/', '--')}"
+    reference = root / "refs" / (wanted.revision or "main")
+    if reference.is_file():
+        return reference.read_text().strip()
+    if wanted.revision and (root / "snapshots" / wanted.revision).is_dir():
+        return wanted.revision
+    raise refusal(wanted, f"The hub cannot be reached, and {wanted.kind} {wanted.name} is not in the cache {home}.")
+
+
+def refusal(wanted: Wanted, found: str) -> DPOError:
+    """The error for a hub repository that cannot be had."""
+    rule = f"A hub {wanted.kind} needs the network once."
+    remedy = f"Use {wanted.instead}, point HF_HOME at a cache that holds it, or set HF_TOKEN and check the network."
+    return (RecipeError if wanted.kind == "model" else DataError)(found, rule, remedy)

@@ -1,0 +1,76 @@
+"""Preference pairs as text, and their Arrow files."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import pyarrow as pa
+
+from dpo_core import fingerprint
+from dpo_core.pair import Pair
+
+SCHEMA = pa.schema([("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())])
+ROWS_A_BATCH = 1024
+
+
+class Message(TypedDict):
+    """One turn: ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt and the two ways it went on; each side's last message is the assistant's."""
+
+    prompt: list[Message]
+    sides: Pair[list[Message]]
+
+    @property
+    def prompt_key(self) -> str:
+        """Fingerprint of the prompt: equal for equal prompts, everywhere."""
+        return fingerprint.of_value(self.prompt)
+
+
+def write_pairs(path: Path, pairs: Iterable[Preference]) -> int:
+    """Stream pairs into an Arrow file, a batch of rows in memory at a time; returns how many."""
+    count = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for batch in batches(pairs):
+            writer.write_batch(pa.RecordBatch.from_pylist([to_row(pair) for pair in batch], schema=SCHEMA))
+            count += len(batch)
+    return count
+
+
+def read_pairs(path: Path) -> Iterator[Preference]:
+    """The pairs of an Arrow file, in order, from a memory map."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+        for index in range(reader.num_record_batches):
+            for row in reader.get_batch(index).to_pylist():
+                yield from_row(row)
+
+
+def batches(pairs: Iterable[Preference]) -> Iterator[list[Preference]]:
+    """Lists of up to ROWS_A_BATCH pairs."""
+    batch: list[Preference] = []
+    for pair in pairs:
+        batch.append(pair)
+        if len(batch) == ROWS_A_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def to_row(pair: Preference) -> dict[str, str]:
+    """A pair as three JSON columns."""
+    columns = {"prompt": pair.prompt, "chosen": pair.sides.chosen, "rejected": pair.sides.rejected}
+    return {name: json.dumps(messages) for name, messages in columns.items()}
+
+
+def from_row(row: dict[str, str]) -> Preference:
+    """The inverse of :func:`to_row`."""
+    return Preference(json.loads(row["prompt"]), Pair(json.loads(row["chosen"]), json.loads(row["rejected"])))

@@ -1,0 +1,88 @@
+"""Errors in three parts: what was found, the rule it breaks, what to do about it."""
+
+import json
+
+
+class DPOError(Exception):
+    """An error meant for the user: one line, no traceback unless asked for.
+
+    found: what is there, with names and numbers.
+    rule: what must hold.
+    remedy: what to type or change.
+    """
+
+    exit_code = 1
+
+    def __init__(self, found: str, rule: str, remedy: str) -> None:
+        super().__init__(found, rule, remedy)
+        self.found, self.rule, self.remedy = found, rule, remedy
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.found, self.rule, self.remedy) if part)
+
+    def to_json(self) -> str:
+        """The error as one JSON object, so that it can cross a process boundary."""
+        return json.dumps({"kind": type(self).__name__, "parts": [self.found, self.rule, self.remedy]})
+
+
+class RecipeError(DPOError):
+    """The recipe asks for something that cannot be; yours to mend."""
+
+    exit_code = 2
+
+
+class DataError(DPOError):
+    """The dataset does not hold what the recipe says it does."""
+
+    exit_code = 3
+
+
+class TrainingError(DPOError):
+    """The run itself failed."""
+
+    exit_code = 4
+
+
+class DiedError(DPOError):
+    """A stage's process was killed, perhaps for its memory: what it saved stands, and trying again may help."""
+
+    exit_code = 4
+
+
+class EvaluationError(DPOError):
+    """The evaluation could not be done or cannot be believed."""
+
+    exit_code = 5
+
+
+class TrackingError(DPOError):
+    """The tracking server, the registry or the orchestrator does not answer as it must."""
+
+    exit_code = 6
+
+
+class StoppedError(DPOError):
+    """The run was asked to stop, and did so at a checkpoint: not a failure."""
+
+    exit_code = 75
+
+
+KINDS: dict[str, type[DPOError]] = {
+    kind.__name__: kind
+    for kind in (
+        DPOError,
+        RecipeError,
+        DataError,
+        TrainingError,
+        DiedError,
+        EvaluationError,
+        TrackingError,
+        StoppedError,
+    )
+}
+
+
+def from_json(text: str) -> DPOError:
+    """The inverse of :meth:`DPOError.to_json`."""
+    told = json.loads(text)
+    return KINDS[told["kind"]](*told["parts"])

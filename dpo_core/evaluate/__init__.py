@@ -1,0 +1,1 @@
+"""Measuring a model: held-out preferences and instruction following."""

@@ -1,0 +1,101 @@
+"""IFEval as a task of inspect-ai, scored by the official checkers and measured as ``inspect_evals/ifeval`` measures."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import cast
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
+from inspect_ai.solver import TaskState, generate
+
+from dpo_core.evaluate.instructions import ROW, Row, Verdict, score
+from dpo_core.evaluate.prompts import read
+
+
+@task
+def ifeval(prompts: str) -> Task:
+    """The prompts of a JSONL file in IFEval's schema.
+
+    By hand: ``inspect eval ifeval -T prompts=<file> --model dpo/<directory>`` (``dpo_core/ifeval`` from a wheel).
+    """
+    samples = [to_sample(row) for _, row in read(Path(prompts))]
+    return Task(dataset=MemoryDataset(samples, name="ifeval"), solver=generate(), scorer=instruction_following())
+
+
+def to_sample(row: Row) -> Sample:
+    """A prompt as a sample. The row stays one value: a saved log turns integer keys into strings."""
+    return Sample(id=row.key, input=row.prompt, metadata={"row": ROW.dump_python(row)})
+
+
+@metric
+def accuracies() -> Metric:
+    """Shares of prompts and of instructions followed, their mean ``final_acc``, and all their standard errors.
+
+    Instructions of one prompt are not independent: errors are clustered by prompt. The names and the numbers are those
+    of ``if_metric`` in inspect_evals.
+    """
+
+    def measure(scores: list[SampleScore]) -> Value:
+        rows = [cast(Mapping[str, int], score.score.value) for score in scores]
+        ones = [1.0] * len(rows)
+        sizes = [float(row["num_instructions"]) for row in rows]
+        per_prompt = sum(sizes) / len(sizes)
+        prompts = {kind: [float(row[f"prompt_level_{kind}"]) for row in rows] for kind in ("strict", "loose")}
+        followed = {kind: [float(row[f"inst_level_{kind}"]) for row in rows] for kind in ("strict", "loose")}
+        # The mean of the four is again a share of instructions, a prompt's own verdict counted as per_prompt of them.
+        quarters = zip(*followed.values(), *prompts.values(), strict=True)
+        final = [(strict + loose + per_prompt * (one + other)) / 4 for strict, loose, one, other in quarters]
+        return {
+            **named("prompt_strict", prompts["strict"], ones),
+            **named("prompt_loose", prompts["loose"], ones),
+            **named("inst_strict", followed["strict"], sizes),
+            **named("inst_loose", followed["loose"], sizes),
+            **named("final", final, sizes),
+        }
+
+    return measure
+
+
+def named(name: str, values: Sequence[float], sizes: Sequence[float]) -> dict[str, float]:
+    """A share Σv / Σn over G clusters of ``sizes`` n, with its standard error √(G/(G−1) Σ(v − share·n)²) / Σn.
+
+    With clusters of one it is the standard error of a mean.
+    """
+    count, total = len(values), sum(sizes)
+    share = sum(values) / total
+    squares = sum((value - share * size) ** 2 for value, size in zip(values, sizes, strict=True))
+    stderr = sqrt(squares * count / (count - 1)) / total if count > 1 else 0.0
+    return {f"{name}_acc": share, f"{name}_stderr": stderr}
+
+
+@scorer(metrics=[accuracies()])
+def instruction_following() -> Scorer:
+    """Strict and loose verdicts on every instruction, counted for :func:`accuracies`."""
+
+    async def judge(state: TaskState, target: Target) -> Score:
+        row = ROW.validate_python(state.metadata["row"])
+        response = state.output.completion
+        verdict = score(row, response)
+        told = {"strict": list(verdict.strict), "loose": list(verdict.loose)}
+        return Score(value=counts(verdict), answer=response, explanation=explain(row, verdict), metadata=told)
+
+    return judge
+
+
+def counts(verdict: Verdict) -> dict[str, str | int | float | bool | None]:
+    """The numbers that the metrics are made of."""
+    return {
+        "prompt_level_strict": int(all(verdict.strict)),
+        "inst_level_strict": sum(verdict.strict),
+        "prompt_level_loose": int(all(verdict.loose)),
+        "inst_level_loose": sum(verdict.loose),
+        "num_instructions": len(verdict.strict),
+    }
+
+
+def explain(row: Row, verdict: Verdict) -> str:
+    """Every instruction with its strict verdict, for the log's reader."""
+    pairs = zip(row.instruction_id_list, verdict.strict, strict=True)
+    return ", ".join(f"{name}: {'followed' if followed else 'not followed'}" for name, followed in pairs)

@@ -1,0 +1,87 @@
+"""What came of every prompt, and the shares that the official metrics do not show: types, clean ends, loops."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from inspect_ai.log import EvalSample
+
+from dpo_core.evaluate.instructions import ROW
+from dpo_core.records import Record
+
+LONGEST_CYCLE = 32
+SHORTEST_LOOP = 8
+
+
+class Outcome(Record):
+    """One prompt, its answer, and which instructions it followed: none, where ``error`` kept it from being judged."""
+
+    key: int
+    prompt: str
+    instruction_id_list: list[str]
+    response: str
+    strict: list[bool]
+    loose: list[bool]
+    stop_reason: str
+    tokens: int
+    error: str | None = None
+
+
+def to_outcome(sample: EvalSample) -> Outcome:
+    """A sample of inspect-ai's log as an outcome."""
+    row = ROW.validate_python(sample.metadata["row"])
+    unjudged = [False] * len(row.instruction_id_list)
+    verdict = next((score.metadata or {} for score in (sample.scores or {}).values()), {})
+    usage = sample.output.usage
+    return Outcome(
+        key=row.key,
+        prompt=row.prompt,
+        instruction_id_list=row.instruction_id_list,
+        response=sample.output.completion,
+        strict=verdict.get("strict", unjudged),
+        loose=verdict.get("loose", unjudged),
+        stop_reason=sample.output.stop_reason,
+        tokens=usage.output_tokens if usage else 0,
+        error=sample.error.message if sample.error else None,
+    )
+
+
+def shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Over the prompts that were judged: strict shares of each instruction type, and signs of degenerate answers.
+
+    ``ifeval/<type>``: instructions of the type followed strictly. ``ended_share``: answers that ended by themselves.
+    ``loop_share``: answers that loop, see :func:`loops`. ``answer_tokens``: mean length, in tokens.
+    """
+    judged = [outcome for outcome in outcomes if outcome.error is None]
+    followed: dict[str, list[bool]] = defaultdict(list)
+    for outcome in judged:
+        for name, strict in zip(outcome.instruction_id_list, outcome.strict, strict=True):
+            followed[f"ifeval/{name.rpartition(':')[2]}"].append(strict)
+    return {
+        "ended_share": mean([outcome.stop_reason == "stop" for outcome in judged]),
+        "loop_share": mean([loops(outcome.response) for outcome in judged]),
+        "answer_tokens": mean([outcome.tokens for outcome in judged]),
+        **{name: mean(values) for name, values in sorted(followed.items())},
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of at least one value."""
+    return sum(values) / len(values)
+
+
+def loops(text: str) -> bool:
+    """Whether some sequence of 1 to 32 words stands three times or more in a row, over eight words or more.
+
+    "very, very, very" is emphasis, eight words that go in a circle are not.
+    """
+    words = text.split()
+    return any(longest_echo(words, lag) >= max(2 * lag, SHORTEST_LOOP - lag) for lag in range(1, LONGEST_CYCLE + 1))
+
+
+def longest_echo(words: Sequence[str], lag: int) -> int:
+    """How many successive words at most equal the word ``lag`` places before them."""
+    longest = run = 0
+    for before, word in zip(words, words[lag:], strict=False):
+        run = run + 1 if word == before else 0
+        longest = max(longest, run)
+    return longest

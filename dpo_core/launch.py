@@ -1,0 +1,87 @@
+"""Start a stage's process, forward signals to it, and bring its error back as our own."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from dpo_core.errors import DiedError, DPOError, StoppedError, TrainingError, from_json
+from dpo_core.records import Record
+from dpo_core.store import Store
+from dpo_core.worker import ERROR_FILE
+
+GRACE_S = 120.0
+
+
+def launch(stage: str, key: str, request: Record, store: Store) -> None:
+    """Run a stage in a process of its own and wait for it.
+
+    The process leads a session of its own, so that Ctrl-C reaches it once, as SIGTERM, from here: it then
+    finishes its step and leaves a checkpoint. Raises what the stage raised; StoppedError after Ctrl-C.
+    """
+    with tempfile.TemporaryDirectory(prefix="dpo-") as place:
+        request_file, error_file = Path(place) / "request.json", Path(place) / ERROR_FILE
+        request_file.write_text(request.model_dump_json())
+        try:
+            code = wait(command(stage, request_file, store, key))
+        except KeyboardInterrupt:
+            raise told(error_file) or StoppedError(
+                f"Stopped in stage {stage}.", "Finished stages are kept.", "Run the same command again to continue."
+            ) from None
+        if code:
+            raise told(error_file) or unexpected(stage, code)
+
+
+def command(stage: str, request_file: Path, store: Store, key: str) -> list[str]:
+    """What runs one stage."""
+    return [sys.executable, "-m", "dpo_core.worker", stage, str(request_file), str(store.root), key]
+
+
+def wait(words: list[str]) -> int:
+    """The exit code of a child. Whatever interrupts the wait stops the child politely first."""
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    child = subprocess.Popen(words, start_new_session=True, env=environment)
+    try:
+        return child.wait()
+    except BaseException:
+        stop(child)
+        raise
+
+
+def stop(child: "subprocess.Popen[bytes]") -> None:
+    """SIGTERM, time for a checkpoint, then SIGKILL; a second interrupt kills at once."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(GRACE_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        child.kill()
+        child.wait()
+
+
+def told(error_file: Path) -> DPOError | None:
+    """The error that the stage left for its parent, if it did."""
+    return from_json(error_file.read_text()) if error_file.is_file() else None
+
+
+def unexpected(stage: str, code: int) -> DPOError:
+    """The error for a process that ended without saying why: killed (DiedError, trying again may help), or a bug."""
+    if code < 0:
+        return DiedError(
+            f"The process of stage {stage} was ended by {signal.Signals(-code).name}.",
+            "SIGKILL often means that memory ran out.",
+            "Run the same command again: finished stages and checkpoints are kept.",
+        )
+    return TrainingError(
+        f"The process of stage {stage} ended with exit code {code}.",
+        "",
+        "Its traceback is above; finished stages are kept.",
+    )
+
+
+def call_module(module: str, words: list[str]) -> None:
+    """Run ``python -m module words…`` on this terminal, and leave with its exit code when it does not end well."""
+    code = subprocess.call([sys.executable, "-m", module, *words])
+    if code:
+        sys.exit(code)

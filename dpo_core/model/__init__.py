@@ -1,0 +1,1 @@
+"""Weights and tokenizers: where they are, how they load, how they are written."""

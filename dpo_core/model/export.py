@@ -1,0 +1,20 @@
+"""Writing models in transformers' format, so that anything can load them."""
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from dpo_core.model.source import TOKENIZER_FILES
+from dpo_core.render.registry import STORED
+
+
+def save_model(model: PreTrainedModel, tokenizer_from: Path, renderer_name: str, path: Path) -> None:
+    """Weights as safetensors, the tokenizer's own files unchanged, and the renderer's name in ``dpo.json``."""
+    model.save_pretrained(path)
+    for pattern in TOKENIZER_FILES:
+        for found in tokenizer_from.glob(pattern):
+            if found.is_file():
+                shutil.copyfile(found, path / found.name)
+    (path / STORED).write_text(json.dumps({"renderer_name": renderer_name}))

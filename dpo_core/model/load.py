@@ -1,0 +1,47 @@
+"""Model directories to torch modules."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from dpo_core.errors import RecipeError
+from dpo_core.render.tokenizer import load_tokenizer
+
+__all__ = ["device", "load_model", "load_tokenizer"]
+
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def device() -> torch.device:
+    """The best device that is there."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal language model in ``path``: float32, in evaluation mode (no dropout), on the best device.
+
+    A directory without weights gives the architecture of its configuration, initialised from ``seed``.
+    Raises RecipeError when transformers cannot load it.
+    """
+    try:
+        if any(path.glob("*.safetensors")):
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+            )
+        else:
+            torch.manual_seed(seed)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(
+            f"The model in {path} does not load: {str(error).splitlines()[0]}.",
+            "It must be a causal language model that the installed transformers knows.",
+            "Check the directory, or trust_remote_code for a model that brings its own code.",
+        ) from error
+    model.eval()  # type: ignore[no-untyped-call]
+    loaded: PreTrainedModel = model.to(device())  # type: ignore[arg-type]
+    return loaded

@@ -1,0 +1,186 @@
+"""What a run is: one frozen tree of settings, pure data. Every default stands here and nowhere else."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Every = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the recipe; unknown keys are errors, docstrings of attributes are the help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class DataSettings(Section):
+    """Which preferences to learn from."""
+
+    dataset: str = "hhh"
+    """hhh, demo, or a JSONL file (optionally .gz) of preference pairs"""
+    dataset_revision: str | None = None
+    """commit, branch or tag of the hub dataset (None: its main branch, resolved to a commit)"""
+    test_path: Path | None = None
+    """JSONL file of held-out pairs (None: taken from the dataset by prompt, see test_size)"""
+    test_size: Count = 1024
+    """held-out pairs at most, and never more than a tenth of a file without a test_path"""
+    max_dropped_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """malformed rows above this share of all rows are an error"""
+    demo_pairs: Annotated[int, Field(ge=64, le=20_000)] = 4000
+    """training pairs that the built-in demo generates"""
+
+
+class RenderSettings(Section):
+    """How conversations become tokens."""
+
+    renderer_name: str | None = None
+    """role_colon, qwen3_instruct, llama3 or chat_template (None: stored with the model, or recommended for it)"""
+    max_length: Annotated[int, Field(ge=2)] = 8192
+    """tokens of prompt and completion together at most; the prompt's oldest go first"""
+
+
+class ModelSettings(Section):
+    """Which weights are trained, and how much of them."""
+
+    model_name: str | None = None
+    """hub id or local directory of the initial weights (demo: the built-in small Llama, from scratch)"""
+    model_revision: str | None = None
+    """commit, branch or tag of the hub model"""
+    reference_model_name: str | None = None
+    """hub id or directory of the reference (None: the initial weights)"""
+    load_checkpoint_path: Path | None = None
+    """start from these weights (a directory in transformers' format, as a run's final/) with a fresh optimizer"""
+    trust_remote_code: bool = False
+    """run code that a hub repository brings along"""
+    lora_rank: Annotated[int, Field(ge=0)] = 32
+    """rank of the LoRA adapters on all linear layers; 0 trains every weight"""
+    lora_alpha: Positive = 32
+    """LoRA's scale is lora_alpha / lora_rank"""
+
+
+class WarmStartSettings(Section):
+    """A light supervised phase before DPO."""
+
+    sft_steps: Every = 0
+    """optimizer steps of supervised warm start; 0 skips it"""
+    sft_learning_rate: Positive = 3e-3
+    """peak learning rate of the warm start, decaying linearly to zero"""
+    sft_batch_size: Count = 32
+    """completions a step of the warm start"""
+    sft_chosen_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """share of warm-start completions taken from the chosen side, the rest from the rejected one"""
+
+
+class TrainSettings(Section):
+    """The optimisation."""
+
+    learning_rate: Positive = 1e-5
+    """peak learning rate of AdamW"""
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """linear: 1 - step/T; cosine: (1 + cos(pi step/T)) / 2; constant"""
+    dpo_beta: Positive = 0.1
+    """beta of the DPO loss: how strongly the policy is held to the reference"""
+    batch_size: Count = 256
+    """pairs an optimizer step"""
+    num_epochs: Count = 1
+    """passes over the training pairs"""
+    max_steps: Count | None = None
+    """stop after this many optimizer steps (None: all epochs); schedules end there too"""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's decay of the first moment"""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW's decay of the second moment"""
+    adam_eps: Positive = 1e-8
+    """AdamW's epsilon"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """compute type: fp32, or bf16 autocast; weights and optimizer stay float32"""
+    token_budget: Count = 16384
+    """padded tokens of one microbatch at most (a longer pair goes alone); lower it when memory runs out"""
+    seed: int = 0
+    """seed of the data order, of LoRA's initial weights, of a base from scratch and of the demo's data"""
+    eval_every: Every = 10
+    """steps between evaluations on the held-out pairs; 0 = never during training"""
+    infrequent_eval_every: Every = 100
+    """steps between sample generations for the held-out prompts; 0 = never during training"""
+    save_every: Every = 20
+    """steps between checkpoints; 0 = only the final one"""
+    show_every: Count = 10
+    """steps between metric tables on a terminal"""
+    log_path: Path | None = None
+    """the run's directory (None: runs_dir/<dataset-model-lr-batch-time>)"""
+    behavior_if_log_dir_exists: Literal["ask", "delete", "resume", "raise"] = "ask"
+    """what to do when log_path holds another run; ask behaves as raise without a terminal"""
+
+
+class EvaluateSettings(Section):
+    """How the result is measured."""
+
+    tasks: tuple[Literal["ifeval"], ...] = ("ifeval",)
+    """generation tasks, comma-separated; none leaves the held-out preferences alone"""
+    ifeval_path: str | None = None
+    """JSONL of IFEval prompts (demo: the demo's held-out prompts; None: google/IFEval from the hub)"""
+    ifeval_limit: Count | None = None
+    """evaluate the first so many prompts"""
+    max_new_tokens: Count = 1280
+    """tokens of an answer at most"""
+    eval_batch_size: Count = 64
+    """prompts generated together"""
+    num_samples: Every = 8
+    """held-out prompts whose answers are shown before and after"""
+
+
+class TrackSettings(Section):
+    """Where runs and results go."""
+
+    experiment_name: str = "dpo"
+    """MLflow experiment"""
+    tracking_uri: str | None = None
+    """MLflow server or store (None: MLFLOW_TRACKING_URI, else sqlite in ./mlruns)"""
+    runs_dir: Path = Path("runs")
+    """home of run directories and of the stage cache (runs_dir/store)"""
+
+
+class PromoteSettings(Section):
+    """When the champion changes."""
+
+    registered_model_name: str | None = None
+    """name in the model registry (None: dpo-<dataset>-<model>)"""
+    auto_promote: bool = True
+    """move the champion alias when the evidence allows it; false only records the comparison"""
+
+
+class Recipe(Section):
+    """Everything that a run depends on."""
+
+    data: DataSettings = DataSettings()
+    render: RenderSettings = RenderSettings()
+    model: ModelSettings = ModelSettings()
+    warm_start: WarmStartSettings = WarmStartSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    track: TrackSettings = TrackSettings()
+    promote: PromoteSettings = PromoteSettings()
+
+    @model_validator(mode="after")
+    def _settings_agree(self) -> "Recipe":
+        if self.data.test_path and self.data.dataset in ("hhh", "demo"):
+            raise ValueError(
+                f"test_path goes with a JSONL dataset, and dataset={self.data.dataset} brings its own test split"
+            )
+        if self.data.dataset_revision and self.data.dataset != "hhh":
+            raise ValueError("dataset_revision names a commit on the hub, and this dataset does not come from there")
+        if self.warm_start.sft_steps and self.model.reference_model_name:
+            raise ValueError("a warm start makes its own reference: leave out reference_model_name or set sft_steps=0")
+        if self.model.model_name == "demo" and not (self.warm_start.sft_steps or self.model.load_checkpoint_path):
+            raise ValueError("model_name=demo starts from random weights: set sft_steps, or use recipes/demo.toml")
+        return self
+
+
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation for name, field in Recipe.model_fields.items() if isinstance(field.annotation, type)
+}
+
+LEAVES: dict[str, str] = {leaf: section for section, kind in SECTIONS.items() for leaf in kind.model_fields}

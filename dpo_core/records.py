@@ -1,0 +1,148 @@
+"""What the stages hand each other: small frozen records of a path, a fingerprint and counts."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """A frozen, strict, JSON-serialisable fact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataReport(Record):
+    """What became of the rows of one split. ``dropped`` counts rows by cause."""
+
+    rows_read: int
+    kept: int
+    dropped: dict[str, int] = {}
+
+
+class PairSet(Record):
+    """Preference pairs as text: ``path`` holds ``train.arrow`` and ``test.arrow``.
+
+    Columns of both: ``prompt`` and ``chosen``, ``rejected``: JSON lists of ``{"role", "content"}`` messages.
+    ``fingerprint`` is the digest of the two files, ``source`` says where they came from (hub id and commit, or file).
+    """
+
+    path: Path
+    fingerprint: str
+    dataset: str
+    source: str
+    train_pairs: int
+    test_pairs: int
+    train_report: DataReport
+    test_report: DataReport
+
+
+class PromptSet(Record):
+    """Instruction-following prompts in IFEval's schema: ``path`` is a JSONL file of
+    ``{"key": int, "prompt": str, "instruction_id_list": [str], "kwargs": [dict]}``."""
+
+    path: Path
+    fingerprint: str
+    source: str
+    prompts: int
+
+
+class ModelSource(Record):
+    """A model directory in transformers' format, on this disk.
+
+    ``fingerprint`` digests weights and configuration, ``tokenizer_fingerprint`` the tokenizer's files.
+    ``has_weights`` is false for an architecture that a warm start fills from nothing.
+    """
+
+    path: Path
+    name: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    has_weights: bool
+    trust_remote_code: bool = False
+
+
+class RenderedSet(Record):
+    """Token ids of every pair: ``path`` holds ``train.arrow`` and ``test.arrow`` (:mod:`dpo_core.render.rendered`).
+
+    ``tokens`` counts the train split's tokens of both full sequences, the prompt once in each.
+    ``tokenizer_path`` is the directory whose tokenizer made the ids.
+    """
+
+    path: Path
+    fingerprint: str
+    renderer_name: str
+    tokenizer_path: Path
+    train_pairs: int
+    test_pairs: int
+    tokens: int
+    truncated: int
+    train_report: DataReport
+    test_report: DataReport
+
+
+class ReferenceSet(Record):
+    """Per-token float32 log-probabilities of the completions under the reference model."""
+
+    path: Path
+    fingerprint: str
+    model_fingerprint: str
+    train_pairs: int
+    test_pairs: int
+
+
+class StepMetrics(Record):
+    """One line of the journal: the metrics of one optimizer step.
+
+    ``step`` counts the optimizer steps done (0 for the evaluation before the first); ``time`` is in Unix seconds.
+    """
+
+    step: int
+    time: float
+    values: dict[str, float]
+
+
+class Checkpoint(Record):
+    """Trained weights. ``path`` is a transformers directory with tokenizer; ``fingerprint`` digests the weights."""
+
+    path: Path
+    fingerprint: str
+    name: str
+    step: int
+    log_path: Path
+    renderer_name: str
+
+
+class EvalResult(Record):
+    """One model, measured. ``path`` holds ``outcomes.jsonl`` (a line a prompt), ``samples.jsonl`` and inspect's log.
+
+    ``metrics`` are named as in the documents (``prompt_strict_acc``, ``test/accuracy``, …).
+    """
+
+    path: Path
+    fingerprint: str
+    model_name: str
+    model_fingerprint: str
+    prompts_fingerprint: str
+    pairs_fingerprint: str
+    metrics: dict[str, float]
+
+
+class ModelVersion(Record):
+    """A version in the registry, and the run that made it."""
+
+    name: str
+    version: int
+    run_id: str
+    experiment_id: str
+    tracking_uri: str
+    model_uri: str
+
+
+class Promotion(Record):
+    """Whether the champion alias moved, and why, in one sentence."""
+
+    promoted: bool
+    reason: str
+    name: str
+    version: int
+    champion_version: int | None

@@ -1,0 +1,1 @@
+"""Renderers: conversations to token ids, and replies back to messages."""

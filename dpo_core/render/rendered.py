@@ -1,0 +1,103 @@
+"""Rendered pairs: token ids in Arrow files, mapped and read by index."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dpo_core.pair import Pair
+
+Ids = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+
+SCHEMA = pa.schema(
+    [
+        ("prompt", pa.list_(pa.int32())),
+        ("chosen", pa.list_(pa.int32())),
+        ("chosen_mask", pa.list_(pa.bool_())),
+        ("rejected", pa.list_(pa.int32())),
+        ("rejected_mask", pa.list_(pa.bool_())),
+    ]
+)
+ROWS_A_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """``ids`` (T,) int32 after the prompt, and ``mask`` (T,) bool: which of them are trained."""
+
+    ids: Ids
+    mask: Mask
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """The prompt's ids (P,) int32, the same for both sides, and the two completions."""
+
+    prompt: Ids
+    sides: Pair[Completion]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both full sequences, the prompt counted in each."""
+        return 2 * len(self.prompt) + len(self.sides.chosen.ids) + len(self.sides.rejected.ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer full sequence."""
+        return len(self.prompt) + max(len(self.sides.chosen.ids), len(self.sides.rejected.ids))
+
+
+class Rows:
+    """A split's pairs by index, from a memory map."""
+
+    def __init__(self, path: Path) -> None:
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: int) -> TokenPair:
+        chosen = Completion(self._ids("chosen", index), self._mask("chosen_mask", index))
+        rejected = Completion(self._ids("rejected", index), self._mask("rejected_mask", index))
+        return TokenPair(self._ids("prompt", index), Pair(chosen, rejected))
+
+    def _ids(self, column: str, index: int) -> Ids:
+        return np.asarray(self._table[column][index].values.to_numpy(zero_copy_only=False), dtype=np.int32)
+
+    def _mask(self, column: str, index: int) -> Mask:
+        return np.asarray(self._table[column][index].values.to_numpy(zero_copy_only=False), dtype=np.bool_)
+
+
+def open_split(path: Path, split: str) -> Rows:
+    """The ``train`` or ``test`` split of a RenderedSet's directory."""
+    return Rows(path / f"{split}.arrow")
+
+
+def write_split(path: Path, pairs: Iterable[TokenPair]) -> None:
+    """Stream token pairs into an Arrow file."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        batch: list[TokenPair] = []
+        for pair in pairs:
+            batch.append(pair)
+            if len(batch) == ROWS_A_BATCH:
+                writer.write_batch(to_batch(batch))
+                batch = []
+        writer.write_batch(to_batch(batch))
+
+
+def to_batch(pairs: list[TokenPair]) -> pa.RecordBatch:
+    """Columns of token ids and masks."""
+    chosen, rejected = [pair.sides.chosen for pair in pairs], [pair.sides.rejected for pair in pairs]
+    columns = [
+        [pair.prompt for pair in pairs],
+        [side.ids for side in chosen],
+        [side.mask for side in chosen],
+        [side.ids for side in rejected],
+        [side.mask for side in rejected],
+    ]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)

@@ -1,0 +1,85 @@
+"""What each stage's process is asked to do: sections of the recipe and records of earlier stages, as one JSON file."""
+
+from pathlib import Path
+
+from dpo_core.recipe import (
+    DataSettings,
+    EvaluateSettings,
+    ModelSettings,
+    RenderSettings,
+    TrainSettings,
+    WarmStartSettings,
+)
+from dpo_core.records import ModelSource, PairSet, PromptSet, Record, ReferenceSet, RenderedSet
+
+
+class AcquireRequest(Record):
+    """Read, check and split the preferences. ``source`` is where they are: ``hub id@commit`` or a file's path."""
+
+    data: DataSettings
+    source: str
+    seed: int
+
+
+class PromptsRequest(Record):
+    """Bring the instruction-following prompts. ``source`` is demo, a file's path or a pinned hub id."""
+
+    source: str
+    demo_pairs: int
+    seed: int
+    limit: int | None
+
+
+class RenderRequest(Record):
+    """Tokenise the pairs with the model's tokenizer."""
+
+    pairs: PairSet
+    model: ModelSource
+    render: RenderSettings
+
+
+class WarmStartRequest(Record):
+    """Fine-tune the model on completions, before any preference."""
+
+    rendered: RenderedSet
+    model: ModelSource
+    warm_start: WarmStartSettings
+    seed: int
+    token_budget: int
+    precision: str
+
+
+class ScoreRequest(Record):
+    """Score completions under the reference: the training pairs that the run will see, and the test split."""
+
+    rendered: RenderedSet
+    model: ModelSource
+    train: TrainSettings
+
+
+class TrainRequest(Record):
+    """Optimise the policy. ``fingerprint`` is the run's own; it is kept in ``log_path/config.json`` with ``recipe``."""
+
+    rendered: RenderedSet
+    reference: ReferenceSet
+    model: ModelSource
+    settings: ModelSettings
+    train: TrainSettings
+    samples: int
+    max_new_tokens: int
+    log_path: Path
+    fingerprint: str
+    recipe: dict[str, object]
+
+
+class EvaluateRequest(Record):
+    """Measure one model on held-out pairs and on prompts (None: pairs only)."""
+
+    model: ModelSource
+    rendered: RenderedSet
+    reference: ReferenceSet
+    prompts: PromptSet | None
+    evaluate: EvaluateSettings
+    dpo_beta: float
+    token_budget: int
+    precision: str

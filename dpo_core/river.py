@@ -1,0 +1,276 @@
+"""The river: each stage as a function from records to a record, in a process of its own unless its output exists."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo_core.data import acquire as acquisition
+from dpo_core.data import demo
+from dpo_core.data.hub import Wanted, check_reachable
+from dpo_core.errors import DataError, RecipeError
+from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD
+from dpo_core.model import demo as demo_model
+from dpo_core.model.source import describe, locate
+from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
+from dpo_core.recipe import Recipe
+from dpo_core.records import Checkpoint, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
+from dpo_core.render.registry import check_name, resolve
+from dpo_core.requests import (
+    AcquireRequest,
+    EvaluateRequest,
+    PromptsRequest,
+    RenderRequest,
+    ScoreRequest,
+    TrainRequest,
+    WarmStartRequest,
+)
+from dpo_core.train import order, run_dir
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """What every model of a run is measured on."""
+
+    rendered: RenderedSet
+    reference: ReferenceSet
+    prompts: PromptSet | None
+
+
+def preflight(recipe: Recipe) -> None:
+    """Refuse now what would fail later: names, files, hubs and directories, before any work is done."""
+    if recipe.render.renderer_name:
+        check_name(recipe.render.renderer_name)
+    run_dir.settle(recipe)
+    acquisition.content(acquisition.pin(recipe.data), recipe.data)
+    base(recipe)
+    prompts_source(recipe)
+
+
+def acquire(recipe: Recipe) -> Produced[PairSet]:
+    """The preferences, checked and split."""
+    source = acquisition.pin(recipe.data)
+    seed = recipe.train.seed if source == "demo" else 0
+    depends = {
+        "content": acquisition.content(source, recipe.data),
+        "data": without(recipe.data, "dataset", "test_path"),
+    }
+    request = AcquireRequest(data=recipe.data, source=source, seed=seed)
+    return produce(recipe, Work("acquire", depends | {"seed": seed}, request), PairSet)
+
+
+def acquire_prompts(recipe: Recipe) -> Produced[PromptSet] | None:
+    """The instruction-following prompts; None when no generation task is asked for."""
+    source = prompts_source(recipe)
+    if source is None:
+        return None
+    seed = recipe.train.seed if source == "demo" else 0
+    request = PromptsRequest(
+        source=source, demo_pairs=recipe.data.demo_pairs, seed=seed, limit=recipe.evaluate.ifeval_limit
+    )
+    demo_settings = [request.demo_pairs, seed] if source == "demo" else []
+    depends = {"content": acquisition.digest(source), "demo": demo_settings, "limit": request.limit}
+    return produce(recipe, Work("prompts", depends, request), PromptSet)
+
+
+def prompts_source(recipe: Recipe) -> str | None:
+    """Where the prompts are: demo, a file's path, or a pinned hub id.
+
+    Raises DataError when they cannot be found.
+    """
+    settings = recipe.evaluate
+    if "ifeval" not in settings.tasks:
+        return None
+    if settings.ifeval_path:
+        path = Path(settings.ifeval_path).expanduser()
+        if not path.is_file():
+            raise DataError(f"There is no prompt file {path}.", "ifeval_path is a JSONL file.", "Check the path.")
+        return str(path.resolve())
+    if recipe.data.dataset == "demo":
+        return "demo"
+    return f"{HUB_ID}@{check_reachable(Wanted('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
+
+
+def base(recipe: Recipe) -> ModelSource:
+    """The initial weights, before any warm start.
+
+    Raises RecipeError when there is no such model.
+    """
+    settings = recipe.model
+    if settings.load_checkpoint_path:
+        path = settings.load_checkpoint_path.expanduser().resolve()
+        if not path.is_dir():
+            raise RecipeError(
+                f"There is no checkpoint {path}.",
+                "load_checkpoint_path is a model directory, as a run's final/.",
+                "Check the path.",
+            )
+        return describe(path, settings.model_name or str(path), trust_remote_code=settings.trust_remote_code)
+    if settings.model_name is None:
+        raise RecipeError(
+            "No model is given.",
+            "A run starts from a hub id or a local directory.",
+            "Add model_name=…, or try dpo demo, which brings its own.",
+        )
+    if settings.model_name == "demo":
+        return demo_base(recipe)
+    path = locate(settings.model_name, settings.model_revision)
+    return describe(path, settings.model_name, trust_remote_code=settings.trust_remote_code)
+
+
+def demo_base(recipe: Recipe) -> ModelSource:
+    """The demo's tokenizer and architecture, without weights: made here, in a second or two."""
+    seed, place = recipe.train.seed, store(recipe)
+    key = fingerprint_of("base", {"pairs": recipe.data.demo_pairs, "seed": seed})
+    found = place.find("base", key, ModelSource)
+    if found is not None:
+        return found
+    with place.write("base", key) as draft:
+        demo_model.write_base(draft.path, demo.texts(demo.generate(recipe.data.demo_pairs, seed)))
+        record = describe(draft.path, "demo", draft.final)
+        draft.publish(record)
+    return record
+
+
+def render(recipe: Recipe, pairs: PairSet, model: ModelSource) -> Produced[RenderedSet]:
+    """Token ids of every pair."""
+    depends = {
+        "pairs": pairs.fingerprint,
+        "tokenizer": model.tokenizer_fingerprint,
+        "renderer": resolve(recipe.render.renderer_name, model.name, model.path),
+        "max_length": recipe.render.max_length,
+    }
+    return produce(
+        recipe, Work("render", depends, RenderRequest(pairs=pairs, model=model, render=recipe.render)), RenderedSet
+    )
+
+
+def warm_start(recipe: Recipe, rendered: RenderedSet, model: ModelSource) -> Produced[ModelSource]:
+    """The model after a light supervised phase; the model itself when there is none."""
+    if not recipe.warm_start.sft_steps:
+        if not model.has_weights:
+            raise RecipeError(
+                f"{model.path} holds no weights.", "A model without weights needs a warm start.", "Set sft_steps."
+            )
+        return Produced(model, True)
+    train = recipe.train
+    request = WarmStartRequest(
+        rendered=rendered,
+        model=model,
+        warm_start=recipe.warm_start,
+        seed=train.seed,
+        token_budget=train.token_budget,
+        precision=train.precision,
+    )
+    depends = {
+        "rendered": rendered.fingerprint,
+        "model": model.fingerprint,
+        "settings": without(recipe.warm_start),
+        "train": [train.seed, train.token_budget, train.precision],
+    }
+    return produce(recipe, Work("warm_start", depends, request), ModelSource)
+
+
+def reference_model(recipe: Recipe, model: ModelSource) -> ModelSource:
+    """The explicit reference, or the weights that training starts from.
+
+    Raises RecipeError when the reference has another tokenizer.
+    """
+    name = recipe.model.reference_model_name
+    if name is None:
+        return model
+    reference = describe(locate(name, None), name, trust_remote_code=recipe.model.trust_remote_code)
+    if reference.tokenizer_fingerprint != model.tokenizer_fingerprint:
+        raise RecipeError(
+            f"The reference {name} has another tokenizer than {model.name}.",
+            "Policy and reference must read the same tokens.",
+            "Choose a reference of the same family, or leave reference_model_name out.",
+        )
+    return reference
+
+
+def score_reference(recipe: Recipe, rendered: RenderedSet, model: ModelSource) -> Produced[ReferenceSet]:
+    """The reference's log-probabilities of every completion that the run will see."""
+    reference = reference_model(recipe, model)
+    train = recipe.train
+    order.total_steps(rendered.train_pairs, train)
+    depends = {
+        "rendered": rendered.fingerprint,
+        "model": reference.fingerprint,
+        "needed": order.needed(rendered.train_pairs, train),
+        "numerics": [train.precision, train.token_budget],
+    }
+    request = ScoreRequest(rendered=rendered, model=reference, train=train)
+    return produce(recipe, Work("score_reference", depends, request), ReferenceSet)
+
+
+def alone(fingerprint: str, log_path: Path) -> AbstractContextManager[None]:
+    """Nobody follows the training run."""
+    return nullcontext()
+
+
+def train(
+    recipe: Recipe,
+    rendered: RenderedSet,
+    reference: ReferenceSet,
+    model: ModelSource,
+    followed: Callable[[str, Path], AbstractContextManager[None]] = alone,
+) -> Produced[Checkpoint]:
+    """The policy, optimised; ``log_path`` holds its journal and checkpoints.
+
+    ``followed`` gives, from the run's fingerprint and ``log_path``, the context in which it trains.
+    """
+    depends = {
+        "rendered": rendered.fingerprint,
+        "reference": reference.fingerprint,
+        "model": model.fingerprint,
+        "lora": [recipe.model.lora_rank, recipe.model.lora_alpha],
+        "train": without(recipe.train, *run_dir.ELSEWHERE),
+        "samples": [recipe.evaluate.num_samples, recipe.evaluate.max_new_tokens],
+    }
+    key = fingerprint_of("train", depends)
+    request = TrainRequest(
+        rendered=rendered,
+        reference=reference,
+        model=model,
+        settings=recipe.model,
+        train=recipe.train,
+        samples=recipe.evaluate.num_samples,
+        max_new_tokens=recipe.evaluate.max_new_tokens,
+        log_path=run_dir.choose(recipe, key, store(recipe).root),
+        fingerprint=key,
+        recipe=without(recipe),
+    )
+    return produce(recipe, Work("train", depends, request), Checkpoint, followed(key, request.log_path))
+
+
+def trained(checkpoint: Checkpoint, base_model: ModelSource) -> ModelSource:
+    """The final model of a run as a model to evaluate."""
+    return base_model.model_copy(
+        update={"path": checkpoint.path, "fingerprint": checkpoint.fingerprint, "has_weights": True}
+    )
+
+
+def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Produced[EvalResult]:
+    """One model on held-out pairs and prompts."""
+    settings, train = recipe.evaluate, recipe.train
+    prompts = inputs.prompts.fingerprint if inputs.prompts else None
+    depends = {
+        "model": model.fingerprint,
+        "rendered": inputs.rendered.fingerprint,
+        "reference": inputs.reference.fingerprint,
+        "prompts": prompts,
+        "settings": without(settings, "ifeval_path", "ifeval_limit"),
+        "numerics": [train.dpo_beta, train.token_budget, train.precision],
+    }
+    request = EvaluateRequest(
+        model=model,
+        rendered=inputs.rendered,
+        reference=inputs.reference,
+        prompts=inputs.prompts,
+        evaluate=settings,
+        dpo_beta=train.dpo_beta,
+        token_budget=train.token_budget,
+        precision=train.precision,
+    )
+    return produce(recipe, Work("evaluate", depends, request), EvalResult)

@@ -1,0 +1,103 @@
+"""The cache under every stage: directories named by what produced them, whole if they exist."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from dpo_core import fingerprint
+from dpo_core.records import Record
+
+R = TypeVar("R", bound=Record)
+
+RECORD, MANIFEST = "record.json", "manifest.json"
+
+
+class Store:
+    """``root/<stage>/<fingerprint>/``: a stage's files, ``record.json``, ``manifest.json`` (SHA-256 of all)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().resolve()
+
+    def entry(self, stage: str, key: str) -> Path:
+        """Where the output of this stage and fingerprint is, or would be."""
+        return self.root / stage / key
+
+    def find(self, stage: str, key: str, kind: type[R]) -> R | None:
+        """The record of an output that exists and is whole, or None. A damaged one is put aside, to be built again."""
+        entry = self.entry(stage, key)
+        if not entry.exists():
+            return None
+        if damage(entry) is None:
+            return kind.model_validate_json((entry / RECORD).read_text())
+        discard(entry)
+        return None
+
+    @contextmanager
+    def write(self, stage: str, key: str) -> Iterator["Draft"]:
+        """A directory to fill aside; it appears under its name only if the block ends well and published a record."""
+        entry = self.entry(stage, key)
+        aside = entry.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
+        aside.mkdir(parents=True)
+        draft = Draft(aside, entry)
+        try:
+            yield draft
+            draft.land()
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+class Draft:
+    """An output that is being written. ``path`` is where to write now, ``final`` where the files will be."""
+
+    def __init__(self, path: Path, final: Path) -> None:
+        self.path, self.final = path, final
+
+    def publish(self, record: Record, elsewhere: list[Path] | None = None) -> None:
+        """Seal the draft with its record; ``elsewhere`` names files outside of it that belong to the output."""
+        (self.path / RECORD).write_text(record.model_dump_json(indent=1))
+        inside = [path for path in sorted(self.path.rglob("*")) if path.is_file()]
+        files = {path.relative_to(self.path).as_posix(): fingerprint.of_file(path) for path in inside}
+        files |= {str(path.resolve()): fingerprint.of_file(path) for path in elsewhere or []}
+        (self.path / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+
+    def land(self) -> None:
+        """Move the sealed draft to its name. If another process was first, its equal output stands."""
+        if not (self.path / MANIFEST).exists():
+            raise RuntimeError(f"the stage wrote {self.path} but published no record")
+        for path in self.path.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        try:
+            self.path.rename(self.final)
+        except OSError:
+            if damage(self.final) is not None:
+                discard(self.final)
+                self.path.rename(self.final)
+
+
+def damage(entry: Path) -> str | None:
+    """What is wrong with an output (a missing or changed file, by name), or None when it is whole."""
+    try:
+        files = json.loads((entry / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return MANIFEST
+    if RECORD not in files:
+        return RECORD
+    for name, digest in files.items():
+        path = entry / name
+        if not path.is_file() or fingerprint.of_file(path) != digest:
+            return str(path)
+    return None
+
+
+def discard(entry: Path) -> None:
+    """Take an output out of the way at once, then delete it."""
+    doomed = entry.with_name(f".discarded.{uuid.uuid4().hex[:8]}")
+    entry.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

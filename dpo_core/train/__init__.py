@@ -1,0 +1,1 @@
+"""The optimisation: losses, log-probabilities, the loop, checkpoints and the journal."""

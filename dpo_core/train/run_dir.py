@@ -1,0 +1,127 @@
+"""A run's directory (``log_path``): its name, and what to do when it is already there."""
+
+import json
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dpo_core.errors import RecipeError
+from dpo_core.recipe import Recipe
+
+CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints.jsonl"
+LOG, SAMPLES, FINAL = "logs.log", "samples.jsonl", "final"
+
+# Settings that say where a run goes or how it is shown, not what it computes.
+ELSEWHERE = {"log_path", "behavior_if_log_dir_exists", "show_every"}
+
+
+def run_name(recipe: Recipe) -> str:
+    """``dataset-model-lr-batch-time``, safe as a file name."""
+    parts = [
+        Path(recipe.data.dataset).name.split(".")[0],
+        Path(recipe.model.model_name or "model").name,
+        f"lr{recipe.train.learning_rate:g}",
+        f"batch{recipe.train.batch_size}",
+        time.strftime("%Y%m%d-%H%M%S"),
+    ]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
+
+
+def choose(recipe: Recipe, key: str, store_root: Path) -> Path:
+    """The directory of the run with this fingerprint: the given one, that of its unfinished beginning, or a new one."""
+    if recipe.train.log_path:
+        return recipe.train.log_path.expanduser().resolve()
+    begun = pointer(store_root, key)
+    if begun.is_file() and (known := Path(begun.read_text())).is_dir():
+        return known
+    return (recipe.track.runs_dir / run_name(recipe)).expanduser().resolve()
+
+
+def pointer(store_root: Path, key: str) -> Path:
+    """Where a run with this fingerprint notes its directory, so that the same command finds it again."""
+    return store_root / "train" / f"{key}.begun"
+
+
+def fingerprint_in(path: Path) -> str:
+    """The fingerprint of the run in a directory."""
+    return str(json.loads((path / CONFIG).read_text())["fingerprint"])
+
+
+def settle(recipe: Recipe) -> None:
+    """Make sure that ``log_path`` may be used, before anything else is done.
+
+    A directory that holds this very run, finished or not, is continued, unless the behaviour is raise or delete.
+    Raises RecipeError when it holds anything else and the behaviour is not delete.
+    """
+    path = recipe.train.log_path
+    if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    behaviour: str = recipe.train.behavior_if_log_dir_exists
+    changed = differences(recipe, path)
+    if changed == [] and behaviour in ("ask", "resume"):
+        return
+    if behaviour == "ask" and sys.stdin.isatty():
+        behaviour = asked(path)
+    if behaviour == "delete":
+        delete(path)
+        return
+    raise exists(path, behaviour, changed)
+
+
+def exists(path: Path, behaviour: str, changed: list[str] | None) -> RecipeError:
+    """The refusal to touch a directory that is in use."""
+    if changed is None:
+        return RecipeError(
+            f"{path} exists and holds no run.", "A run needs a directory of its own.", "Choose another log_path."
+        )
+    what = f"with other settings ({', '.join(changed)})" if changed else "of this recipe"
+    if behaviour == "resume":
+        return RecipeError(
+            f"{path} holds a run {what}.",
+            "Only the same run can be resumed.",
+            "Set these back, or choose another log_path.",
+        )
+    return RecipeError(
+        f"{path} holds a run {what}.",
+        "An existing run is never overwritten unasked.",
+        "Choose another log_path, or behavior_if_log_dir_exists=delete" + ("." if changed else " or =resume."),
+    )
+
+
+def asked(path: Path) -> str:
+    """The user's choice on a terminal."""
+    answer = input(f"{path} holds another run. delete it, or stop? [stop] ").strip().lower()
+    return "delete" if answer in ("d", "delete") else "raise"
+
+
+def delete(path: Path) -> None:
+    """Remove a run's directory, and nothing that is not one.
+
+    Raises RecipeError when the directory holds no run.
+    """
+    if not (path / CONFIG).is_file():
+        raise exists(path, "delete", None)
+    shutil.rmtree(path)
+
+
+def differences(recipe: Recipe, path: Path) -> list[str] | None:
+    """Names of the settings in which the run in ``path`` differs; None when there is no run."""
+    try:
+        before = json.loads((path / CONFIG).read_text())["recipe"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return changes(before, json.loads(recipe.model_dump_json()))
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings of data, render, model, warm_start and train that are not the same."""
+    sections = ("data", "render", "model", "warm_start", "train")
+    return [
+        f"{leaf}: {before.get(section, {}).get(leaf)} there, {value} now"
+        for section in sections
+        for leaf, value in now[section].items()
+        if leaf not in ELSEWHERE and before.get(section, {}).get(leaf) != value
+    ]

@@ -1,0 +1,15 @@
+"""Learning-rate schedules as factors of the peak."""
+
+import math
+
+
+def factor(name: str, step: int, total: int) -> float:
+    """The share of the peak learning rate at the 0-based ``step`` of ``total``.
+
+    linear: 1 − step/T; cosine: ½(1 + cos(π·step/T)); constant: 1.
+    """
+    if name == "linear":
+        return 1 - step / total
+    if name == "cosine":
+        return (1 + math.cos(math.pi * step / total)) / 2
+    return 1.0

@@ -1,0 +1,238 @@
+"""The train stage: the loop's steps into the journal, onto the terminal, into checkpoints and a final model."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dpo_core.errors import RecipeError, StoppedError
+from dpo_core.model.export import save_model
+from dpo_core.model.generate import Decoding, decode
+from dpo_core.model.load import device, load_model
+from dpo_core.model.lora import merged, trainable
+from dpo_core.model.source import describe
+from dpo_core.records import Checkpoint, StepMetrics
+from dpo_core.render.registry import get_renderer
+from dpo_core.render.rendered import Rows, open_split
+from dpo_core.render.renderer import Renderer
+from dpo_core.render.tokenizer import load_tokenizer
+from dpo_core.requests import TrainRequest
+from dpo_core.store import Draft
+from dpo_core.train import checkpoint, journal, run_dir
+from dpo_core.train.display import Display
+from dpo_core.train.heldout import HeldOutSettings, held_out
+from dpo_core.train.loop import Run, steps
+from dpo_core.train.reference import References, open_references
+from dpo_core.train.stopping import StopFlag
+
+EXAMPLES_SHOWN = 2
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process's work on a run: from ``done`` steps to the end."""
+
+    request: TrainRequest
+    run: Run
+    test_split: tuple[Rows, References]
+    renderer: Renderer
+    done: int
+    stop: StopFlag
+
+    @property
+    def log_path(self) -> Path:
+        """The run's directory."""
+        return self.request.log_path
+
+
+def run(request: TrainRequest, draft: Draft) -> None:
+    """Train to the end; publish the final Checkpoint.
+
+    Raises StoppedError, with a checkpoint saved, when asked to stop.
+    """
+    stop = StopFlag()
+    claim(request, draft)
+    session = begin(request, stop)
+    with Display(request.log_path / run_dir.LOG, session.run.total, session.done, request.train.show_every) as display:
+        introduce(session, display)
+        follow(session, display)
+    draft.publish(finish(session), elsewhere=lasting_files(request.log_path))
+
+
+def claim(request: TrainRequest, draft: Draft) -> None:
+    """Make ``log_path`` this run's: note it for a later continuation, and write ``config.json``.
+
+    Raises RecipeError when it holds a run of another fingerprint.
+    """
+    config = request.log_path / run_dir.CONFIG
+    if config.is_file() and (there := run_dir.fingerprint_in(request.log_path)) != request.fingerprint:
+        raise RecipeError(
+            f"{request.log_path} holds run {there}, and this one is {request.fingerprint}.",
+            "A run is continued with the same settings, data, weights and reference.",
+            "Choose another log_path, or behavior_if_log_dir_exists=delete.",
+        )
+    request.log_path.mkdir(parents=True, exist_ok=True)
+    config.write_text(json.dumps({"fingerprint": request.fingerprint, "recipe": request.recipe}, indent=1))
+    run_dir.pointer(draft.final.parent.parent, request.fingerprint).write_text(str(request.log_path))
+
+
+def begin(request: TrainRequest, stop: StopFlag) -> Session:
+    """Load everything; continue from the last whole checkpoint where there is one."""
+    train, source = request.train, request.model
+    model = load_model(source.path, train.seed, source.trust_remote_code)
+    policy = trainable(model, request.settings, train.seed)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in policy.parameters() if parameter.requires_grad],
+        lr=train.learning_rate,
+        betas=(train.adam_beta1, train.adam_beta2),
+        eps=train.adam_eps,
+        weight_decay=0.0,
+        fused=True,
+    )
+    rows = open_split(request.rendered.path, "train")
+    run = Run(policy, optimizer, rows, open_references(request.reference.path, "train"), train)
+    tokenizer = load_tokenizer(request.rendered.tokenizer_path, source.trust_remote_code)
+    renderer = get_renderer(request.rendered.renderer_name, tokenizer)
+    test_split = open_split(request.rendered.path, "test"), open_references(request.reference.path, "test")
+    return Session(request, run, test_split, renderer, resume(request.log_path, run), stop)
+
+
+def resume(log_path: Path, run: Run) -> int:
+    """Steps already done: the last checkpoint is loaded and the journal cut back to it."""
+    found = checkpoint.latest(log_path)
+    done = found[0] if found else 0
+    if found:
+        checkpoint.load(found[1], run.policy, run.optimizer)
+    for name in (run_dir.METRICS, run_dir.SAMPLES, run_dir.CHECKPOINTS):
+        rows = journal.read(log_path / name) if found else []
+        kept = [row for row in rows if row["step"] <= done and row.get("name") != run_dir.FINAL]
+        journal.keep(log_path / name, kept)
+    return done
+
+
+def introduce(session: Session, display: Display) -> None:
+    """The run's facts and two example pairs."""
+    request, rendered = session.request, session.request.rendered
+    parameters = list(session.run.policy.parameters())
+    training = sum(p.numel() for p in parameters if p.requires_grad)
+    display.facts(
+        {
+            "model": f"{request.model.name}, {sum(p.numel() for p in parameters):,} parameters, {training:,} trained",
+            "device": f"{device()}, {request.train.precision}",
+            "renderer": rendered.renderer_name,
+            "pairs": f"{rendered.train_pairs:,} to train on, {rendered.test_pairs:,} held out",
+            "dropped": dropped_line(request),
+            "steps": f"{session.run.total:,} of {request.train.batch_size} pairs",
+            "log_path": str(request.log_path),
+        }
+    )
+    if session.done:
+        display.say(f"Continuing after step {session.done} from its checkpoint.")
+    rows = session.run.rows
+    display.examples(session.renderer, [rows[index] for index in range(min(EXAMPLES_SHOWN, len(rows)))])
+
+
+def dropped_line(request: TrainRequest) -> str:
+    """Rows that are not trained on, by cause, and truncated pairs."""
+    told = [f"{count:,} {cause}" for cause, count in request.rendered.train_report.dropped.items()]
+    return ", ".join([*told, f"{request.rendered.truncated:,} kept but truncated"])
+
+
+def follow(session: Session, display: Display) -> None:
+    """Do with each step what it is for: note it, show it, save it; stop when asked to.
+
+    Raises StoppedError once a signal has come and the step is safe in a checkpoint.
+    """
+    for metrics in reported(session):
+        journal.append(session.log_path / run_dir.METRICS, journal.to_row(metrics))
+        display.step(metrics)
+        finished = metrics.step == session.run.total
+        if session.stop.asked and not finished:
+            raise stopped(session, metrics.step)
+        if metrics.step and due(session.request.train.save_every, metrics.step) and not finished:
+            checkpoint.save(session.log_path, session.run.policy, session.run.optimizer, metrics.step)
+
+
+def reported(session: Session) -> Iterator[StepMetrics]:
+    """The loop's steps with what the evaluators find; step 0 is the model before training."""
+    if session.done == 0:
+        yield StepMetrics(step=0, time=time.time(), values=observations(session, 0))
+    for metrics in steps(session.run, session.done):
+        yield metrics.model_copy(update={"values": metrics.values | observations(session, metrics.step)})
+
+
+def observations(session: Session, step: int) -> dict[str, float]:
+    """Held-out metrics after ``step`` steps, and samples for ``samples.jsonl``, where their cadence says so."""
+    train, last = session.request.train, step == session.run.total
+    values: dict[str, float] = {}
+    started = time.perf_counter()
+    if train.eval_every and (last or due(train.eval_every, step)):
+        settings = HeldOutSettings(train.dpo_beta, train.token_budget, train.precision)
+        values = held_out(session.run.policy, *session.test_split, settings)
+    if train.infrequent_eval_every and (last or due(train.infrequent_eval_every, step)):
+        sample(session, step)
+    return values | ({"time/evaluation": time.perf_counter() - started} if values else {})
+
+
+def due(every: int, step: int) -> bool:
+    """Whether a cadence falls on this step; 0 is off."""
+    return every > 0 and step % every == 0
+
+
+def sample(session: Session, step: int) -> None:
+    """Let the policy answer the first held-out prompts."""
+    request, renderer = session.request, session.renderer
+    rows = session.test_split[0]
+    prompts = [rows[index].prompt.tolist() for index in range(min(request.samples, len(rows)))]
+    decoding = Decoding(
+        max_new_tokens=request.max_new_tokens,
+        stop_token_ids=renderer.stop_token_ids,
+        stop_strings=renderer.stop_strings,
+        tokenizer=renderer.tokenizer,
+    )
+    for prompt, answer in zip(prompts, decode(session.run.policy, prompts, decoding), strict=True):  # type: ignore[arg-type]
+        said = renderer.parse_response(answer.ids).message["content"]
+        row = {"step": step, "prompt": renderer.tokenizer.decode(prompt), "reply": said, "ended": answer.ended}
+        journal.append(session.log_path / run_dir.SAMPLES, row)
+
+
+def stopped(session: Session, step: int) -> StoppedError:
+    """Save where the run is, and say how it goes on."""
+    path = checkpoint.save(session.log_path, session.run.policy, session.run.optimizer, step)
+    return StoppedError(
+        f"Stopped after step {step} of {session.run.total}.",
+        f"The checkpoint is {path}.",
+        "Run the same command again to continue from it.",
+    )
+
+
+def finish(session: Session) -> Checkpoint:
+    """Export the trained model, adapters merged, in transformers' format with tokenizer and renderer."""
+    request, path = session.request, session.log_path / run_dir.FINAL
+    aside = path.with_name(f".{run_dir.FINAL}")
+    for leftover in (aside, path):
+        shutil.rmtree(leftover, ignore_errors=True)
+    save_model(merged(session.run.policy), request.rendered.tokenizer_path, session.renderer.name, aside)
+    aside.rename(path)
+    step = session.run.total
+    row = {"name": run_dir.FINAL, "step": step, "path": str(path)}
+    journal.append(session.log_path / run_dir.CHECKPOINTS, row)
+    source = describe(path, request.model.name)
+    return Checkpoint(
+        path=path,
+        fingerprint=source.fingerprint,
+        name=run_dir.FINAL,
+        step=step,
+        log_path=session.log_path,
+        renderer_name=session.renderer.name,
+    )
+
+
+def lasting_files(log_path: Path) -> list[Path]:
+    """What must stay as it is for the finished run to count as whole."""
+    final = sorted(path for path in (log_path / run_dir.FINAL).rglob("*") if path.is_file())
+    return [log_path / run_dir.CONFIG, log_path / run_dir.METRICS, log_path / run_dir.CHECKPOINTS, *final]

@@ -1,0 +1,63 @@
+"""One stage in its own process: ``python -m dpo_core.worker <stage> <request.json> <store> <key>``."""
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from dpo_core.errors import DPOError
+from dpo_core.records import Record
+from dpo_core.requests import (
+    AcquireRequest,
+    EvaluateRequest,
+    PromptsRequest,
+    RenderRequest,
+    ScoreRequest,
+    TrainRequest,
+    WarmStartRequest,
+)
+from dpo_core.store import Store
+
+STAGES: dict[str, tuple[str, type[Record]]] = {
+    "acquire": ("dpo_core.data.acquire", AcquireRequest),
+    "prompts": ("dpo_core.evaluate.prompts", PromptsRequest),
+    "render": ("dpo_core.render.render", RenderRequest),
+    "warm_start": ("dpo_core.train.warm_start", WarmStartRequest),
+    "score_reference": ("dpo_core.train.reference", ScoreRequest),
+    "train": ("dpo_core.train.train", TrainRequest),
+    "evaluate": ("dpo_core.evaluate.evaluate", EvaluateRequest),
+}
+
+ERROR_FILE = "error.json"
+ORPHAN_POLL_S = 1.0
+
+
+def main(stage: str, request_file: Path, store: Path, key: str) -> int:
+    """Run one stage; an error meant for the user goes to ``error.json`` beside the request, for the parent to raise."""
+    threading.Thread(target=leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    module, kind = STAGES[stage]
+    request = kind.model_validate_json(request_file.read_text())
+    try:
+        with Store(store).write(stage, key) as draft:
+            importlib.import_module(module).run(request, draft)
+    except DPOError as error:
+        if os.environ.get("DPO_DEBUG"):
+            traceback.print_exc()
+        (request_file.parent / ERROR_FILE).write_text(error.to_json())
+        return error.exit_code
+    return 0
+
+
+def leave_with_parent(parent: int) -> None:
+    """Ask ourselves to stop when the parent is gone: nobody is left to hand a result to."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]))

@@ -1,0 +1,140 @@
+"""The command line. Heavy imports wait inside the commands, so that --help and a wrong setting are answered at once."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dpo_core.errors import DPOError
+
+if TYPE_CHECKING:
+    from dpo_core.recipe import Recipe
+
+DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
+WORDS = click.argument("words", nargs=-1, type=click.UNPROCESSED)
+FREE_FORM = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False}
+
+
+class RecipeCommand(click.Command):
+    """A command that takes settings as key=value, and lists them all in its help."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Every setting by section, with its default."""
+        from dpo_core.recipe import SECTIONS  # lazy: pydantic, for this help page only
+
+        for section, kind in SECTIONS.items():
+            with formatter.section(f"Settings: {section}"):
+                rows = [
+                    (f"{name}={shown(field.default)}", field.description or "")
+                    for name, field in kind.model_fields.items()
+                ]
+                formatter.write_dl(rows)
+
+
+def shown(default: object) -> str:
+    """A default as it would be typed."""
+    return ",".join(str(item) for item in default) if isinstance(default, tuple) else str(default)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dpo-flows")
+def cli() -> None:
+    """Direct Preference Optimization as a workflow: data, training, evaluation, registry, promotion.
+
+    Start with: dpo demo. With --debug anywhere, errors show their traceback.
+    """
+
+
+@cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
+@WORDS
+def run(words: tuple[str, ...]) -> None:
+    """Run the whole pipeline: dpo run [recipe.toml] [key=value ...]."""
+    files = [word for word in words[:1] if word.endswith(".toml")]
+    execute(Path(files[0]) if files else None, words[len(files) :])
+
+
+@cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
+@WORDS
+def demo(words: tuple[str, ...]) -> None:
+    """Run the built-in demo: no network, no GPU, minutes on two cores. dpo demo [key=value ...]."""
+    execute(DEMO_RECIPE, words)
+
+
+def execute(recipe_file: Path | None, words: Sequence[str]) -> None:
+    """Read the recipe, refuse what cannot work, then start the flow."""
+    # Lazy, each of these: what comes first must not wait for what comes next.
+    from dpo_core.settings import read_recipe
+
+    recipe = read_recipe(recipe_file, words)
+    refuse_early(recipe)
+    from flows.pipeline import pipeline
+    from flows.summary import show
+
+    show(pipeline(recipe))
+
+
+def refuse_early(recipe: "Recipe") -> None:
+    """What would fail later fails now, before a server is started: names, files, hubs, servers."""
+    from dpo_core import river  # lazy: pyarrow and tokenizers
+    from flows import orchestrator, server
+
+    server.check_server(server.tracking_uri(recipe.track))
+    orchestrator.check_prefect()
+    orchestrator.quieten(bool(os.environ.get("DPO_DEBUG")))
+    river.preflight(recipe)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("--max-new-tokens", default=256, show_default=True, help="Tokens of an answer at most.")
+def generate(model: Path, prompts: tuple[str, ...], max_new_tokens: int) -> None:
+    """Answer prompts with a model directory, as a run's final/."""
+    from dpo_core.launch import call_module  # lazy: the other commands do not launch
+
+    call_module("dpo_core", ["generate", str(model), *prompts, f"max_new_tokens={max_new_tokens}"])
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--max-new-tokens", default=256, show_default=True, help="Tokens of an answer at most.")
+def chat(model: Path, max_new_tokens: int) -> None:
+    """Talk with a model directory, as a run's final/."""
+    from dpo_core.launch import call_module  # lazy: as above
+
+    call_module("dpo_core", ["chat", str(model), f"max_new_tokens={max_new_tokens}"])
+
+
+@cli.command()
+@click.option("--port", default=5000, show_default=True, help="Port of the MLflow UI.")
+@click.option("--tracking-uri", default=None, help="Store or server (default: MLFLOW_TRACKING_URI, else ./mlruns).")
+@click.option("--experiment-name", default=None, help="Experiment whose page is shown (default: dpo).")
+def ui(port: int, tracking_uri: str | None, experiment_name: str | None) -> None:
+    """Open the MLflow UI on the runs' store."""
+    from dpo_core.settings import read_recipe  # lazy: pydantic
+    from flows.ui import serve
+
+    given = {"tracking_uri": tracking_uri, "experiment_name": experiment_name}
+    recipe = read_recipe(None, [f"{name}={value}" for name, value in given.items() if value])
+    serve(recipe.track, port)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: an error meant for the user is one line on stderr, its kind the exit code.
+
+    ``--debug`` anywhere (or DPO_DEBUG=1) shows tracebacks, here and in the stages' processes.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" in words:
+        os.environ["DPO_DEBUG"] = "1"
+        words.remove("--debug")
+    try:
+        cli.main(words, prog_name="dpo")
+    except DPOError as error:
+        if os.environ.get("DPO_DEBUG"):
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

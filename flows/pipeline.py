@@ -1,0 +1,39 @@
+"""The flow: preferences and a model become an evaluated, registered, and perhaps promoted version."""
+
+from prefect import flow
+
+from dpo_core import river
+from dpo_core.recipe import Recipe
+from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Promotion, Record
+from flows import tasks
+from flows.registry import Candidate
+
+
+class Outcome(Record):
+    """What a run of the pipeline came to."""
+
+    checkpoint: Checkpoint
+    base: EvalResult
+    trained: EvalResult
+    version: ModelVersion
+    promotion: Promotion
+
+
+@flow(name="dpo", description=__doc__, timeout_seconds=None, persist_result=False)
+def pipeline(recipe: Recipe) -> Outcome:
+    """Download and render preferences, train with DPO, evaluate, register, and promote on evidence."""
+    river.preflight(recipe)
+    base = river.base(recipe)
+    pairs = tasks.acquire(recipe)
+    prompts = tasks.acquire_prompts(recipe)
+    rendered = tasks.render(recipe, pairs, base)
+    start = tasks.warm_start(recipe, rendered, base)
+    reference = tasks.score_reference(recipe, rendered, start)
+    checkpoint = tasks.train(recipe, rendered, reference, start)
+    inputs = river.EvaluationInputs(rendered, reference, prompts)
+    before = tasks.evaluate(recipe, start, inputs)
+    after = tasks.evaluate(recipe, river.trained(checkpoint, start), inputs)
+    candidate = Candidate(checkpoint, pairs, rendered, before, after)
+    version = tasks.register(recipe, candidate)
+    promotion = tasks.promote(recipe, candidate, version)
+    return Outcome(checkpoint=checkpoint, base=before, trained=after, version=version, promotion=promotion)

@@ -1,0 +1,153 @@
+"""The rule by which a candidate becomes the champion: two sets of measurements in, a decision and its reason out."""
+
+from dataclasses import dataclass
+from math import comb, hypot, sqrt
+from typing import Literal
+
+Z_95 = 1.959964
+ALPHA = 0.05
+
+Verdict = Literal["better", "worse", "even"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is known of one model. ``name`` is how a sentence calls it ("version 3", "its base").
+
+    ``followed``: for each prompt's key, whether every instruction was strictly followed; empty when none was asked.
+    ``accuracy``: share of ``num_pairs`` held-out pairs of which it prefers the chosen side, ties counting ½, and the
+    bounds of its 95 % Wilson interval.
+    The fingerprints say which prompts and pairs these were.
+    """
+
+    name: str
+    prompts_fingerprint: str
+    followed: dict[str, bool]
+    pairs_fingerprint: str
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    num_pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Candidate against rival on one measure: shares, their difference with its 95 % interval, and what it amounts to.
+
+    ``sentence`` says it in words, with the numbers.
+    """
+
+    candidate: float
+    rival: float
+    low: float
+    high: float
+    verdict: Verdict
+    sentence: str
+
+    @property
+    def difference(self) -> float:
+        """How much greater the candidate's share is."""
+        return self.candidate - self.rival
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether the evidence is for the candidate, and the one sentence that says why."""
+
+    promoted: bool
+    reason: str
+
+
+def decide(candidate: Measured, champion: Measured | None, base: Measured) -> Decision:
+    """Promote on evidence only: better on one measure at least, significantly worse on none.
+
+    The rival is the champion or, for a first version, the candidate's own base. A rival that was measured on other
+    prompts or other pairs cannot be compared with, and stays.
+    """
+    rival = champion or base
+    if other := differing(candidate, rival):
+        return Decision(
+            False,
+            f"{candidate.name} is not promoted: {rival.name} was measured on other {other}, so the two cannot be"
+            f" compared until both are evaluated on the same.",
+        )
+    comparisons = [prefers(candidate, rival)]
+    if candidate.followed:
+        comparisons.insert(0, follows(candidate, rival))
+    verdicts = {comparison.verdict for comparison in comparisons}
+    told = ", and ".join(comparison.sentence for comparison in comparisons)
+    if "worse" in verdicts:
+        return Decision(
+            False, f"{candidate.name} is not promoted, being worse than {rival.name} on one measure: it {told}."
+        )
+    if "better" not in verdicts:
+        return Decision(
+            False, f"{candidate.name} is not promoted for want of evidence against {rival.name}: it {told}."
+        )
+    return Decision(True, f"{candidate.name} is promoted over {rival.name}: it {told}.")
+
+
+def differing(candidate: Measured, rival: Measured) -> str | None:
+    """What the two were not both measured on, or None."""
+    if candidate.prompts_fingerprint != rival.prompts_fingerprint:
+        return "prompts"
+    return "held-out pairs" if candidate.pairs_fingerprint != rival.pairs_fingerprint else None
+
+
+def follows(candidate: Measured, rival: Measured) -> Comparison:
+    """Prompts followed strictly, paired: what one model follows and the other does not decides (exact McNemar test).
+
+    The interval is Agresti and Min's (Statistics in Medicine 24, 2005): Wald's with ½ added to each of the four cells.
+    """
+    keys = candidate.followed.keys() & rival.followed.keys()
+    gained = sum(candidate.followed[key] and not rival.followed[key] for key in keys)
+    lost = sum(rival.followed[key] and not candidate.followed[key] for key in keys)
+    both = sum(rival.followed[key] and candidate.followed[key] for key in keys)
+    n, more, fewer = len(keys) + 2, gained + 0.5, lost + 0.5
+    centre, spread = (more - fewer) / n, Z_95 * sqrt(more + fewer - (more - fewer) ** 2 / n) / n
+    p = mcnemar(gained, lost)
+    ours, theirs = share(both + gained, len(keys)), share(both + lost, len(keys))
+    bounds = (max(-1.0, centre - spread), min(1.0, centre + spread))
+    evidence = f"{points(ours - theirs, *bounds)}, p = {p:.2g}"
+    told = f"follows {ours:.1%} of {len(keys)} prompts against {theirs:.1%} ({evidence})"
+    return Comparison(ours, theirs, *bounds, verdict(gained - lost, p < ALPHA), told)
+
+
+def prefers(candidate: Measured, rival: Measured) -> Comparison:
+    """Held-out preference accuracy; the difference has Newcombe's interval (Stat. in Medicine 17, 1998, method 10).
+
+    It takes the two as independent; on the same pairs that is on the careful side.
+    """
+    ours, theirs = candidate.accuracy, rival.accuracy
+    low = ours - theirs - hypot(ours - candidate.accuracy_low, rival.accuracy_high - theirs)
+    high = ours - theirs + hypot(candidate.accuracy_high - ours, theirs - rival.accuracy_low)
+    interval = f"95% interval {candidate.accuracy_low:.1%} to {candidate.accuracy_high:.1%}"
+    told = (
+        f"prefers the chosen side in {ours:.1%} of {candidate.num_pairs} held-out pairs ({interval})"
+        f" against {theirs:.1%} ({points(ours - theirs, low, high)})"
+    )
+    return Comparison(ours, theirs, low, high, verdict(ours - theirs, low > 0 or high < 0), told)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p of ``gained`` against ``lost`` discordant pairs, each way as likely: exact (McNemar 1947)."""
+    n = gained + lost
+    tail = sum(comb(n, k) for k in range(min(gained, lost) + 1))
+    return float(min(1.0, 2 * tail / 2**n))
+
+
+def share(part: int, whole: int) -> float:
+    """A share, 0 of nothing."""
+    return part / whole if whole else 0.0
+
+
+def verdict(difference: float, significant: bool) -> Verdict:
+    """A difference in words; one that may be chance is none."""
+    if not significant:
+        return "even"
+    return "better" if difference > 0 else "worse"
+
+
+def points(difference: float, low: float, high: float) -> str:
+    """A difference of shares with its 95 % interval, in percentage points."""
+    return f"{100 * difference:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}"

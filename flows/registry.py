@@ -1,0 +1,207 @@
+"""Trained models as versions in MLflow's registry: servable, found again by what made them, whole or not there."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
+from mlflow.entities.model_registry import ModelVersion as Found
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from dpo_core import fingerprint
+from dpo_core.errors import RecipeError
+from dpo_core.produce import Produced
+from dpo_core.recipe import Recipe
+from dpo_core.records import Checkpoint, EvalResult, ModelVersion, PairSet, RenderedSet
+from flows.servable import MEASURED, WEIGHTS, measurements, upload
+from flows.server import shown
+from flows.tracking import AFTER, FINGERPRINT, RunHandle, answering
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+LOGGED = "models:/"  # before a logged model's id
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trained model with what it was made from and how it and its base measured."""
+
+    checkpoint: Checkpoint
+    pairs: PairSet
+    rendered: RenderedSet
+    before: EvalResult
+    after: EvalResult
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same weights, measured the same."""
+        return fingerprint.of_value([self.checkpoint.fingerprint, self.before.fingerprint, self.after.fingerprint])
+
+
+def registered_name(recipe: Recipe) -> str:
+    """The model's name in the registry: the setting, or ``dpo-<dataset>-<model>``.
+
+    Raises RecipeError for a name that the registry cannot take.
+    """
+    name = recipe.promote.registered_model_name
+    if name is None:
+        parts = "dpo", Path(recipe.data.dataset).name.split(".")[0], Path(recipe.model.model_name or "model").name
+        return re.sub(r"[^\w.-]+", "_", "-".join(parts))
+    if not re.fullmatch(r"[\w][\w .+-]*", name):
+        raise RecipeError(
+            f"registered_model_name={name!r} cannot be used.",
+            "A name in the registry has letters, digits, spaces and . + - _ only.",
+            "Choose another, such as dpo-helpful.",
+        )
+    return name
+
+
+def register(handle: RunHandle, candidate: Candidate, name: str, tags: Mapping[str, str]) -> Produced[ModelVersion]:
+    """The version of this candidate: the one that exists and is whole, or a new one with the alias ``candidate``.
+
+    If any step of making it fails, all of it is taken back. Raises TrackingError when MLflow does not do its part.
+    """
+    with answering(handle.uri):
+        found = find_version(handle.client, name, candidate)
+        if found is not None:
+            return Produced(record(handle, found), True)
+        sweep(handle)
+        return Produced(record(handle, add_version(handle, candidate, name, tags)), False)
+
+
+def record(handle: RunHandle, version: Found) -> ModelVersion:
+    """A version as the stages know it."""
+    return ModelVersion(
+        name=version.name,
+        version=int(version.version),
+        run_id=version.run_id or handle.run_id,
+        experiment_id=handle.experiment_id,
+        tracking_uri=shown(handle.uri),
+        model_uri=f"models:/{version.name}/{version.version}",
+    )
+
+
+def find_version(client: MlflowClient, name: str, candidate: Candidate) -> Found | None:
+    """The newest version made of this candidate whose files are all there."""
+    query = f"name = '{name}' and tags.`{FINGERPRINT}` = '{candidate.fingerprint}'"
+    found = client.search_model_versions(query, order_by=["version_number DESC"])
+    return next((version for version in found if whole(client, version, candidate.checkpoint)), None)
+
+
+def whole(client: MlflowClient, version: Found, checkpoint: Checkpoint) -> bool:
+    """Whether a version's model is there with every file of the checkpoint in its right size."""
+    try:
+        stored = client.list_logged_model_artifacts(model_of(version), WEIGHTS)
+        measured = client.list_logged_model_artifacts(model_of(version))
+    except (MlflowException, OSError):
+        return False
+    sizes = {Path(file.path).name: file.file_size for file in stored}
+    expected = {path.name: path.stat().st_size for path in checkpoint.path.iterdir() if path.is_file()}
+    return expected.items() <= sizes.items() and MEASURED in {file.path for file in measured}
+
+
+def add_version(handle: RunHandle, candidate: Candidate, name: str, tags: Mapping[str, str]) -> Found:
+    """Log the model and register it; each step notes how it is undone, should a later one fail."""
+    client, step = handle.client, candidate.checkpoint.step
+    with ExitStack() as undo:
+        model = client.create_logged_model(
+            handle.experiment_id, name=name, source_run_id=handle.run_id, tags=dict(tags), model_type="dpo"
+        )
+        undo.callback(discard, client, model)
+        upload(client, model, candidate.checkpoint, measurements(candidate.after, "the champion"))
+        client.finalize_logged_model(model.model_id, "READY")
+        log_metrics(handle, model.model_id)
+        if created(client, name):
+            undo.callback(remove_if_empty, client, name)
+        with default_store(handle.uri):
+            version = client.create_model_version(
+                name,
+                source=f"{LOGGED}{model.model_id}",
+                run_id=handle.run_id,
+                tags={**tags, FINGERPRINT: candidate.fingerprint},
+                description=description(candidate),
+                model_id=model.model_id,
+            )
+        undo.callback(client.delete_model_version, name, version.version)
+        client.set_registered_model_alias(name, CANDIDATE, version.version)
+        # What the model's page links to its version by.
+        here = json.dumps([{"name": name, "version": version.version}])
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": here})
+        client.log_outputs(handle.run_id, [LoggedModelOutput(model.model_id, step=step)])
+        undo.pop_all()
+    return version
+
+
+@contextmanager
+def default_store(uri: str) -> Iterator[None]:
+    """This store is the process's default inside: a registry in sqlite looks models up there, whatever its client."""
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
+
+
+def model_of(version: Found) -> str:
+    """The id of the logged model that a version was made of; the registry keeps it in the source alone."""
+    return (version.source or "").removeprefix(LOGGED)
+
+
+def discard(client: MlflowClient, model: LoggedModel) -> None:
+    """Take a logged model back, its files too where the store can delete them."""
+    with suppress(MlflowException, OSError, NotImplementedError):
+        repository = get_artifact_repository(model.artifact_location, tracking_uri=client.tracking_uri)
+        repository.delete_artifacts()  # type: ignore[no-untyped-call]
+    client.delete_logged_model(model.model_id)
+
+
+def sweep(handle: RunHandle) -> None:
+    """Discard the models of this run that never became a version: an earlier attempt was killed."""
+    versions = handle.client.search_model_versions(f"run_id = '{handle.run_id}'")
+    kept = {model_of(version) for version in versions}
+    query = f"source_run_id = '{handle.run_id}'"
+    for model in handle.client.search_logged_models([handle.experiment_id], filter_string=query):
+        if model.model_id not in kept:
+            discard(handle.client, model)
+
+
+def created(client: MlflowClient, name: str) -> bool:
+    """Make the registered model unless it exists; whether it was made now."""
+    with suppress(MlflowException):
+        client.get_registered_model(name)
+        return False
+    client.create_registered_model(name, description="Trained with DPO; champion is the version to serve.")
+    return True
+
+
+def remove_if_empty(client: MlflowClient, name: str) -> None:
+    """Delete a registered model that has no version."""
+    if not client.search_model_versions(f"name = '{name}'", max_results=1):
+        client.delete_registered_model(name)
+
+
+def log_metrics(handle: RunHandle, model_id: str) -> None:
+    """The run's final numbers once more as the model's, whose page and versions then show them."""
+    held = handle.client.get_run(handle.run_id).data.to_proto().metrics
+    final = [metric for metric in held if metric.key.startswith(f"{AFTER}/")]
+    told = [Metric(one.key, one.value, one.timestamp, one.step, model_id, run_id=handle.run_id) for one in final]
+    handle.client.log_batch(handle.run_id, metrics=told)
+
+
+def description(candidate: Candidate) -> str:
+    """A version in a few lines of Markdown (MLflow renders no tables)."""
+    before, after = candidate.before.metrics, candidate.after.metrics
+    lines = [
+        f"- {name}: **{after[name]:.3f}**, its base {before[name]:.3f}"
+        for name in ("prompt_strict_acc", "test/accuracy", "test/nll_chosen")
+        if name in before and name in after
+    ]
+    pairs = f"{candidate.rendered.train_pairs:,} pairs of {Path(candidate.pairs.dataset).name}"
+    made = f"{candidate.after.model_name}, {candidate.checkpoint.step} DPO steps on {pairs}."
+    return "\n".join([made, "", *lines])

@@ -1,0 +1,142 @@
+"""What a person finds on a run's page besides its curves: data, recipe, files, samples, results, the command."""
+
+import json
+import shlex
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag
+
+from dpo_core.recipe import Recipe
+from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, RenderedSet
+from dpo_core.train import journal, run_dir
+from flows.plots import curves
+from flows.registry import Candidate
+from flows.tracking import AFTER, BEFORE, RunHandle, answering, log_result, tag
+
+TOLD = {
+    "prompt_strict_acc": "prompts followed strictly (IFEval)",
+    "test/accuracy": "held-out preference accuracy",
+    "test/nll_chosen": "held-out NLL of the chosen side",
+}
+SAMPLES, TABLE = "samples.jsonl", "samples.json"
+COLUMNS = json.dumps(
+    {
+        "mlflow_colspec": [
+            {"name": name, "type": "string", "required": True} for name in ("prompt", "chosen", "rejected")
+        ]
+    }
+)
+
+
+def log_data(handle: RunHandle, pairs: PairSet, rendered: RenderedSet) -> None:
+    """The training and test pairs as inputs of the run, with what was dropped and why."""
+    name = Path(pairs.dataset).name
+    parts = (
+        ("training", f"{name} train", rendered.train_report),
+        ("evaluation", f"{name} test", rendered.test_report),
+    )
+    inputs = [
+        DatasetInput(dataset(label, pairs, report), [InputTag("mlflow.data.context", context)])
+        for context, label, report in parts
+    ]
+    with answering(handle.uri):
+        handle.client.log_inputs(handle.run_id, inputs)
+
+
+def dataset(name: str, pairs: PairSet, report: DataReport) -> Dataset:
+    """One split as MLflow describes data; its digest is the fingerprint of the pairs."""
+    profile = {"num_rows": report.kept, "rows_read": report.rows_read, "dropped": report.dropped}
+    source = json.dumps({"uri": pairs.source})
+    return Dataset(name, pairs.fingerprint, "local", source, COLUMNS, json.dumps(profile))
+
+
+def log_files(handle: RunHandle, recipe: Recipe, log_path: Path) -> None:
+    """The recipe, the journal and log, and the curves drawn from it."""
+    with tempfile.TemporaryDirectory() as temporary, answering(handle.uri):
+        place = Path(temporary)
+        (place / "recipe.toml").write_text(to_toml(recipe))
+        curves(journal.read_steps(log_path / run_dir.METRICS), place / "curves.png")
+        handle.client.log_artifacts(handle.run_id, str(place))
+        for name in (run_dir.CONFIG, run_dir.METRICS, run_dir.CHECKPOINTS, run_dir.LOG, run_dir.SAMPLES):
+            if (log_path / name).is_file():
+                handle.client.log_artifact(handle.run_id, str(log_path / name), "journal")
+
+
+def log_results(handle: RunHandle, candidate: Candidate) -> None:
+    """Numbers, outcomes and inspect's logs of the base and of the trained model, and their answers side by side."""
+    with answering(handle.uri):
+        for when, result in ((BEFORE, candidate.before), (AFTER, candidate.after)):
+            log_result(handle, when, result)
+            for path in evaluation_files(result):
+                handle.client.log_artifact(handle.run_id, str(path), f"evaluation/{when}")
+        before, after = (journal.read(result.path / SAMPLES) for result in (candidate.before, candidate.after))
+        # As log_table writes it, which would append the same rows again when a run is projected again.
+        handle.client.log_dict(handle.run_id, side_by_side(before, after), TABLE)
+        tag(handle, {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
+
+
+def evaluation_files(result: EvalResult) -> Iterator[Path]:
+    """What an evaluation left behind, but for the store's own notes."""
+    for path in sorted(result.path.iterdir()):
+        if path.suffix in (".jsonl", ".eval"):
+            yield path
+
+
+def side_by_side(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Any]:
+    """Prompts with both models' answers, as a table of MLflow's."""
+    trained = {sample["prompt"]: sample["answer"] for sample in after}
+    rows = [[one["prompt"], one["answer"], trained[one["prompt"]]] for one in before if one["prompt"] in trained]
+    return {"columns": ["prompt", "base", "trained"], "data": rows}
+
+
+def describe(handle: RunHandle, recipe: Recipe, candidate: Candidate, promotion: Promotion) -> None:
+    """The run's description: its result in a few lines, and the command that repeats it."""
+    tag(handle, {"mlflow.note.content": note(recipe, candidate, promotion)})
+
+
+def note(recipe: Recipe, candidate: Candidate, promotion: Promotion) -> str:
+    """The description in Markdown, of which MLflow renders lists and code but no tables."""
+    before, after = candidate.before.metrics, candidate.after.metrics
+    results = [
+        f"- {words}: **{after[name]:.3f}**, base {before[name]:.3f}"
+        for name, words in TOLD.items()
+        if name in before and name in after
+    ]
+    version = (
+        f"Version {promotion.version} of **{promotion.name}**. {promotion.reason[:1].upper()}{promotion.reason[1:]}"
+    )
+    return "\n".join([*results, "", version, "", "Repeat it with", "", f"    {command(recipe)}"])
+
+
+def command(recipe: Recipe) -> str:
+    """The command line of this recipe: what differs from the defaults, wherever it came from."""
+    default = plain(Recipe())
+    changed = {leaf: value for leaf, value in plain(recipe).items() if value != default[leaf]}
+    return shlex.join(["dpo", "run", *(f"{leaf}={word(value)}" for leaf, value in changed.items())])
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """The leaves that say what is computed, not where it goes or how it is shown."""
+    told = recipe.model_dump(mode="json", exclude={"track": True, "train": run_dir.ELSEWHERE})
+    return {leaf: value for section in told.values() for leaf, value in section.items()}
+
+
+def word(value: Any) -> str:
+    """A value as the command line takes it."""
+    return ",".join(value) or "none" if isinstance(value, list) else str(value)
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The whole recipe as a file that ``dpo run`` takes; a setting that is None is left out, being None by default."""
+    told = recipe.model_dump(mode="json", exclude={"track": True, "train": run_dir.ELSEWHERE})
+    # What JSON writes for strings, numbers, booleans and lists of them is TOML as well.
+    tables = [
+        "\n".join(
+            [f"[{section}]", *(f"{leaf} = {json.dumps(value)}" for leaf, value in leaves.items() if value is not None)]
+        )
+        for section, leaves in told.items()
+    ]
+    return "\n\n".join(tables) + "\n"

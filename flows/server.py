@@ -1,0 +1,105 @@
+"""Where MLflow is, and whether it answers: known without importing it, so that a wrong address is told at once."""
+
+import os
+import re
+import socket
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import urlopen
+
+from dpo_core.errors import TrackingError
+from dpo_core.recipe import TrackSettings
+
+DEFAULT_STORE = Path("mlruns/mlflow.db")
+SQLITE = "sqlite:///"
+PATIENCE_S = 5.0
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+
+
+def tracking_uri(track: TrackSettings) -> str:
+    """The setting, else MLFLOW_TRACKING_URI, else sqlite in ./mlruns; sqlite paths are made absolute.
+
+    Raises TrackingError for a plain directory, which MLflow no longer takes.
+    """
+    uri = track.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{DEFAULT_STORE}"
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).expanduser().resolve()}"
+    if re.split(r"[:+]", uri, maxsplit=1)[0] not in SCHEMES:
+        raise TrackingError(
+            f"tracking_uri={uri} is not a store that MLflow 3 writes to.",
+            "It is the URL of a server, or a database such as sqlite:///mlruns/mlflow.db.",
+            "Leave it out for the default store.",
+        )
+    return uri.rstrip("/")
+
+
+def is_server(uri: str) -> bool:
+    """Whether the store is behind HTTP, where its own address opens in a browser."""
+    return uri.startswith(("http://", "https://"))
+
+
+def shown(uri: str) -> str:
+    """The address without the password that may be in it."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def database(uri: str) -> Path | None:
+    """The file of a sqlite store."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def artifact_root(uri: str, experiment: str) -> str | None:
+    """Where a new experiment of a sqlite store keeps its files: beside the database (a server decides for itself)."""
+    file = database(uri)
+    return str(file.parent / "artifacts" / re.sub(r"[^\w.-]+", "_", experiment)) if file else None
+
+
+def check_server(uri: str) -> None:
+    """Raises TrackingError, within seconds, when the server at an HTTP address does not answer as MLflow does."""
+    if not is_server(uri):
+        return
+    try:
+        with urlopen(f"{uri}/health", timeout=PATIENCE_S) as answer:
+            found = f"answers with {answer.read(40)!r}" if answer.status == 200 else f"answers HTTP {answer.status}"
+            healthy = found == "answers with b'OK'"
+    except HTTPError as error:
+        found, healthy = f"answers HTTP {error.code} to /health", False
+    except (OSError, ValueError) as error:
+        found, healthy = f"does not answer ({getattr(error, 'reason', error)})", False
+    if not healthy:
+        raise TrackingError(
+            f"{shown(uri)} {found}.",
+            "tracking_uri (or MLFLOW_TRACKING_URI) is the address of a running MLflow server.",
+            "Start the server, mend the address, or unset it to use the store in ./mlruns.",
+        )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises TrackingError when something already listens there."""
+    with socket.socket() as probe:
+        # As servers do: a port whose last connections are still closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise TrackingError(
+                f"Port {port} of {host} cannot be used: {error.strerror.lower() if error.strerror else error}.",
+                "The MLflow UI needs a free port.",
+                f"Stop what listens there, or choose another: dpo ui --port {port + 1}.",
+            ) from None
+
+
+def experiment_page(server: str, experiment_id: str, view: str | None = None) -> str:
+    """The runs of an experiment as charts, with the registry in the menu (MLflow 3 leaves it out otherwise).
+
+    ``view`` is the key of a shared view that the experiment has.
+    """
+    page = f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    return f"{page}&viewStateShareKey={view}" if view else page
+
+
+def run_page(server: str, experiment_id: str, run_id: str) -> str:
+    """One run."""
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"

@@ -1,0 +1,59 @@
+"""The end of a run on the terminal: base against trained, where everything lies, and what to do next."""
+
+from rich.console import Console
+from rich.table import Table
+
+from dpo_core.records import EvalResult
+from flows.pipeline import Outcome
+
+ROWS = (
+    ("prompt_strict_acc", "prompts followed (strict)"),
+    ("inst_strict_acc", "instructions followed (strict)"),
+    ("prompt_loose_acc", "prompts followed (loose)"),
+    ("test/accuracy", "held-out preference accuracy"),
+    ("test/margin", "held-out margin"),
+    ("test/nll_chosen", "held-out NLL, chosen side"),
+    ("test/nll_rejected", "held-out NLL, rejected side"),
+    ("ended_share", "answers that end by themselves"),
+    ("loop_share", "answers that loop"),
+)
+
+
+def show(outcome: Outcome) -> None:
+    """Print the result."""
+    console = Console(highlight=False)
+    console.print(table(outcome.base, outcome.trained))
+    version = outcome.version
+    lines = {
+        "decision": outcome.promotion.reason,
+        "model": f"{version.name}, version {version.version} ({version.model_uri})",
+        "weights": str(outcome.checkpoint.path),
+        "journal": str(outcome.checkpoint.log_path),
+        "look at it": "dpo ui",
+        "try it": f"dpo chat {outcome.checkpoint.path}",
+        "or": f'dpo generate {outcome.checkpoint.path} "a prompt"',
+    }
+    for name, line in lines.items():
+        console.print(f"{name:>10}: {line}", markup=False, soft_wrap=True)
+
+
+def table(base: EvalResult, trained: EvalResult) -> Table:
+    """Base against trained, metric by metric, with the intervals that are known."""
+    made = Table(title="Base and trained", title_justify="left")
+    for column in ("metric", "base", "trained"):
+        made.add_column(column, justify="left" if column == "metric" else "right")
+    for name, words in ROWS:
+        if name in trained.metrics:
+            made.add_row(words, cell(base, name), cell(trained, name))
+    return made
+
+
+def cell(result: EvalResult, name: str) -> str:
+    """A value, with its standard error or its interval where there is one."""
+    metrics = result.metrics
+    value = f"{metrics[name]:.3f}"
+    if (error := name.replace("_acc", "_stderr")) != name and error in metrics:
+        return f"{value} ± {metrics[error]:.3f}"
+    if f"{name}_low" in metrics:
+        return f"{value} [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]"
+    return value

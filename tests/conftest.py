@@ -1,0 +1,53 @@
+"""What the tests share: the data beside the repository, small models made here, a run in miniature."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Tiny models are faster on one thread than on several that wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+def shared(*parts: str) -> Path:
+    """A path in ../shared; the test skips where it is absent."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs ../shared/{'/'.join(parts)}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A real trained Llama of 260 thousand parameters."""
+    return shared("models", "stories260K")
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[[list[Any], str], Path]:
+    """Writes rows as a JSONL file."""
+
+    def write(rows: list[Any], name: str = "pairs.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def pair_rows(count: int) -> list[dict[str, str]]:
+    """Preference rows that a tiny model can learn: the chosen side is polite, the rejected one is not."""
+    return [
+        {
+            "prompt": f"Tell me about story {index}.",
+            "chosen": "Once upon a time. Thank you!",
+            "rejected": f"No, go away {index}.",
+        }
+        for index in range(count)
+    ]

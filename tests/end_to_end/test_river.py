@@ -1,0 +1,131 @@
+"""The river without an orchestrator, each stage in its own process, on a real tiny Llama."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpo_core.train import journal
+from tests.conftest import pair_rows
+
+STAGES = ("acquire", "render", "warm_start", "score_reference", "train", "evaluate the base", "evaluate")
+
+
+class Place:
+    """A directory with a dataset and a command that runs the river in it."""
+
+    def __init__(self, path: Path, model: Path) -> None:
+        self.path = path
+        self.words = [
+            f"dataset={path / 'pairs.jsonl'}",
+            f"model_name={model}",
+            "renderer_name=role_colon",
+            "lora_rank=4",
+            "batch_size=4",
+            "learning_rate=1e-2",
+            "max_steps=6",
+            "max_length=128",
+            "eval_every=3",
+            "save_every=2",
+            "max_new_tokens=8",
+            "num_samples=2",
+            "tasks=",
+        ]
+        (path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pair_rows(40)))
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "dpo_core", "run", *self.words, *words]
+        return subprocess.Popen(
+            command, cwd=self.path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
+        )
+
+    def run(self, *words: str) -> dict[str, str]:
+        """Each stage's line, by stage."""
+        process = self.start(*words)
+        out, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+        lines = (line.partition(": ") for line in out.splitlines())
+        return {stage: rest for stage, _, rest in lines if stage in STAGES}
+
+    def made(self, *words: str) -> list[str]:
+        """The stages that were not cached."""
+        return [stage for stage, line in self.run(*words).items() if line.startswith("done")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> Place:
+    place = Place(tmp_path_factory.mktemp("river"), stories)
+    place.run()
+    return place
+
+
+@pytest.mark.slow
+def test_the_second_run_is_all_cache_hits_in_under_five_seconds(place: Place) -> None:
+    started = time.monotonic()
+    assert place.made() == []
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.slow
+def test_a_changed_beta_reruns_training_onward_and_nothing_before(place: Place) -> None:
+    # The base's evaluation is on the same pairs, but its loss and margins are scaled by beta.
+    assert place.made("dpo_beta=0.2") == ["train", "evaluate the base", "evaluate"]
+
+
+@pytest.mark.slow
+def test_a_damaged_or_deleted_output_is_rebuilt_the_same(place: Place) -> None:
+    [arrow] = place.path.glob("runs/store/render/*/train.arrow")
+    before = arrow.read_bytes()
+    arrow.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert place.made() == ["render"]
+    assert arrow.read_bytes() == before
+    [reference] = place.path.glob("runs/store/score_reference/*/train.safetensors")
+    reference.unlink()
+    assert place.made() == ["score_reference"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_continues_to_the_same_end(
+    place: Place, tmp_path_factory: pytest.TempPathFactory, stories: Path
+) -> None:
+    words = ("max_steps=60", "num_epochs=20", "eval_every=0", "save_every=0", "infrequent_eval_every=0")
+    place.run(*words, "log_path=whole")
+    other = Place(tmp_path_factory.mktemp("interrupted"), stories)
+    process = other.start(*words, "log_path=cut")
+    metrics = other.path / "cut" / "metrics.jsonl"
+    while process.poll() is None and len(journal.read(metrics)) < 5:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "Stopped after step" in error
+    assert "Run the same command again" in error
+    assert "Traceback" not in error
+    done = len(journal.read(metrics)) - 1
+    assert 4 <= done < 60
+
+    other.run(*words, "log_path=cut")
+    cut, whole = (journal.read_steps(root / "metrics.jsonl") for root in (other.path / "cut", place.path / "whole"))
+    assert [step.step for step in cut] == [step.step for step in whole]
+    assert [step.values.get("dpo_loss") for step in cut] == [step.values.get("dpo_loss") for step in whole]
+    final = [root / "final" / "model.safetensors" for root in (other.path / "cut", place.path / "whole")]
+    assert final[0].read_bytes() == final[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_the_files_of_a_run(place: Place) -> None:
+    log_path = min(place.path.glob("runs/pairs-*"))
+    rows = journal.read(log_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(7))
+    assert [row["step"] for row in rows if "test/nll" in row] == [0, 3, 6]
+    assert rows[1]["dpo_loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert rows[1]["accuracy"] == 0.5
+    names = [row["name"] for row in journal.read(log_path / "checkpoints.jsonl")]
+    assert names == ["000002", "000004", "final"]
+    assert {row["step"] for row in journal.read(log_path / "samples.jsonl")} == {0, 6}
+    assert "step 6/6" in (log_path / "logs.log").read_text()

@@ -1,0 +1,200 @@
+"""The stage, with a real model, real inspect-ai and real checkers."""
+
+import gc
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inspect_ai.log import read_eval_log
+
+from dpo_core.data.preference import Preference, write_pairs
+from dpo_core.errors import EvaluationError
+from dpo_core.evaluate import evaluate, prompts
+from dpo_core.evaluate.instructions import Verdict, score
+from dpo_core.model.source import describe
+from dpo_core.pair import Pair
+from dpo_core.recipe import EvaluateSettings, RenderSettings, TrainSettings
+from dpo_core.records import DataReport, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
+from dpo_core.render import render
+from dpo_core.requests import EvaluateRequest, PromptsRequest, RenderRequest, ScoreRequest
+from dpo_core.store import Store
+from dpo_core.train import reference
+
+# inspect-ai drops streams unclosed, which their collection would report in whatever test runs by then.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
+
+PromptFile = Callable[[dict[str, dict[str, Any]]], Path]
+PAIRS, TOKENS = 6, 24
+ASKED: dict[str, dict[str, Any]] = {
+    "Tell me of the park.": {"punctuation:no_comma": {}},
+    "Who is Tom?": {"punctuation:no_comma": {}, "startend:quotation": {}},
+    "Say something about a dog.": {"length_constraints:number_words": {"relation": "at least", "num_words": 5}},
+    "Why?": {"keywords:forbidden_words": {"forbidden_words": ["zebra"]}},
+}
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Leave no stream of inspect-ai to be collected in another test."""
+    yield
+    gc.collect()
+
+
+@dataclass(frozen=True)
+class World:
+    """What the stages before this one leave behind."""
+
+    store: Store
+    model: ModelSource
+    rendered: RenderedSet
+    reference: ReferenceSet
+
+    def request(self, told: PromptSet | None, **settings: Any) -> EvaluateRequest:
+        return EvaluateRequest(
+            model=self.model,
+            rendered=self.rendered,
+            reference=self.reference,
+            prompts=told,
+            evaluate=EvaluateSettings(max_new_tokens=TOKENS, **settings),
+            dpo_beta=0.1,
+            token_budget=2048,
+            precision="fp32",
+        )
+
+    def evaluate(self, request: EvaluateRequest, key: str) -> EvalResult:
+        with self.store.write("evaluate", key) as draft:
+            evaluate.run(request, draft)
+        result = self.store.find("evaluate", key, EvalResult)
+        assert result is not None
+        return result
+
+
+def preference(index: int) -> Preference:
+    user = {"role": "user", "content": f"Tell me story number {index}."}
+    sides = Pair("Once upon a time, there was a girl.", f"No {index} no no.")
+    return Preference([user], sides.map(lambda text: [{"role": "assistant", "content": text}]))  # type: ignore[list-item]
+
+
+@pytest.fixture
+def world(stories: Path, tmp_path: Path) -> World:
+    store, model = Store(tmp_path / "store"), describe(stories, "stories260K")
+    for split in ("train", "test"):
+        write_pairs(tmp_path / f"{split}.arrow", [preference(index) for index in range(PAIRS)])
+    report = DataReport(rows_read=PAIRS, kept=PAIRS)
+    pairs = PairSet(
+        path=tmp_path,
+        fingerprint="pairs",
+        dataset="six",
+        source="six",
+        train_pairs=PAIRS,
+        test_pairs=PAIRS,
+        train_report=report,
+        test_report=report,
+    )
+    with store.write("render", "key") as draft:
+        render.run(RenderRequest(pairs=pairs, model=model, render=RenderSettings(renderer_name="role_colon")), draft)
+    rendered = store.find("render", "key", RenderedSet)
+    assert rendered is not None
+    with store.write("score_reference", "key") as draft:
+        reference.run(ScoreRequest(rendered=rendered, model=model, train=TrainSettings(batch_size=2)), draft)
+    scored = store.find("score_reference", "key", ReferenceSet)
+    assert scored is not None
+    return World(store, model, rendered, scored)
+
+
+@pytest.fixture
+def told(world: World, prompt_file: PromptFile) -> PromptSet:
+    with world.store.write("prompts", "key") as draft:
+        prompts.run(PromptsRequest(source=str(prompt_file(ASKED)), seed=0, limit=None, demo_pairs=64), draft)
+    record = world.store.find("prompts", "key", PromptSet)
+    assert record is not None
+    return record
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_model_is_measured_on_prompts_and_pairs(world: World, told: PromptSet) -> None:
+    """Verdicts are those of the scoring core on the answers as written; shares and counts follow from them."""
+    result = world.evaluate(world.request(told, num_samples=3), "first")
+    outcomes = lines(result.path / "outcomes.jsonl")
+    rows = {row.key: row for _, row in prompts.read(told.path)}
+    assert [outcome["key"] for outcome in outcomes] == list(rows)
+    for outcome in outcomes:
+        verdict = score(rows[outcome["key"]], outcome["response"])
+        assert verdict == Verdict(tuple(outcome["strict"]), tuple(outcome["loose"]))
+    metrics = result.metrics
+    strict = [verdict for outcome in outcomes for verdict in outcome["strict"]]
+    assert metrics["prompt_strict_acc"] == sum(all(outcome["strict"]) for outcome in outcomes) / 4
+    assert metrics["inst_strict_acc"] == pytest.approx(sum(strict) / 5)
+    assert metrics["ifeval/number_words"] == outcomes[2]["strict"][0] == 1
+    assert 0 < metrics["prompt_strict_acc"] < 1
+    assert {"prompt_loose_stderr", "inst_loose_acc", "final_acc", "final_stderr"} <= metrics.keys()
+    assert result.prompts_fingerprint == told.fingerprint
+    samples = [(outcome["prompt"], outcome["response"]) for outcome in outcomes[:3]]
+    assert [(line["prompt"], line["answer"]) for line in lines(result.path / "samples.jsonl")] == samples
+
+
+def test_a_model_that_never_stops_is_not_said_to_have_ended(world: World, told: PromptSet) -> None:
+    result = world.evaluate(world.request(told), "first")
+    assert {outcome["stop_reason"] for outcome in lines(result.path / "outcomes.jsonl")} == {"max_tokens"}
+    assert (result.metrics["ended_share"], result.metrics["answer_tokens"]) == (0, TOKENS)
+
+
+def test_the_reference_itself_reads_ln_2_on_held_out_pairs(world: World) -> None:
+    result = world.evaluate(world.request(None, tasks=()), "pairs only")
+    assert result.metrics["test/dpo_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert result.metrics["test/accuracy"] == 0.5
+    assert result.metrics["test/nll_chosen"] < result.metrics["test/nll_rejected"]
+    assert (result.prompts_fingerprint, lines(result.path / "outcomes.jsonl")) == ("", [])
+
+
+def test_without_a_task_held_out_prompts_are_answered(world: World) -> None:
+    result = world.evaluate(world.request(None, tasks=(), num_samples=2), "pairs only")
+    samples = lines(result.path / "samples.jsonl")
+    assert [sample["prompt"].strip() for sample in samples] == [
+        f"User: Tell me story number {index}.\n\nAssistant:" for index in range(2)
+    ]
+    assert all(sample["answer"] and sample["tokens"] == TOKENS for sample in samples)
+
+
+def test_the_same_model_measured_twice_is_the_same_result(world: World, told: PromptSet) -> None:
+    first, second = (world.evaluate(world.request(told, eval_batch_size=size), str(size)) for size in (4, 2))
+    assert first.metrics == second.metrics
+    assert first.fingerprint == second.fingerprint
+
+
+def test_inspect_s_log_stays_and_can_be_read(world: World, told: PromptSet) -> None:
+    result = world.evaluate(world.request(told), "first")
+    log = read_eval_log(str(result.path / "ifeval.eval"))
+    assert (log.status, log.eval.task, log.eval.model) == ("success", "ifeval", "dpo/stories260K")
+    assert [sample.id for sample in log.samples or []] == [1000, 1001, 1002, 1003]
+
+
+def test_failing_prompts_fail_the_stage_and_leave_nothing(
+    world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError("the batch does not fit")
+
+    monkeypatch.setattr("dpo_core.evaluate.answers.decode", broken)
+    with pytest.raises(EvaluationError, match=r"4 of 4 prompts failed: .*the batch does not fit"):
+        world.evaluate(world.request(told), "first")
+    assert not world.store.entry("evaluate", "first").exists()
+
+
+def test_an_interrupted_evaluation_is_an_error() -> None:
+    """inspect-ai returns from an interrupt without an exception, and with no log."""
+    with pytest.raises(EvaluationError, match="interrupted"):
+        evaluate.check([], 4)
+
+
+def test_a_log_that_lost_samples_is_an_error(world: World, told: PromptSet) -> None:
+    log = read_eval_log(str(world.evaluate(world.request(told), "first").path / "ifeval.eval"))
+    with pytest.raises(EvaluationError, match="4 of 5 prompts are in the log"):
+        evaluate.check([log], 5)

@@ -1,0 +1,164 @@
+"""Decoding: neighbours change nothing, ends are honest, results keep their order."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dpo_core.model.generate import Completion, Decoding, Row, choose, decode
+from dpo_core.model.load import load_model, load_tokenizer
+
+BEGINNING = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+BOS = 1
+
+
+@pytest.fixture(scope="module")
+def model(stories: Path) -> PreTrainedModel:
+    return load_model(stories)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(stories: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(stories)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    texts = ["Once", "The dog was", "Tom and Ann went to the big park because", "A", "One day a bird saw a red ball."]
+    return [[BOS, *tokenizer.encode(text * count, add_special_tokens=False)] for text in texts for count in (1, 2, 5)]
+
+
+def sharp(model: PreTrainedModel) -> PreTrainedModel:
+    """Random weights whose best token is best by far, so that rounding does not decide."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model.eval()
+
+
+def small_models() -> dict[str, PreTrainedModel]:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    return {
+        "llama": sharp(LlamaForCausalLM(LlamaConfig(**shape))),
+        "sliding window": sharp(MistralForCausalLM(MistralConfig(**shape, sliding_window=8))),
+        "absolute positions": sharp(
+            GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=128, eos_token_id=0))
+        ),
+    }
+
+
+def test_greedy_text_is_the_documented_one(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    [completion] = decode(model, [[BOS]], Decoding(max_new_tokens=60))
+    assert tokenizer.decode(completion.ids).strip().startswith(BEGINNING)
+
+
+def test_neighbours_change_nothing(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]
+) -> None:
+    """Rows end at different steps, so that the batch is compacted on its way."""
+    full_stop = tokenizer.convert_tokens_to_ids(".")
+    alone = decode(model, prompts, Decoding(80, frozenset([full_stop]), batch_size=1))
+    together = decode(model, prompts, Decoding(80, frozenset([full_stop]), batch_size=len(prompts)))
+    assert together == alone
+    assert len({len(completion.ids) for completion in alone}) > 3
+
+
+@pytest.mark.parametrize("name", ["llama", "sliding window", "absolute positions"])
+def test_batches_equal_the_library_s_own_decoding(name: str) -> None:
+    model = small_models()[name]
+    random = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(1, 97, (length,), generator=random).tolist() for length in (3, 30, 1, 12, 7)]
+    peer = [
+        model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=None)[0, len(prompt) :]
+        for prompt in prompts
+    ]
+    stop = int(peer[1][5])
+    expected = [cut_at(ids.tolist(), stop) for ids in peer]
+    assert decode(model, prompts, Decoding(20, frozenset([stop]), batch_size=5)) == expected
+    assert {completion.ended for completion in expected} == {True, False}
+
+
+def cut_at(ids: list[int], stop: int) -> Completion:
+    if stop not in ids:
+        return Completion(tuple(ids), ended=False)
+    return Completion(tuple(ids[: ids.index(stop) + 1]), ended=True)
+
+
+def test_stop_string_ends_a_row_where_its_last_token_completes_it(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The string spans several tokens of this tokenizer."""
+    stop = "named Lily"
+    [completion] = decode(model, [[BOS]], Decoding(200, stop_strings=(stop,), tokenizer=tokenizer))
+    assert completion.ended
+    assert tokenizer.decode(completion.ids).strip() == BEGINNING[: BEGINNING.index(stop) + len(stop)]
+
+
+def test_a_model_that_never_stops_is_cut_off(model: PreTrainedModel) -> None:
+    [completion] = decode(model, [[BOS]], Decoding(max_new_tokens=30))
+    assert (len(completion.ids), completion.ended) == (30, False)
+
+
+def test_the_context_limits_what_is_added(model: PreTrainedModel) -> None:
+    """512 positions: 12 tokens fit after 500, none after 512 or more, and a short neighbour is not touched."""
+    prompts = [[BOS] + [5] * 499, [BOS] + [5] * 511, [BOS] + [5] * 600, [BOS]]
+    completions = decode(model, prompts, Decoding(max_new_tokens=40))
+    assert [len(completion.ids) for completion in completions] == [12, 0, 0, 40]
+    assert not any(completion.ended for completion in completions)
+
+
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(model: PreTrainedModel, prompts: list[list[int]]) -> None:
+    alone = decode(model, prompts, Decoding(30, batch_size=1, temperature=1.0, seed=3))
+    assert decode(model, prompts, Decoding(30, batch_size=16, temperature=1.0, seed=3)) == alone
+    assert decode(model, prompts, Decoding(30, batch_size=16, temperature=1.0, seed=4)) != alone
+
+
+def test_draws_follow_the_distribution() -> None:
+    """4,000 draws at temperature 2 from logits 2·ln p: each share within four standard errors of p."""
+    shares = torch.tensor([0.5, 0.3, 0.0, 0.2])
+    rows = [Row(index, [1], 1) for index in range(4000)]
+    for row in rows:
+        row.draw.seed(row.index)
+    drawn = choose((2 * shares.log()).expand(4000, 4), rows, temperature=2.0)
+    counts = torch.bincount(drawn, minlength=4) / 4000
+    assert torch.all((counts - shares).abs() <= 4 * (shares * (1 - shares) / 4000).sqrt())
+
+
+def test_dropout_is_off_and_the_mode_is_restored() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=97,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            attention_dropout=0.5,
+        )
+    )
+    expected = decode(model, [[1, 2, 3]], Decoding(20))
+    model.train()
+    assert decode(model, [[1, 2, 3]], Decoding(20)) == expected
+    assert model.training
+
+
+def test_stop_strings_need_a_tokenizer() -> None:
+    with pytest.raises(ValueError, match="tokenizer"):
+        Decoding(10, stop_strings=("\n",))
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="token to continue from"):
+        decode(small_models()["llama"], [[]], Decoding(10))

@@ -1,0 +1,59 @@
+"""Tiny models and token pairs, made here from a seed."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dpo_core.pair import Pair
+from dpo_core.render.rendered import Completion, Rows, TokenPair, open_split, write_split
+from dpo_core.train.reference import LOGPS, References, open_references, score
+
+VOCABULARY = 64
+
+
+def llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """A random two-layer Llama."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def token_pairs(count: int, seed: int = 0) -> list[TokenPair]:
+    """Random pairs of uneven lengths."""
+    rng = np.random.default_rng(seed)
+
+    def ids(least: int, most: int) -> np.ndarray:
+        return rng.integers(3, VOCABULARY, rng.integers(least, most)).astype(np.int32)
+
+    def completion() -> Completion:
+        tokens = ids(1, 20)
+        return Completion(tokens, np.ones(len(tokens), dtype=np.bool_))
+
+    return [TokenPair(ids(2, 30), Pair(completion(), completion())) for _ in range(count)]
+
+
+def rows(path: Path, pairs: list[TokenPair]) -> Rows:
+    """The pairs as a mapped split."""
+    write_split(path / "train.arrow", pairs)
+    return open_split(path, "train")
+
+
+def references(path: Path, model: LlamaForCausalLM, split: Rows) -> References:
+    """The model's own scores of every pair, written and read as the stage does."""
+    tensors = score(model, split, list(range(len(split))), token_budget=1024, precision="fp32")
+    tensors[LOGPS] = tensors[LOGPS].astype(np.float32)
+    save_file(tensors, path / "train.safetensors")
+    return open_references(path, "train")
