@@ -19,9 +19,9 @@ NOTHING = nullcontext()
 # The data version of each stage's code: raise one when the same input would give another output.
 VERSIONS = {
     "base": 1,
-    "acquire": 1,
+    "acquire": 2,
     "prompts": 1,
-    "render": 1,
+    "render": 2,
     "warm_start": 1,
     "score_reference": 1,
     "train": 1,

@@ -20,13 +20,28 @@ class DataSettings(Section):
     """Which preferences to learn from."""
 
     dataset: str = "hhh"
-    """hhh, demo, or a JSONL file (optionally .gz) of preference pairs"""
+    """a name (hhh, helpsteer3, ultrafeedback, tulu3, arena, helpsteer2, demo), a file or directory of JSONL, parquet or
+    Arrow, hub:<owner>/<name>, or package.module:Class"""
+    data_path: Path | None = None
+    """local copy of a named dataset: a directory as on the hub or saved by datasets, or a file (None: from the hub)"""
     dataset_revision: str | None = None
     """commit, branch or tag of the hub dataset (None: its main branch, resolved to a commit)"""
+    dataset_config: str | None = None
+    """the hub's name of the part of a hub: dataset or directory that is meant"""
+    train_split: str = "train"
+    """split of a hub: dataset or directory to train on"""
+    test_split: str | None = None
+    """split of a hub: dataset or directory to hold out (None: test or validation, else taken by prompt)"""
+    prompt_column: tuple[str, ...] = ()
+    """column with the prompt; several, comma-separated, are joined by a blank line (none: prompt)"""
+    chosen_column: str | None = None
+    """column with the preferred reply (None: chosen)"""
+    rejected_column: str | None = None
+    """column with the other reply (None: rejected)"""
     test_path: Path | None = None
-    """JSONL file of held-out pairs (None: taken from the dataset by prompt, see test_size)"""
+    """JSONL file of held-out pairs (None: the dataset's own, else taken by prompt, see test_size)"""
     test_size: Count = 1024
-    """held-out pairs at most, and never more than a tenth of a file without a test_path"""
+    """held-out pairs at most, and never more than a tenth of a dataset that has no test split of its own"""
     max_dropped_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
     """malformed rows above this share of all rows are an error"""
     demo_pairs: Annotated[int, Field(ge=64, le=20_000)] = 4000
@@ -166,12 +181,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "Recipe":
-        if self.data.test_path and self.data.dataset in ("hhh", "demo"):
-            raise ValueError(
-                f"test_path goes with a JSONL dataset, and dataset={self.data.dataset} brings its own test split"
-            )
-        if self.data.dataset_revision and self.data.dataset != "hhh":
-            raise ValueError("dataset_revision names a commit on the hub, and this dataset does not come from there")
         if self.warm_start.sft_steps and self.model.reference_model_name:
             raise ValueError("a warm start makes its own reference: leave out reference_model_name or set sft_steps=0")
         if self.model.model_name == "demo" and not (self.warm_start.sft_steps or self.model.load_checkpoint_path):

@@ -11,12 +11,33 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Lengths(Record):
+    """How long one part of the pairs is: ``quantiles`` by percent, ``histogram`` in doubling bins.
+
+    Bin 0 of the histogram counts what is empty, bin i what is 2^(i-1) to 2^i - 1 long.
+    """
+
+    mean: float
+    quantiles: dict[str, int]
+    histogram: tuple[int, ...]
+
+
 class DataReport(Record):
-    """What became of the rows of one split. ``dropped`` counts rows by cause."""
+    """What became of the rows of one split.
+
+    ``dropped`` counts rows by cause, ``examples`` says which row was the first of a cause. ``lengths`` of prompt,
+    chosen and rejected are in ``unit``: characters before rendering, tokens after it. ``longer_chosen`` is the share
+    of pairs whose longer side is the chosen one, among those whose sides differ in length. ``truncated`` counts pairs.
+    """
 
     rows_read: int
     kept: int
     dropped: dict[str, int] = {}
+    examples: dict[str, str] = {}
+    truncated: int = 0
+    unit: str = "characters"
+    lengths: dict[str, Lengths] = {}
+    longer_chosen: float | None = None
 
 
 class PairSet(Record):
@@ -24,6 +45,7 @@ class PairSet(Record):
 
     Columns of both: ``prompt`` and ``chosen``, ``rejected``: JSON lists of ``{"role", "content"}`` messages.
     ``fingerprint`` is the digest of the two files, ``source`` says where they came from (hub id and commit, or file).
+    ``report.json`` and ``report.txt`` beside them hold the two reports.
     """
 
     path: Path

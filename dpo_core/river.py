@@ -53,7 +53,7 @@ def acquire(recipe: Recipe) -> Produced[PairSet]:
     seed = recipe.train.seed if source == "demo" else 0
     depends = {
         "content": acquisition.content(source, recipe.data),
-        "data": without(recipe.data, "dataset", "test_path"),
+        "data": without(recipe.data, "dataset", "data_path", "test_path"),
     }
     request = AcquireRequest(data=recipe.data, source=source, seed=seed)
     return produce(recipe, Work("acquire", depends | {"seed": seed}, request), PairSet)

@@ -65,8 +65,6 @@ def test_none_and_lists_can_be_typed() -> None:
         (("learning_rate=fast",), "learning_rate=fast cannot be used: .*valid number"),
         (("dpo_beta=0",), "dpo_beta=0 cannot be used: .*greater than 0"),
         (("lr_schedule=step",), "lr_schedule=step cannot be used: .*'linear', 'cosine' or 'constant'"),
-        (("test_path=x.jsonl",), "test_path goes with a JSONL dataset"),
-        (("dataset=a.jsonl", "dataset_revision=main"), "dataset_revision names a commit"),
         (("sft_steps=3", "reference_model_name=x"), "leave out reference_model_name or set sft_steps=0"),
         (("model_name=demo",), "set sft_steps"),
         (("batch_size",), "'batch_size' is not an assignment"),

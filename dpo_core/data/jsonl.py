@@ -1,44 +1,47 @@
-"""Preference pairs from a JSONL file (optionally .gz), in our schema, upstream's or HH's."""
+"""The lines of a JSONL file (optionally .gz), one in memory at a time; what is not JSON is named by its number."""
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dpo_core.data.hhh import from_transcripts
-from dpo_core.data.preference import Message, Preference
-from dpo_core.data.rows import Dropped, checked
+from dpo_core.data.rows import Convert, Outcome, Row
 from dpo_core.errors import DataError
-from dpo_core.pair import Pair
 
-SCHEMAS = (
-    '{"prompt", "chosen", "rejected"}, {"chosen", "rejected"} as Human/Assistant transcripts, '
-    'or {"comparison", "label"}'
-)
+SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+RULE = "A dataset file holds one JSON object a line."
 
 
-def read(path: Path) -> Iterator[Preference | Dropped]:
+def read(path: Path, convert: Convert) -> Iterator[Outcome]:
     """Every line as a pair, or as the reason why it is none.
 
-    Raises DataError for a missing or empty file, a line that is not JSON, or columns of no known schema.
+    Raises DataError for a missing, empty or cut-off file, or a line that is not a JSON object: a broken file is to be
+    mended, where a row that breaks the schema is counted.
     """
     count = 0
     for number, row in json_lines(path):
         count += 1
         yield convert(row, f"{path.name}:{number}")
     if not count:
-        raise DataError(f"{path} is empty.", "A dataset file holds one JSON object a line.", "Check the file.")
+        raise DataError(f"{path} is empty.", RULE, "Check the file.")
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """Line numbers (from 1) and objects; blank lines are passed over."""
     if not path.is_file():
-        raise DataError(f"There is no dataset file {path}.", "dataset is hhh, demo or a JSONL file.", "Check the path.")
-    with opened(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield number, json_object(path, number, line)
+        raise DataError(f"There is no dataset file {path}.", RULE, "Check the path.")
+    number = 0
+    try:
+        with opened(path) as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, json_object(path, number, line)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{path} is not whole: after line {number}, {str(error).rstrip('.')}.", RULE, "Copy the file again."
+        ) from None
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -46,80 +49,17 @@ def opened(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def json_object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def json_object(path: Path, number: int, line: bytes) -> Row:
     """One line as an object.
 
     Raises DataError naming the line when it is not one.
     """
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(
-            f"{path}, line {number} is not JSON: {error}.",
-            "A dataset file holds one JSON object a line.",
-            "Mend that line.",
-        ) from None
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}, line {number} is not JSON: {error}.", RULE, "Mend that line.") from None
     if not isinstance(row, dict):
         raise DataError(
-            f"{path}, line {number} is a {type(row).__name__}.", "A line is a JSON object.", f"Schemas: {SCHEMAS}."
+            f"{path}, line {number} is a {type(row).__name__}.", "A line is a JSON object.", "Mend that line."
         )
     return row
-
-
-def convert(row: dict[str, Any], where: str) -> Preference | Dropped:
-    """A row of any of the three schemas.
-
-    Raises DataError when its columns belong to none.
-    """
-    if {"prompt", "chosen", "rejected"} <= row.keys():
-        return labelled(row["prompt"], row["chosen"], row["rejected"], where)
-    if {"comparison", "label"} <= row.keys():
-        return comparison(row, where)
-    if {"chosen", "rejected"} <= row.keys():
-        return from_transcripts(row["chosen"], row["rejected"], where)
-    raise DataError(f"{where} has columns {sorted(row)}.", f"Known schemas: {SCHEMAS}.", "Rename the columns.")
-
-
-def labelled(prompt: Any, chosen: Any, rejected: Any, where: str) -> Preference | Dropped:
-    """Our schema: texts, or lists of messages; a text is one user's, or one assistant's, message."""
-    try:
-        sides = Pair(messages(chosen, "assistant"), messages(rejected, "assistant"))
-        return checked(Preference(messages(prompt, "user"), sides), where)
-    except (TypeError, ValueError, KeyError) as error:
-        return Dropped("malformed", f"{where}: {error}")
-
-
-def comparison(row: dict[str, Any], where: str) -> Preference | Dropped:
-    """Upstream's schema; a tie is dropped (upstream trains B as chosen)."""
-    if row["label"] == "Tie":
-        return Dropped("tie", where)
-    if row["label"] not in ("A", "B"):
-        return Dropped("malformed", f"{where}: label {row['label']!r} is none of A, B, Tie")
-    told = row["comparison"] if isinstance(row["comparison"], dict) else {}
-    first, second = told.get("completion_A"), told.get("completion_B")
-    chosen, rejected = (first, second) if row["label"] == "A" else (second, first)
-    return labelled(told.get("prompt_conversation"), chosen, rejected, where)
-
-
-def messages(value: Any, role: str) -> list[Message]:
-    """A text or a list of messages as messages.
-
-    Raises ValueError saying what is wrong with it.
-    """
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{role}'s part is {value!r:.60}, neither a text nor a list of messages")
-    return [message(item) for item in value]
-
-
-def message(item: Any) -> Message:
-    """One message with a known role and a text.
-
-    Raises ValueError saying what is wrong with it.
-    """
-    if not isinstance(item, dict) or not isinstance(item.get("content"), str):
-        raise ValueError(f"{item!r:.60} is not a message with a text as content")
-    if item.get("role") not in ("system", "user", "assistant"):
-        raise ValueError(f"role {item.get('role')!r} is none of system, user, assistant")
-    return {"role": item["role"], "content": item["content"]}

@@ -1,8 +1,13 @@
 """What a row of a dataset is: a usable pair, or a reason why not."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dpo_core.data.preference import Message, Preference
+
+MALFORMED = "malformed"
+EXAMPLE_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,17 +18,37 @@ class Dropped:
     detail: str
 
 
-def checked(pair: Preference, where: str) -> Preference | Dropped:
+Row = dict[str, Any]
+Outcome = Preference | Dropped
+Convert = Callable[[Row, str], Outcome]
+
+
+class Malformed(ValueError):
+    """A value that is not what its column must hold. kind: what the report counts it under."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(kind, detail)
+        self.kind, self.detail = kind, detail
+
+
+def malformed(kind: str, where: str, detail: str) -> Dropped:
+    """A row that breaks the schema, counted under its kind; the first of each kind is shown."""
+    return Dropped(f"{MALFORMED}: {kind}", f"{where}: {detail}"[:EXAMPLE_CHARACTERS])
+
+
+def checked(pair: Preference, where: str) -> Outcome:
     """The pair, unless it has nothing to teach: an empty reply, equal sides, no user before the answer."""
     sides = (pair.sides.chosen, pair.sides.rejected)
-    if not pair.prompt or any(side[-1]["role"] != "assistant" for side in sides):
-        return Dropped("malformed", f"{where}: a prompt and assistants' replies are needed")
-    if any(not said(message) for side in sides for message in side[-1:]):
+    if not any(said(message) for message in pair.prompt):
+        return malformed("empty prompt", where, "nothing is said before the reply")
+    if any(not side or side[-1]["role"] != "assistant" for side in sides):
+        return malformed("no reply", where, "each side ends with an assistant's message")
+    if any(not said(side[-1]) for side in sides):
         return Dropped("empty reply", where)
     if pair.sides.chosen == pair.sides.rejected:
         return Dropped("equal sides", where)
     if not encodable(pair):
-        return Dropped("malformed", f"{where}: a lone surrogate is not text")
+        return malformed("lone surrogate", where, "a lone surrogate is not text")
     return pair
 
 

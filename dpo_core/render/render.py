@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpo_core import fingerprint
+from dpo_core.data import report
 from dpo_core.data.preference import read_pairs
 from dpo_core.errors import DataError
 from dpo_core.records import DataReport, RenderedSet
@@ -12,6 +13,7 @@ from dpo_core.render.fit import fit
 from dpo_core.render.registry import get_renderer, resolve
 from dpo_core.render.rendered import TokenPair, write_split
 from dpo_core.render.renderer import Renderer
+from dpo_core.render.report import in_tokens
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.requests import RenderRequest
 from dpo_core.store import Draft
@@ -42,7 +44,7 @@ class Counted:
     def report(self, before: DataReport) -> DataReport:
         """The counts of acquisition and rendering together."""
         dropped = self.dropped + Counter(before.dropped)
-        return DataReport(rows_read=before.rows_read, kept=self.kept, dropped=dict(sorted(dropped.items())))
+        return before.model_copy(update={"kept": self.kept, "dropped": dict(sorted(dropped.items()))})
 
 
 def useless(pair: TokenPair) -> str | None:
@@ -68,6 +70,11 @@ def run(request: RenderRequest, draft: Draft) -> None:
     for split, part in counted.items():
         write_split(paths[split], part.render(request.pairs.path / f"{split}.arrow"))
         check(part, split)
+    before = {"train": request.pairs.train_report, "test": request.pairs.test_report}
+    reports = {
+        split: in_tokens(paths[split], part.report(before[split]), part.truncated) for split, part in counted.items()
+    }
+    report.write(draft.path, request.pairs.source, reports)
     draft.publish(
         RenderedSet(
             path=draft.final,
@@ -78,8 +85,8 @@ def run(request: RenderRequest, draft: Draft) -> None:
             test_pairs=counted["test"].kept,
             tokens=counted["train"].tokens,
             truncated=counted["train"].truncated,
-            train_report=counted["train"].report(request.pairs.train_report),
-            test_report=counted["test"].report(request.pairs.test_report),
+            train_report=reports["train"],
+            test_report=reports["test"],
         )
     )
 

@@ -60,10 +60,10 @@ def test_duplicates_are_dropped_and_counted(tmp_path: Path, write_jsonl: Writer)
 def test_too_many_malformed_rows_are_an_error_that_shows_them(tmp_path: Path, write_jsonl: Writer) -> None:
     rows = [*pair_rows(10), *({"prompt": index, "chosen": "c", "rejected": "r"} for index in range(5))]
     path = write_jsonl(rows)
-    with pytest.raises(DataError, match=r"5 of 15 dataset rows are malformed, as pairs.jsonl:11: .*At most 20%"):
+    with pytest.raises(DataError, match=r"5 of 15 dataset rows are malformed: 5 .* \(as pairs.jsonl:11: .*At most 20%"):
         acquired(tmp_path, DataSettings(dataset=str(path)))
     assert acquired(tmp_path, DataSettings(dataset=str(path), max_dropped_fraction=0.5)).train_report.dropped == {
-        "malformed": 5
+        "malformed: neither text nor messages": 5
     }
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from dpo_core.data import jsonl
-from dpo_core.data.hhh import from_transcripts, transcript
+from dpo_core.data.hhh import transcript
 from dpo_core.data.preference import Preference
-from dpo_core.data.rows import Dropped
+from dpo_core.data.registry import convert
+from dpo_core.data.rows import Dropped, Malformed
 from dpo_core.errors import DataError
 from tests.conftest import shared
 
@@ -20,7 +21,7 @@ Writer = Callable[..., Path]
 
 
 def only(row: Any) -> Preference | Dropped:
-    return jsonl.convert(row, "row")
+    return convert(row, "row")
 
 
 def test_texts_become_a_users_and_an_assistants_message() -> None:
@@ -48,13 +49,19 @@ def test_upstreams_schema_with_its_labels() -> None:
     [
         ({"prompt": "p", "chosen": "same", "rejected": "same"}, "equal sides"),
         ({"prompt": "p", "chosen": " \n", "rejected": "r"}, "empty reply"),
-        ({"prompt": [], "chosen": "c", "rejected": "r"}, "malformed"),
-        ({"prompt": 3, "chosen": "c", "rejected": "r"}, "malformed"),
-        ({"prompt": [{"role": "robot", "content": "x"}], "chosen": "c", "rejected": "r"}, "malformed"),
-        ({"prompt": [{"role": "user", "content": 3}], "chosen": "c", "rejected": "r"}, "malformed"),
-        ({"prompt": "\ud800", "chosen": "c", "rejected": "r"}, "malformed"),
-        ({"comparison": "x", "label": "A"}, "malformed"),
-        ({"comparison": {}, "label": "C"}, "malformed"),
+        ({"prompt": [], "chosen": "c", "rejected": "r"}, "malformed: no message"),
+        ({"prompt": " ", "chosen": "c", "rejected": "r"}, "malformed: empty prompt"),
+        ({"prompt": 3, "chosen": "c", "rejected": "r"}, "malformed: neither text nor messages"),
+        ({"prompt": ["hi"], "chosen": "c", "rejected": "r"}, "malformed: neither text nor messages"),
+        ({"prompt": [{"role": "robot", "content": "x"}], "chosen": "c", "rejected": "r"}, "malformed: unknown role"),
+        ({"prompt": [{"role": "user", "content": 3}], "chosen": "c", "rejected": "r"}, "malformed: content is not a text"),
+        ({"prompt": "p", "chosen": [{"role": "user", "content": "p"}], "rejected": "r"}, "different prompts"),
+        ({"prompt": "\ud800", "chosen": "c", "rejected": "r"}, "malformed: lone surrogate"),
+        ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "malformed: empty prompt"),
+        ({"chosen": "Hello", "rejected": "\n\nHuman: b"}, "malformed: not a transcript"),
+        ({"chosen": 3, "rejected": "\n\nHuman: b"}, "malformed: not a transcript"),
+        ({"comparison": "x", "label": "A"}, "malformed: neither text nor messages"),
+        ({"comparison": {}, "label": "C"}, "malformed: unknown label"),
     ],
 )
 def test_rows_that_teach_nothing_are_dropped_by_cause(row: Any, cause: str) -> None:
@@ -67,12 +74,13 @@ def test_a_transcript_is_split_at_speakers_after_blank_lines_only() -> None:
     text = "\n\nHuman: Who said\nHuman: hello?\n\nAssistant: The Assistant: did.\n\nHuman: Thanks\n\nAssistant: Sure"
     assert [message["role"] for message in transcript(text)] == ["user", "assistant", "user", "assistant"]
     assert transcript(text)[0]["content"] == "Who said\nHuman: hello?"
-    assert transcript("No speaker at all") == []
+    with pytest.raises(Malformed, match="No speaker at all"):
+        transcript("No speaker at all")
 
 
 def test_transcripts_must_share_all_but_the_last_message() -> None:
     there, other = "\n\nHuman: a\n\nAssistant: b", "\n\nHuman: z\n\nAssistant: c"
-    assert from_transcripts(there, other, "row") == Dropped("different prompts", "row")
+    assert only({"chosen": there, "rejected": other}) == Dropped("different prompts", "row")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,7 @@ def test_transcripts_must_share_all_but_the_last_message() -> None:
     ],
 )
 def test_counts_on_the_real_hh_files(name: str, rows: int, kept: int, dropped: dict[str, int]) -> None:
-    results = list(jsonl.read(shared("data", "hh-rlhf", name)))
+    results = list(jsonl.read(shared("data", "hh-rlhf", name), convert))
     assert len(results) == rows
     assert sum(isinstance(result, Preference) for result in results) == kept
     assert Counter(result.cause for result in results if isinstance(result, Dropped)) == dropped
@@ -95,7 +103,7 @@ def test_counts_on_the_real_hh_files(name: str, rows: int, kept: int, dropped: d
 def test_gzip_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}).encode()))
-    assert len(list(jsonl.read(path))) == 1
+    assert len(list(jsonl.read(path, convert))) == 1
 
 
 def test_bad_files_are_refused_by_name_and_line(tmp_path: Path, write_jsonl: Writer) -> None:
@@ -111,4 +119,4 @@ def test_bad_files_are_refused_by_name_and_line(tmp_path: Path, write_jsonl: Wri
         (write_jsonl([{"question": "q", "answer": "a"}], "columns.jsonl"), r"has columns \['answer', 'question'\]"),
     ):
         with pytest.raises(DataError, match=told):
-            list(jsonl.read(path))
+            list(jsonl.read(path, convert))

@@ -1,0 +1,100 @@
+"""The rows of a pinned source as preferences: those to train on, and those held out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo_core.data import custom, demo, jsonl, tables
+from dpo_core.data.hub_dataset import HubDataset
+from dpo_core.data.registry import convert, mapped
+from dpo_core.data.rows import Convert, Outcome
+from dpo_core.data.sources import kind_of, known
+from dpo_core.data.tables import Groups, Place, Table, Units
+from dpo_core.requests import AcquireRequest
+
+SHUFFLE_SEED = 0
+TEST_SHARE = 10
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The rows to train on and the rows held out; without the latter they are taken from the former by prompt."""
+
+    train: Iterator[Outcome]
+    test: Iterator[Outcome] | None
+
+
+def open_source(request: AcquireRequest) -> Opened:
+    """The rows of the pinned source.
+
+    Raises DataError when they do not load, or have not the splits that are asked for.
+    """
+    data, kind = request.data, kind_of(request.data)
+    if kind == "demo":
+        made = demo.generate(data.demo_pairs, request.seed)
+        return Opened(generated(made.train), generated(made.test))
+    dataset = None if kind in ("file", "directory") else known(data, kind)
+    if kind == "custom" and dataset is None:
+        return Opened(*custom.Builder.build(data.dataset, custom.find(data.dataset)).open())
+    if dataset is None or dataset.convert is convert:
+        return unnamed(request)
+    return published(request, dataset)
+
+
+def generated(rows: list[demo.Row]) -> Iterator[Outcome]:
+    """The demo's rows, converted."""
+    return (convert(dict(row), f"demo:{number}") for number, row in enumerate(rows))
+
+
+def unnamed(request: AcquireRequest) -> Opened:
+    """Rows whose columns tell what they are, in their own order."""
+    data, reading, path = request.data, mapped(request.data), Path(request.source)
+    held_out = jsonl.read(data.test_path, reading) if data.test_path else None
+    if path.name.endswith(jsonl.SUFFIXES):
+        return Opened(jsonl.read(path, reading), held_out)
+    found = tables.load(Place(request.source, data.dataset_config))
+    only = next(iter(found)) if path.is_file() else data.train_split
+    own = ["test", "validation", None] if data.test_split is None else [data.test_split]
+    train, test = tables.choose(found, [(only, split) for split in ([None] if held_out else own)], request.source)
+    rows = reader(found, reading, path.name)
+    return Opened(rows(train), rows(test) if test else held_out)
+
+
+def reader(found: dict[str, Table], reading: Convert, name: str) -> Callable[[str], Iterator[Outcome]]:
+    """The outcomes of a split's rows, by its name."""
+
+    def rows(split: str) -> Iterator[Outcome]:
+        table = tables.Rows(found[split])
+        return outcomes(table, range(len(table)), reading, f"{name} {split}")
+
+    return rows
+
+
+def published(request: AcquireRequest, dataset: HubDataset) -> Opened:
+    """A described dataset, shuffled with the reference's seed; held out is its test split, or else its first rows."""
+    path, most = Path(request.source), request.data.test_size
+    if path.name.endswith(jsonl.SUFFIXES) and not dataset.group_by:
+        return Opened(jsonl.read(path, dataset.convert), None)
+    whole = path.is_file()
+    found = tables.load(Place(request.source, None if whole else dataset.config))
+    train, test = tables.choose(found, [("train", None)] if whole else dataset.splits, request.source)
+    rows, order = shuffled(found[train], dataset)
+    told = f"{path.name} {train}"
+    if test is None:
+        most = min(most, len(order) // TEST_SHARE)
+        held_out = outcomes(rows, order[:most], dataset.convert, told)
+        return Opened(outcomes(rows, order[most:], dataset.convert, told), held_out)
+    test_rows, test_order = shuffled(found[test], dataset)
+    held_out = outcomes(test_rows, test_order[:most], dataset.convert, f"{path.name} {test}")
+    return Opened(outcomes(rows, order, dataset.convert, told), held_out)
+
+
+def shuffled(table: Table, dataset: HubDataset) -> tuple[Units, Sequence[int]]:
+    """What becomes one preference each, and the order in which they are taken."""
+    rows: Units = Groups(table, dataset.group_by) if dataset.group_by else tables.Rows(table)
+    return rows, tables.shuffled(len(rows), SHUFFLE_SEED)
+
+
+def outcomes(rows: Units, order: Sequence[int], reading: Convert, where: str) -> Iterator[Outcome]:
+    """Rows in an order, converted; each is named by its number in the file."""
+    return (reading(row, f"{where} row {number}") for number, row in rows.read(order))

@@ -1,0 +1,119 @@
+"""The data report: what became of the rows, and how long the pairs are; as tables, as JSON, as text."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from dpo_core.data.lengths import PARTS, PERCENTS
+from dpo_core.records import DataReport
+
+JSON, TEXT = "report.json", "report.txt"
+WIDTH, BAR = 110, 24
+
+Reports = Mapping[str, DataReport]
+
+
+def write(place: Path, title: str, reports: Reports) -> None:
+    """``report.json`` and ``report.txt`` into a directory."""
+    told = {split: report.model_dump(mode="json") for split, report in reports.items()}
+    (place / JSON).write_text(json.dumps({"dataset": title, **told}, indent=1) + "\n")
+    (place / TEXT).write_text(text(title, reports))
+
+
+def text(title: str, reports: Reports) -> str:
+    """The report as plain lines, numbers without separators."""
+    stream = io.StringIO()
+    Console(file=stream, width=WIDTH, color_system=None).print(tables(title, reports, plain=True))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def tables(title: str, reports: Reports, plain: bool = False) -> Group:
+    """What became of the rows, the first of each cause, the lengths and their histograms."""
+    parts: list[Table | Text] = [rows(title, reports, plain), *examples(reports)]
+    measured = {split: report for split, report in reports.items() if report.lengths}
+    return Group(*parts, lengths(measured, plain), histograms(measured, plain)) if measured else Group(*parts)
+
+
+def framed(title: str, plain: bool) -> Table:
+    """An empty table of this report's looks."""
+    style = None if plain else box.SIMPLE_HEAD
+    return Table(title=title, title_justify="left", title_style="bold", box=style, pad_edge=False)
+
+
+def number(value: float | None, plain: bool) -> str:
+    """A count, or a share of two places; a dash for what is not known."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.1f}" if value > 1 else f"{value:.3f}"
+    return str(value) if plain else f"{value:,}"
+
+
+def rows(title: str, reports: Reports, plain: bool) -> Table:
+    """Rows read, dropped by cause and kept; truncated pairs and how often the longer side is the chosen one."""
+    table = framed(f"Data: {title}", plain)
+    table.add_column("rows")
+    for split in reports:
+        table.add_column(split, justify="right")
+    causes = sorted({cause for report in reports.values() for cause in report.dropped})
+    lines: list[tuple[str, Sequence[float | None]]] = [
+        ("read", [report.rows_read for report in reports.values()]),
+        *((f"dropped: {cause}", [report.dropped.get(cause, 0) for report in reports.values()]) for cause in causes),
+        ("kept", [report.kept for report in reports.values()]),
+        ("truncated", [report.truncated for report in reports.values()]),
+        ("truncated, share of kept", [report.truncated / max(report.kept, 1) for report in reports.values()]),
+        ("longer side is chosen, share", [report.longer_chosen for report in reports.values()]),
+    ]
+    for name, values in lines:
+        table.add_row(name, *(number(value, plain) for value in values))
+    return table
+
+
+def examples(reports: Reports) -> Iterator[Text]:
+    """Where each cause was met first."""
+    for split, report in reports.items():
+        for cause, example in report.examples.items():
+            yield Text(f"first {cause} ({split}): {example}", style="dim", overflow="fold")
+
+
+def lengths(reports: Reports, plain: bool) -> Table:
+    """Mean and quantiles of each part."""
+    unit = next(iter(reports.values())).unit
+    table = framed(f"Lengths in {unit}", plain)
+    table.add_column("split, part")
+    for name in ("mean", *(f"{percent}%" for percent in PERCENTS)):
+        table.add_column(name, justify="right")
+    for split, report in reports.items():
+        for part, found in report.lengths.items():
+            told = [found.mean, *(found.quantiles[str(percent)] for percent in PERCENTS)]
+            table.add_row(f"{split}, {part}", *(number(value, plain) for value in told))
+    return table
+
+
+def histograms(reports: Reports, plain: bool) -> Table:
+    """Pairs by length, in doubling bins, of the first split (train)."""
+    split, report = next(iter(reports.items()))
+    table = framed(f"Histogram of {split}, pairs by {report.unit}", plain)
+    table.add_column("length", justify="right")
+    for part in PARTS:
+        table.add_column(part, justify="right")
+        table.add_column("")
+    counts = {part: report.lengths[part].histogram for part in PARTS}
+    highest = max(max(bins) for bins in counts.values())
+    for index in range(max(len(bins) for bins in counts.values())):
+        row = [bins[index] if index < len(bins) else 0 for bins in counts.values()]
+        cells = [cell for count in row for cell in (number(count, plain), "#" * round(BAR * count / highest))]
+        table.add_row(bin_name(index), *cells)
+    return table
+
+
+def bin_name(index: int) -> str:
+    """The lengths that a doubling bin counts."""
+    first, last = (1 << index) >> 1, (1 << index) - 1
+    return str(last) if first >= last else f"{first}-{last}"
