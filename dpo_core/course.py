@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from dpo_core import river
+from dpo_core.data.report import TEXT
 from dpo_core.produce import Produced
 from dpo_core.recipe import Recipe
-from dpo_core.records import EvalResult
+from dpo_core.records import EvalResult, RenderedSet
 
 SHOWN = ("path", "train_pairs", "test_pairs", "tokens", "step", "renderer_name")
 METRICS_SHOWN = ("prompt_strict_acc", "test/accuracy", "test/nll_chosen")
@@ -17,6 +18,8 @@ def flow_to(recipe: Recipe, last: str) -> None:
     river.preflight(recipe)
     for stage, produced in course(recipe):
         print(f"{stage}: {'cached' if produced.cached else 'done'}, {told(produced.record)}", flush=True)
+        if isinstance(produced.record, RenderedSet):
+            print((produced.record.path / TEXT).read_text(), flush=True)
         if stage == last:
             return
 

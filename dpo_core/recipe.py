@@ -41,7 +41,7 @@ class DataSettings(Section):
     test_path: Path | None = None
     """JSONL file of held-out pairs (None: the dataset's own, else taken by prompt, see test_size)"""
     test_size: Count = 1024
-    """held-out pairs at most, and never more than a tenth of a dataset that has no test split of its own"""
+    """held-out pairs at most, and no more than a tenth of a dataset without a test split (of fewer than ten, one)"""
     max_dropped_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2
     """malformed rows above this share of all rows are an error"""
     demo_pairs: Annotated[int, Field(ge=64, le=20_000)] = 4000

@@ -87,13 +87,25 @@ def refuse_early(recipe: "Recipe") -> None:
     river.preflight(recipe)
 
 
+@cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
+@WORDS
+def data(words: tuple[str, ...]) -> None:
+    """Look at preferences without training: dpo data [dataset or path] [key=value ...].
+
+    Prints what is kept and dropped and how long it is; on a terminal, then pages through the pairs.
+    """
+    from dpo_core.launch import call_module  # lazy: the other commands do not launch
+
+    call_module("dpo_core", ["data", *words])
+
+
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--max-new-tokens", default=256, show_default=True, help="Tokens of an answer at most.")
 def generate(model: Path, prompts: tuple[str, ...], max_new_tokens: int) -> None:
     """Answer prompts with a model directory, as a run's final/."""
-    from dpo_core.launch import call_module  # lazy: the other commands do not launch
+    from dpo_core.launch import call_module  # lazy: as above
 
     call_module("dpo_core", ["generate", str(model), *prompts, f"max_new_tokens={max_new_tokens}"])
 

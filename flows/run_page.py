@@ -9,9 +9,11 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
+from dpo_core.data.report import JSON, TEXT
 from dpo_core.recipe import Recipe
 from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, RenderedSet
 from dpo_core.train import journal, run_dir
+from flows.data_plot import lengths
 from flows.plots import curves
 from flows.registry import Candidate
 from flows.tracking import AFTER, BEFORE, RunHandle, answering, log_result, tag
@@ -32,7 +34,7 @@ COLUMNS = json.dumps(
 
 
 def log_data(handle: RunHandle, pairs: PairSet, rendered: RenderedSet) -> None:
-    """The training and test pairs as inputs of the run, with what was dropped and why."""
+    """The training and test pairs as inputs of the run, with what was dropped and why; the data report and its plot."""
     name = Path(pairs.dataset).name
     parts = (
         ("training", f"{name} train", rendered.train_report),
@@ -42,13 +44,18 @@ def log_data(handle: RunHandle, pairs: PairSet, rendered: RenderedSet) -> None:
         DatasetInput(dataset(label, pairs, report), [InputTag("mlflow.data.context", context)])
         for context, label, report in parts
     ]
-    with answering(handle.uri):
+    with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
         handle.client.log_inputs(handle.run_id, inputs)
+        plot = Path(temporary) / "lengths.png"
+        lengths({"train": rendered.train_report, "test": rendered.test_report}, plot)
+        for path in (rendered.path / JSON, rendered.path / TEXT, plot):
+            if path.is_file():
+                handle.client.log_artifact(handle.run_id, str(path), "data")
 
 
 def dataset(name: str, pairs: PairSet, report: DataReport) -> Dataset:
     """One split as MLflow describes data; its digest is the fingerprint of the pairs."""
-    profile = {"num_rows": report.kept, "rows_read": report.rows_read, "dropped": report.dropped}
+    profile = {"num_rows": report.kept, **report.model_dump(exclude={"kept", "examples", "lengths"})}
     source = json.dumps({"uri": pairs.source})
     return Dataset(name, pairs.fingerprint, "local", source, COLUMNS, json.dumps(profile))
 

@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
 from dpo_core import river
+from dpo_core.data.report import TEXT
 from dpo_core.errors import DiedError, StoppedError, TrackingError
 from dpo_core.produce import Produced
 from dpo_core.recipe import Recipe
@@ -103,7 +104,9 @@ def acquire_prompts(recipe: Recipe) -> Produced[PromptSet | None]:
 @stage("render")
 def render(recipe: Recipe, pairs: PairSet, model: ModelSource) -> Produced[RenderedSet]:
     """Token ids of every pair."""
-    return river.render(recipe, pairs, model)
+    produced = river.render(recipe, pairs, model)
+    say((produced.record.path / TEXT).read_text())
+    return produced
 
 
 @stage("warm_start")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpo_core import fingerprint
 from dpo_core.data import report
-from dpo_core.data.opened import TEST_SHARE, Opened, open_source
+from dpo_core.data.opened import Opened, held_out_of, open_source
 from dpo_core.data.preference import Preference, read_pairs, write_pairs
 from dpo_core.data.rows import Dropped, Outcome
 from dpo_core.data.seen import Seen
@@ -65,7 +65,7 @@ def share_out(
     smallest = Smallest(request.data.test_size)
     write_pairs(whole, smallest.noted(train.sift(rows)))
     train.check_malformed("dataset", request.data.max_dropped_fraction)
-    keys = smallest.reaching(min(request.data.test_size, train.kept // TEST_SHARE))
+    keys = smallest.reaching(held_out_of(train.kept, request.data.test_size))
     write_pairs(paths[1], test.measured(pair for pair in read_pairs(whole) if key_of(pair) in keys))
     write_pairs(paths[0], train.measured(pair for pair in read_pairs(whole) if key_of(pair) not in keys))
     test.read = test.kept = sum(keys.values())

@@ -34,4 +34,10 @@ def turns(prompt: str) -> list[Message]:
     ]
 
 
-DATASET = HubDataset("nvidia/HelpSteer2", convert, splits=(("train", "validation"),), group_by="prompt")
+DATASET = HubDataset(
+    "nvidia/HelpSteer2",
+    convert,
+    splits=(("train", "validation"),),
+    files=("README.md", "train.jsonl.gz", "validation.jsonl.gz"),
+    group_by="prompt",
+)

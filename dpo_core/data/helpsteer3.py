@@ -25,4 +25,5 @@ DATASET = HubDataset(
     schemas=(("context", "response1", "response2", "overall_preference"),),
     splits=(("train", "validation"),),
     config="preference",
+    files=("README.md", "preference/*"),
 )

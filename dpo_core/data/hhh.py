@@ -35,4 +35,9 @@ def transcript(text: object) -> list[Message]:
     ]
 
 
-DATASET = HubDataset("Anthropic/hh-rlhf", convert, splits=(("train", "test"),))
+DATASET = HubDataset(
+    "Anthropic/hh-rlhf",
+    convert,
+    splits=(("train", "test"),),
+    files=("README.md", "*/train.jsonl.gz", "*/test.jsonl.gz"),
+)

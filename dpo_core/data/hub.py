@@ -23,6 +23,36 @@ def check_reachable(wanted: Wanted) -> str:
 
     Raises DataError (RecipeError for a model) in one line when neither knows it.
     """
+    return ask(wanted) or cached(wanted)
+
+
+def snapshot(wanted: Wanted, files: tuple[str, ...]) -> Path:
+    """The directory of a dataset at a commit, laid out as on the hub: downloaded, or what the local cache holds of it.
+
+    files: patterns of those that are needed; none means all. Raises DataError when neither hub nor cache has it.
+    """
+    from huggingface_hub import snapshot_download  # lazy: as above
+
+    offline = ask(wanted) is None
+    try:
+        return Path(
+            snapshot_download(
+                wanted.name,
+                repo_type=wanted.kind,
+                revision=wanted.revision,
+                allow_patterns=list(files) or None,
+                local_files_only=offline,
+            )
+        )
+    except OSError as error:
+        raise refusal(wanted, f"The download of {wanted.name} broke off: {str(error).splitlines()[0]}.") from error
+
+
+def ask(wanted: Wanted) -> str | None:
+    """The commit of a repository's revision as the hub tells it; None when the hub does not answer.
+
+    Raises DataError (RecipeError for a model) when it answers that there is none.
+    """
     # Lazy: the client costs half a second that local input need not pay.
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -36,7 +66,7 @@ def check_reachable(wanted: Wanted) -> str:
     except HfHubHTTPError as error:
         raise refusal(wanted, f"The hub refused {name}: {str(error).splitlines()[0]}.") from None
     except Exception:  # noqa: BLE001 - no network: the transport's own kind of error differs between releases
-        return cached(wanted)
+        return None
 
 
 def cached(wanted: Wanted) -> str:

@@ -15,6 +15,7 @@ class HubDataset:
         shuffled train split are held out.
     config: the hub's name of the part that is meant.
     also: other repositories with such rows.
+    files: patterns of the repository's files that are needed (none: all).
     group_by: the column whose equal values make one preference; ``convert`` gets the other columns as lists.
     """
 
@@ -24,4 +25,5 @@ class HubDataset:
     splits: tuple[tuple[str, str | None], ...] = (("train", None),)
     config: str | None = None
     also: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     group_by: str | None = None

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_core.data import custom, demo, jsonl, tables
+from dpo_core.data.hub import Wanted, snapshot
 from dpo_core.data.hub_dataset import HubDataset
 from dpo_core.data.registry import convert, mapped
 from dpo_core.data.rows import Convert, Outcome
-from dpo_core.data.sources import kind_of, known
-from dpo_core.data.tables import Groups, Place, Table, Units
+from dpo_core.data.sources import INSTEAD, kind_of, known
+from dpo_core.data.tables import Groups, Table, Units
 from dpo_core.requests import AcquireRequest
 
 SHUFFLE_SEED = 0
@@ -48,16 +49,24 @@ def generated(rows: list[demo.Row]) -> Iterator[Outcome]:
 
 def unnamed(request: AcquireRequest) -> Opened:
     """Rows whose columns tell what they are, in their own order."""
-    data, reading, path = request.data, mapped(request.data), Path(request.source)
+    data, reading, path = request.data, mapped(request.data), fetched(request, ())
     held_out = jsonl.read(data.test_path, reading) if data.test_path else None
     if path.name.endswith(jsonl.SUFFIXES):
         return Opened(jsonl.read(path, reading), held_out)
-    found = tables.load(Place(request.source, data.dataset_config))
+    found = tables.load(path, data.dataset_config)
     only = next(iter(found)) if path.is_file() else data.train_split
     own = ["test", "validation", None] if data.test_split is None else [data.test_split]
     train, test = tables.choose(found, [(only, split) for split in ([None] if held_out else own)], request.source)
-    rows = reader(found, reading, path.name)
+    rows = reader(found, reading, Path(request.source).name)
     return Opened(rows(train), rows(test) if test else held_out)
+
+
+def fetched(request: AcquireRequest, files: tuple[str, ...]) -> Path:
+    """Where the pinned source is on this disk: a hub's commit in the hub's cache, anything else where it was."""
+    if Path(request.source).exists():
+        return Path(request.source)
+    name, _, commit = request.source.partition("@")
+    return snapshot(Wanted("dataset", name, commit, INSTEAD), files)
 
 
 def reader(found: dict[str, Table], reading: Convert, name: str) -> Callable[[str], Iterator[Outcome]]:
@@ -72,21 +81,26 @@ def reader(found: dict[str, Table], reading: Convert, name: str) -> Callable[[st
 
 def published(request: AcquireRequest, dataset: HubDataset) -> Opened:
     """A described dataset, shuffled with the reference's seed; held out is its test split, or else its first rows."""
-    path, most = Path(request.source), request.data.test_size
+    path, most, name = fetched(request, dataset.files), request.data.test_size, Path(request.source).name
     if path.name.endswith(jsonl.SUFFIXES) and not dataset.group_by:
         return Opened(jsonl.read(path, dataset.convert), None)
     whole = path.is_file()
-    found = tables.load(Place(request.source, None if whole else dataset.config))
+    found = tables.load(path, None if whole else dataset.config)
     train, test = tables.choose(found, [("train", None)] if whole else dataset.splits, request.source)
     rows, order = shuffled(found[train], dataset)
-    told = f"{path.name} {train}"
+    told = f"{name} {train}"
     if test is None:
-        most = min(most, len(order) // TEST_SHARE)
+        most = held_out_of(len(order), most)
         held_out = outcomes(rows, order[:most], dataset.convert, told)
         return Opened(outcomes(rows, order[most:], dataset.convert, told), held_out)
     test_rows, test_order = shuffled(found[test], dataset)
-    held_out = outcomes(test_rows, test_order[:most], dataset.convert, f"{path.name} {test}")
+    held_out = outcomes(test_rows, test_order[:most], dataset.convert, f"{name} {test}")
     return Opened(outcomes(rows, order, dataset.convert, told), held_out)
+
+
+def held_out_of(count: int, most: int) -> int:
+    """How many are held out of so many: a tenth, at least one unless there is only one, ``most`` at most."""
+    return min(most, max(count // TEST_SHARE, min(count - 1, 1)))
 
 
 def shuffled(table: Table, dataset: HubDataset) -> tuple[Units, Sequence[int]]:

@@ -29,18 +29,18 @@ def write(place: Path, title: str, reports: Reports) -> None:
 def text(title: str, reports: Reports) -> str:
     """The report as plain lines, numbers without separators."""
     stream = io.StringIO()
-    Console(file=stream, width=WIDTH, color_system=None).print(tables(title, reports, plain=True))
+    Console(file=stream, width=WIDTH, color_system=None).print(tables(title, reports, plain=True), soft_wrap=True)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
 def tables(title: str, reports: Reports, plain: bool = False) -> Group:
     """What became of the rows, the first of each cause, the lengths and their histograms."""
-    parts: list[Table | Text] = [rows(title, reports, plain), *examples(reports)]
+    parts: list[Table | Text] = [Text(f"Data: {title}", style="bold"), rows(reports, plain), *examples(reports)]
     measured = {split: report for split, report in reports.items() if report.lengths}
     return Group(*parts, lengths(measured, plain), histograms(measured, plain)) if measured else Group(*parts)
 
 
-def framed(title: str, plain: bool) -> Table:
+def framed(title: str | None, plain: bool) -> Table:
     """An empty table of this report's looks."""
     style = None if plain else box.SIMPLE_HEAD
     return Table(title=title, title_justify="left", title_style="bold", box=style, pad_edge=False)
@@ -55,9 +55,9 @@ def number(value: float | None, plain: bool) -> str:
     return str(value) if plain else f"{value:,}"
 
 
-def rows(title: str, reports: Reports, plain: bool) -> Table:
+def rows(reports: Reports, plain: bool) -> Table:
     """Rows read, dropped by cause and kept; truncated pairs and how often the longer side is the chosen one."""
-    table = framed(f"Data: {title}", plain)
+    table = framed(None, plain)
     table.add_column("rows")
     for split in reports:
         table.add_column(split, justify="right")

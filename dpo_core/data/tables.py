@@ -1,9 +1,8 @@
-"""Tables of rows on disk, through ``datasets``: the hub's, a directory's or a file's, mapped and never read whole."""
+"""Tables of rows on disk, through ``datasets``: a directory's or a file's, mapped and never read whole."""
 
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,23 +22,10 @@ Table = Any
 Splits = Sequence[tuple[str, str | None]]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where tables are: ``source`` is a local path, or ``hub id@commit``; config names a part of the repository."""
-
-    source: str
-    config: str | None = None
-
-    @property
-    def path(self) -> Path | None:
-        """The local path, if it is one."""
-        path = Path(self.source)
-        return path if path.exists() else None
-
-
-def load(place: Place) -> dict[str, Table]:
+def load(path: Path, config: str | None = None) -> dict[str, Table]:
     """The splits by name, memory-mapped; what is damaged in the cache of ``datasets`` is built again.
 
+    path: a file, a directory laid out as on the hub (config: a part of it), or one saved by ``datasets``.
     Raises DataError when they do not load.
     """
     # Lazy: datasets takes a second to import, which files of lines need not pay.
@@ -50,36 +36,33 @@ def load(place: Place) -> dict[str, Table]:
         disable_progress_bars()
     try:
         try:
-            return fetch(place, KEPT)
+            return fetch(path, config, KEPT)
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, DatasetsError):
                 raise
-            return fetch(place, REBUILT)
+            return fetch(path, config, REBUILT)
     except (DatasetsError, ValueError, OSError, pa.ArrowException) as error:
         told = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise DataError(
-            f"{place.source} does not load: {told}.",
+            f"{path} does not load: {told}.",
             "A dataset is parquet, JSON, JSONL or Arrow files, in one directory as on the hub, or saved by datasets.",
             "Check the files, and dataset_config where the dataset has several.",
         ) from error
 
 
-def fetch(place: Place, mode: str) -> dict[str, Table]:
-    """The splits through the loader that fits the place."""
-    from datasets import DatasetDict, load_dataset, load_from_disk  # lazy: as above
+def fetch(path: Path, config: str | None, mode: str) -> dict[str, Table]:
+    """The splits through the loader that fits the path."""
+    # Lazy: as above.
+    from datasets import DatasetDict, get_dataset_config_names, load_dataset, load_from_disk
 
-    path = place.path
-    if path is None:
-        name, _, commit = place.source.partition("@")
-        return dict(load_dataset(name, place.config, revision=commit, download_mode=mode))
     if path.is_file():
         return dict(load_dataset(BUILDERS[path.suffix], data_files=str(path), download_mode=mode))
     if any((path / name).is_file() for name in SAVED):
         saved = load_from_disk(str(path))
         return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
-    part = place.config if place.config and (path / place.config).is_dir() else None
-    words: dict[str, Any] = {"data_dir": part} if part else {"name": place.config}
-    return dict(load_dataset(str(path), download_mode=mode, **words))
+    named = config is None or config in get_dataset_config_names(str(path))
+    part = {"name": config} if named else {"data_dir": config}
+    return dict(load_dataset(str(path), download_mode=mode, **part))
 
 
 def choose(tables: dict[str, Table], wanted: Splits, where: str) -> tuple[str, str | None]:

@@ -1,5 +1,6 @@
 """Where a model is: a local directory, the hub, or the built-in demo; and the fingerprint of what is there."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_core import fingerprint
@@ -18,6 +19,7 @@ TOKENIZER_FILES = (
 )
 WEIGHT_FILES = ("*.safetensors", "config.json")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+TOKENIZER_HUB_FILES = [*TOKENIZER_FILES, "config.json"]
 
 
 def describe(path: Path, name: str, final: Path | None = None, trust_remote_code: bool = False) -> ModelSource:
@@ -33,6 +35,24 @@ def describe(path: Path, name: str, final: Path | None = None, trust_remote_code
         fingerprint=fingerprint.of_files(weights, path),
         tokenizer_fingerprint=tokenizer_fingerprint(path),
         has_weights=any(path.glob("*.safetensors")),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def tokenizer_alone(name: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
+    """A model's tokenizer without its weights, from a local directory or the hub, for what reads no weights.
+
+    Raises RecipeError when there is none.
+    """
+    path = locate(name, revision, TOKENIZER_HUB_FILES)
+    if not any(path.glob("tokenizer*.json")) and not any(path.glob("*.model")):
+        raise RecipeError(f"{path} holds no tokenizer.", "A tokenizer is saved by save_pretrained.", "Check the path.")
+    return ModelSource(
+        path=path,
+        name=name,
+        fingerprint="",
+        tokenizer_fingerprint=tokenizer_fingerprint(path),
+        has_weights=False,
         trust_remote_code=trust_remote_code,
     )
 
@@ -63,8 +83,8 @@ def tokenizer_fingerprint(path: Path) -> str:
     return fingerprint.of_files(files, path)
 
 
-def locate(name: str, revision: str | None) -> Path:
-    """The directory of a model: the local one of this name, else the hub's, downloaded to its cache.
+def locate(name: str, revision: str | None, files: Sequence[str] = HUB_FILES) -> Path:
+    """The directory of a model: the local one of this name, else these files of the hub's, downloaded to its cache.
 
     Raises RecipeError when there is neither.
     """
@@ -77,13 +97,13 @@ def locate(name: str, revision: str | None) -> Path:
             "model_name is a local directory or a hub id (owner/name).",
             "Check the path; the demo's model is model_name=demo with recipes/demo.toml.",
         )
-    return download(name, revision)
+    return download(name, revision, files)
 
 
-def download(name: str, revision: str | None) -> Path:
+def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
     """A hub model's snapshot: from the cache if the hub cannot be reached."""
     commit = check_reachable(Wanted("model", name, revision, "model_name=<local directory>"))
     # Lazy: the hub's client costs half a second that a local model need not pay.
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, revision=commit, allow_patterns=HUB_FILES))
+    return Path(snapshot_download(name, revision=commit, allow_patterns=list(files)))

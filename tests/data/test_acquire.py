@@ -10,20 +10,10 @@ from dpo_core.data.preference import read_pairs
 from dpo_core.errors import DataError
 from dpo_core.recipe import DataSettings
 from dpo_core.records import PairSet
-from dpo_core.requests import AcquireRequest
-from dpo_core.store import Store
 from tests.conftest import pair_rows, shared
+from tests.data.conftest import acquired
 
 Writer = Callable[..., Path]
-
-
-def acquired(place: Path, data: DataSettings) -> PairSet:
-    store = Store(place / "store")
-    with store.write("acquire", "key") as draft:
-        acquire.run(AcquireRequest(data=data, source=acquire.pin(data), seed=0), draft)
-    found = store.find("acquire", "key", PairSet)
-    assert found is not None
-    return found
 
 
 def prompts(pairs: PairSet, split: str) -> list[str]:

@@ -54,7 +54,10 @@ def test_upstreams_schema_with_its_labels() -> None:
         ({"prompt": 3, "chosen": "c", "rejected": "r"}, "malformed: neither text nor messages"),
         ({"prompt": ["hi"], "chosen": "c", "rejected": "r"}, "malformed: neither text nor messages"),
         ({"prompt": [{"role": "robot", "content": "x"}], "chosen": "c", "rejected": "r"}, "malformed: unknown role"),
-        ({"prompt": [{"role": "user", "content": 3}], "chosen": "c", "rejected": "r"}, "malformed: content is not a text"),
+        (
+            {"prompt": [{"role": "user", "content": 3}], "chosen": "c", "rejected": "r"},
+            "malformed: content is not a text",
+        ),
         ({"prompt": "p", "chosen": [{"role": "user", "content": "p"}], "rejected": "r"}, "different prompts"),
         ({"prompt": "\ud800", "chosen": "c", "rejected": "r"}, "malformed: lone surrogate"),
         ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "malformed: empty prompt"),
