@@ -11,26 +11,16 @@ import pytest
 from dpo_core.data import acquire
 from dpo_core.errors import DataError, RecipeError
 from dpo_core.recipe import DataSettings
-from tests.conftest import pair_rows
+from tests.conftest import ROOT, pair_rows
 from tests.data.conftest import acquired, pairs_of, write_rows
 
 Module = Callable[[str], str]
 NUMBER = itertools.count()
 
 UPSTREAM = """
-from dataclasses import dataclass
 from datasets import Dataset
 
-@dataclass
-class Comparison:
-    prompt_conversation: list
-    completion_A: list
-    completion_B: list
-
-@dataclass
-class LabeledComparison:
-    comparison: Comparison
-    label: str
+from dpo_core.data.comparison import Comparison, LabeledComparison
 
 class Builder:
     swap = False
@@ -184,3 +174,17 @@ def test_a_file_with_a_colon_is_a_file(tmp_path: Path, module: Module) -> None:
     path = write_rows(tmp_path / "a:b", pair_rows(2))
     with pytest.raises(DataError, match=re.escape("of no known kind")):
         acquire.pin(DataSettings(dataset=path.name))
+
+
+def test_the_readmes_dataset_works_as_it_is_printed(tmp_path: Path, module: Module) -> None:
+    readme = (ROOT / "README.md").read_text()
+    text = readme.split("### Add a dataset")[1].split("```python\n")[1].split("```")[0]
+    name = module(text).replace(":Builder", ":DATASET")
+    rows = [
+        {"question": f"q {i}", "answer_a": "x", "answer_b": "y", "rating_a": 1, "rating_b": i % 3} for i in range(30)
+    ]
+    write_rows(tmp_path / "prefs" / "train.parquet", rows)
+    write_rows(tmp_path / "prefs" / "test.parquet", [rows[2] | {"question": "held out"}])
+    found = acquired(tmp_path, DataSettings(dataset=name, data_path=tmp_path / "prefs"))
+    assert found.train_report.dropped == {"tie": 10}
+    assert {pair.sides.chosen[0]["content"] for pair in pairs_of(found)} == {"x", "y"}

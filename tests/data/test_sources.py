@@ -71,6 +71,18 @@ def test_a_directory_without_the_split_says_which_there_are(tmp_path: Path) -> N
     assert list((tmp_path / "store" / "acquire").iterdir()) == []  # nothing is half-written
 
 
+def test_a_part_of_a_directory_by_its_configuration(tmp_path: Path) -> None:
+    write_rows(tmp_path / "dir" / "good" / "train.jsonl", pair_rows(20))
+    write_rows(tmp_path / "dir" / "other" / "train.jsonl", [{"x": 1}])
+    card = "---\nconfigs:\n- config_name: tuned\n  data_files: good/train.jsonl\n---\n"
+    directory = str(tmp_path / "dir")
+    assert acquired(tmp_path, DataSettings(dataset=directory, dataset_config="good"), "a").train_pairs == 18
+    (tmp_path / "dir" / "README.md").write_text(card)
+    assert acquired(tmp_path, DataSettings(dataset=directory, dataset_config="tuned"), "b").train_pairs == 18
+    with pytest.raises(DataError, match=r"does not load: .*dataset_config"):
+        acquired(tmp_path, DataSettings(dataset=directory, dataset_config="absent"), "c")
+
+
 def test_an_empty_directory_and_a_broken_file_do_not_load(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 is how it begins, and that is all")
