@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import replace
 
 from dpo_core.data import arena, helpsteer2, helpsteer3, hhh, tulu3, ultrafeedback
 from dpo_core.data.conversation import comparison, conversations, labelled, messages, tolerant
@@ -29,8 +30,10 @@ SCHEMAS = (
 
 def of_hub(hub_id: str) -> HubDataset:
     """What is known of a repository: a dataset of ours, or else one whose rows are recognised by their columns."""
-    known = (found for found in DATASETS.values() if hub_id in (found.hub_id, *found.also))
-    return next(known, HubDataset(hub_id, convert))
+    for found in DATASETS.values():
+        if hub_id in (found.hub_id, *found.also):
+            return replace(found, hub_id=hub_id)
+    return HubDataset(hub_id, convert)
 
 
 @tolerant

@@ -8,7 +8,7 @@ from dpo_core import fingerprint
 from dpo_core.data import custom, jsonl, tables
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.data.hub_dataset import HubDataset
-from dpo_core.data.registry import BESIDES, DATASETS, DEMO, HUB, nearest, of_hub
+from dpo_core.data.registry import BESIDES, DATASETS, DEMO, HUB, convert, nearest, of_hub
 from dpo_core.errors import DataError, RecipeError
 from dpo_core.recipe import DataSettings
 
@@ -40,7 +40,7 @@ def kind_of(data: DataSettings) -> Kind:
     if name in DATASETS:
         return "named"
     if name.startswith(HUB):
-        return "hub"
+        return "hub" if of_hub(name.removeprefix(HUB)).convert is convert else "named"
     if path.exists():
         return "directory" if path.is_dir() else "file"
     if CUSTOM.fullmatch(name):
@@ -103,10 +103,8 @@ def located(path: Path) -> str:
 
 def known(data: DataSettings, kind: Kind) -> HubDataset | None:
     """The description of the dataset, where there is one; None for a builder class."""
-    if kind == "named":
-        return DATASETS[data.dataset]
-    if kind == "hub":
-        return of_hub(data.dataset.removeprefix(HUB))
+    if kind in ("named", "hub"):
+        return DATASETS.get(data.dataset) or of_hub(data.dataset.removeprefix(HUB))
     found = custom.find(data.dataset)
     return found if isinstance(found, HubDataset) else None
 

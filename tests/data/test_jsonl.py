@@ -31,6 +31,13 @@ def test_texts_become_a_users_and_an_assistants_message() -> None:
     assert pair.sides.chosen == [{"role": "assistant", "content": "Hello"}]
 
 
+def test_messages_keep_their_role_and_content_and_leave_other_columns() -> None:
+    turn = {"role": "user", "content": "Hi", "name": None, "tool_calls": []}
+    pair = only({"prompt": [{"role": "system", "content": "Be kind."}, turn], "chosen": "Hello", "rejected": "Go"})
+    assert isinstance(pair, Preference)
+    assert pair.prompt == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+
+
 def test_upstreams_schema_with_its_labels() -> None:
     comparison = {
         "prompt_conversation": [{"role": "user", "content": "Hi"}],

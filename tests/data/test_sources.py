@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,22 +111,61 @@ def test_a_cut_off_output_is_not_used(tmp_path: Path) -> None:
     assert not found.path.exists()
 
 
-def test_a_hub_id_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+COMMIT = "0123456789012345678901234567890123456789"
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """No hub to reach, and a cache of it to fill: gives the snapshot's directory of a repository."""
     from huggingface_hub import constants
 
-    commit = "0123456789012345678901234567890123456789"
-    root = tmp_path / "hub" / "datasets--me--prefs"
-    write_rows(root / "snapshots" / commit / "train.jsonl.gz", RENAMED)
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def snapshot(name: str) -> Path:
+        root = tmp_path / "hub" / f"datasets--{name.replace('/', '--')}"
+        (root / "refs").mkdir(parents=True)
+        (root / "refs" / "main").write_text(COMMIT)
+        return root / "snapshots" / COMMIT
+
+    return snapshot
+
+
+def test_a_hub_id_from_the_hubs_cache(tmp_path: Path, offline: Callable[[str], Path]) -> None:
+    write_rows(offline("me/prefs") / "train.jsonl.gz", RENAMED)
     columns = {"prompt_column": ("question",), "chosen_column": "good", "rejected_column": "bad"}
     found = acquired(tmp_path, DataSettings(dataset="hub:me/prefs", **columns))
-    assert found.source == f"me/prefs@{commit}"
+    assert found.source == f"me/prefs@{COMMIT}"
     assert (found.train_pairs, found.test_pairs) == (18, 2)
     with pytest.raises(DataError, match=r"dataset Anthropic/hh-rlhf is not in the cache.*data_path"):
         acquire.pin(DataSettings(dataset="hhh"))
+
+
+def test_a_known_repository_by_its_id_is_read_by_its_own_rules(tmp_path: Path, offline: Callable[[str], Path]) -> None:
+    name = "HuggingFaceH4/ultrafeedback_binarized"
+    score = {"score_chosen": 2.0, "score_rejected": 2.0}
+    rows = [row | (score if index < 5 else score | {"score_chosen": 9.0}) for index, row in enumerate(pair_rows(30))]
+    turns = [
+        row
+        | {
+            side: [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
+            for side in ("chosen", "rejected")
+        }
+        for row in rows
+    ]
+    write_rows(offline(name) / "train.parquet", turns)
+    found = acquired(tmp_path, DataSettings(dataset=f"hub:{name}"))
+    assert found.source == f"{name}@{COMMIT}"
+    assert found.train_report.dropped.get("tie", 0) + found.test_report.dropped.get("tie", 0) == 5
+    with pytest.raises(RecipeError, match="prompt_column says nothing"):
+        acquire.pin(DataSettings(dataset=f"hub:{name}", prompt_column=("x",)))
+
+
+def test_a_revision_that_the_cache_does_not_hold(offline: Callable[[str], Path]) -> None:
+    offline("me/prefs").mkdir(parents=True)
+    assert acquire.pin(DataSettings(dataset="hub:me/prefs", dataset_revision=COMMIT)) == f"me/prefs@{COMMIT}"
+    with pytest.raises(DataError, match="The hub cannot be reached"):
+        acquire.pin(DataSettings(dataset="hub:me/prefs", dataset_revision="v2"))
 
 
 def test_a_mapping_joins_prompt_columns_by_a_blank_line(tmp_path: Path) -> None:
