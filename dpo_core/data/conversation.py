@@ -12,7 +12,7 @@ ROLES = ("system", "user", "assistant")
 
 
 def tolerant(convert: Convert) -> Convert:
-    """A conversion whose Malformed values drop the row, counted by kind."""
+    """A conversion whose Malformed values and missing columns drop the row, counted by kind."""
 
     @functools.wraps(convert)
     def guarded(row: Row, where: str) -> Outcome:
@@ -20,6 +20,8 @@ def tolerant(convert: Convert) -> Convert:
             return convert(row, where)
         except Malformed as error:
             return malformed(error.kind, where, error.detail)
+        except KeyError as error:
+            return malformed("missing column", where, f"no column {error}")
 
     return guarded
 

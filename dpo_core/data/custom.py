@@ -9,7 +9,7 @@ import importlib
 import sys
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,19 @@ def identity(name: str) -> dict[str, str]:
         return told
     builder = Builder.build(name, found)
     return told | {"fingerprint": str(getattr(builder.made, "fingerprint", uuid.uuid4().hex))}
+
+
+def described(name: str) -> HubDataset | None:
+    """The HubDataset of this name, its conversions watched as a builder's are; None when the name is a builder's."""
+    found = find(name)
+    if not isinstance(found, HubDataset):
+        return None
+    builder = Builder(name, found, OURS)
+
+    def convert(row: Row, where: str) -> Outcome:
+        return builder.outcome(builder.call("convert", row, where, where=where), where)
+
+    return replace(found, convert=convert)
 
 
 @dataclass(frozen=True)

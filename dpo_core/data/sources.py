@@ -105,8 +105,7 @@ def known(data: DataSettings, kind: Kind) -> HubDataset | None:
     """The description of the dataset, where there is one; None for a builder class."""
     if kind in ("named", "hub"):
         return DATASETS.get(data.dataset) or of_hub(data.dataset.removeprefix(HUB))
-    found = custom.find(data.dataset)
-    return found if isinstance(found, HubDataset) else None
+    return custom.described(data.dataset)
 
 
 def content(source: str, data: DataSettings) -> dict[str, object]:

@@ -107,6 +107,25 @@ def test_a_description_as_a_built_in_dataset_has_it(tmp_path: Path, module: Modu
     assert (found.train_pairs, found.test_pairs) == (9, 1)
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("return 3", r"Builder.convert returned a int for mine train row \d"),
+        ("return len(row['a'] + 1)", r"Builder.convert raises TypeError for mine train row \d"),
+    ],
+)
+def test_a_descriptions_conversion_is_watched_too(tmp_path: Path, module: Module, body: str, told: str) -> None:
+    name = module(
+        "from dpo_core.data.hub_dataset import HubDataset\n\n"
+        f"def convert(row, where):\n    {body}\n\n"
+        "Builder = HubDataset('me/mine', convert, splits=(('train', 'test'),))\n"
+    )
+    for split in ("train", "test"):
+        write_rows(tmp_path / "mine" / f"{split}.parquet", [{"a": "x"}])
+    with pytest.raises(DataError, match=told.replace("train", "test")):
+        acquired(tmp_path, DataSettings(dataset=name, data_path=tmp_path / "mine"))
+
+
 def test_a_builder_is_known_by_its_code_and_fingerprint_or_else_asked_again(module: Module) -> None:
     known, unknown = (
         DataSettings(dataset=module(OURS)),

@@ -281,3 +281,10 @@ def test_named_datasets_are_pinned_by_repository(tmp_path: Path) -> None:
         "arena": "lmarena-ai/arena-human-preference-140k",
         "helpsteer2": "nvidia/HelpSteer2",
     }
+
+
+def test_rows_of_another_dataset_are_malformed_by_their_missing_column(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "hh.jsonl", [hh_row(index) for index in range(20)])
+    told = r"20 of 20 dataset rows are malformed: 20 missing column \(as hh.jsonl:1: no column 'overall_preference'\)"
+    with pytest.raises(DataError, match=told):
+        acquired(tmp_path, DataSettings(dataset="helpsteer3", data_path=path))

@@ -6,6 +6,8 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+from dpo_core.data import report
+from dpo_core.data.lengths import LengthCounts
 from dpo_core.recipe import DataSettings, EvaluateSettings, Recipe, TrackSettings, TrainSettings
 from dpo_core.records import Promotion
 from dpo_core.settings import read_recipe
@@ -56,6 +58,18 @@ def test_the_data_are_inputs_with_digest_and_counts(run: RunHandle, candidate: C
     assert (told["training"].name, told["training"].digest) == ("hhh train", "d")
     assert (told["evaluation"].name, told["evaluation"].digest) == ("hhh test", "d")
     assert json.loads(told["training"].profile)["dropped"] == {"equal sides": 10}
+
+
+def test_the_data_report_and_its_picture_are_logged(run: RunHandle, candidate: Candidate) -> None:
+    counts = LengthCounts("tokens")
+    counts.add([10, 20], [3, 4], [5, 6])
+    measured = candidate.rendered.train_report.model_copy(update=dict(counts.told()))
+    report.write(candidate.rendered.path, "hhh", {"train": measured})
+    rendered = candidate.rendered.model_copy(update={"train_report": measured})
+    run_page.log_data(run, candidate.pairs, rendered)
+    assert files(run, "data") == {"data/report.json", "data/report.txt", "data/lengths.png"}
+    profile = json.loads(run.client.get_run(run.run_id).inputs.dataset_inputs[0].dataset.profile)
+    assert profile["longer_chosen"] == 0.0
 
 
 def test_files_lie_where_they_are_looked_for(run: RunHandle, candidate: Candidate) -> None:
