@@ -39,7 +39,7 @@ class DataSettings(Section):
     rejected_column: str | None = None
     """column with the other reply (None: rejected)"""
     test_path: Path | None = None
-    """JSONL file of held-out pairs (None: the dataset's own, else taken by prompt, see test_size)"""
+    """file of held-out pairs (None: the dataset's own, else taken by prompt, see test_size)"""
     test_size: Count = 1024
     """held-out pairs at most, and no more than a tenth of a dataset without a test split (of fewer than ten, one)"""
     max_dropped_fraction: Annotated[float, Field(ge=0, le=1)] = 0.2

@@ -1,6 +1,6 @@
 """The rows of a pinned source as preferences: those to train on, and those held out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dpo_core.data.hub import Wanted, snapshot
 from dpo_core.data.hub_dataset import HubDataset
 from dpo_core.data.registry import convert, mapped
 from dpo_core.data.rows import Convert, Outcome
-from dpo_core.data.sources import INSTEAD, kind_of, known
+from dpo_core.data.sources import INSTEAD, kind_of, known, located
 from dpo_core.data.tables import Groups, Table, Units
 from dpo_core.requests import AcquireRequest
 
@@ -50,15 +50,31 @@ def generated(rows: list[demo.Row]) -> Iterator[Outcome]:
 def unnamed(request: AcquireRequest) -> Opened:
     """Rows whose columns tell what they are, in their own order."""
     data, reading, path = request.data, mapped(request.data), fetched(request, ())
-    held_out = jsonl.read(data.test_path, reading) if data.test_path else None
-    if path.name.endswith(jsonl.SUFFIXES):
-        return Opened(jsonl.read(path, reading), held_out)
+    held_out = file_rows(Path(located(data.test_path)), reading) if data.test_path else None
+    if path.is_file():
+        return Opened(file_rows(path, reading), held_out)
     found = tables.load(path, data.dataset_config)
-    only = next(iter(found)) if path.is_file() else data.train_split
     own = ["test", "validation", None] if data.test_split is None else [data.test_split]
-    train, test = tables.choose(found, [(only, split) for split in ([None] if held_out else own)], request.source)
-    rows = reader(found, reading, Path(request.source).name)
-    return Opened(rows(train), rows(test) if test else held_out)
+    wanted = [(data.train_split, split) for split in ([None] if held_out else own)]
+    train, test = tables.choose(found, wanted, request.source)
+    name = Path(request.source).name
+    return Opened(
+        in_order(found[train], reading, f"{name} {train}"),
+        in_order(found[test], reading, f"{name} {test}") if test else held_out,
+    )
+
+
+def file_rows(path: Path, reading: Convert) -> Iterator[Outcome]:
+    """The rows of one file."""
+    if path.name.endswith(jsonl.SUFFIXES):
+        return jsonl.read(path, reading)
+    (table,) = tables.load(path).values()
+    return in_order(table, reading, path.name)
+
+
+def in_order(table: Table, reading: Convert, where: str) -> Iterator[Outcome]:
+    """The rows of a table as it has them."""
+    return outcomes(tables.Rows(table), range(len(table)), reading, where)
 
 
 def fetched(request: AcquireRequest, files: tuple[str, ...]) -> Path:
@@ -67,16 +83,6 @@ def fetched(request: AcquireRequest, files: tuple[str, ...]) -> Path:
         return Path(request.source)
     name, _, commit = request.source.partition("@")
     return snapshot(Wanted("dataset", name, commit, INSTEAD), files)
-
-
-def reader(found: dict[str, Table], reading: Convert, name: str) -> Callable[[str], Iterator[Outcome]]:
-    """The outcomes of a split's rows, by its name."""
-
-    def rows(split: str) -> Iterator[Outcome]:
-        table = tables.Rows(found[split])
-        return outcomes(table, range(len(table)), reading, f"{name} {split}")
-
-    return rows
 
 
 def published(request: AcquireRequest, dataset: HubDataset) -> Opened:

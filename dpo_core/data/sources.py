@@ -72,8 +72,8 @@ def pin(data: DataSettings) -> str:
     """
     kind = kind_of(data)
     check_settings(data, kind)
-    if data.test_path and not data.test_path.is_file():
-        raise DataError(f"There is no dataset file {data.test_path}.", "test_path is a JSONL file.", "Check the path.")
+    if data.test_path:
+        located(data.test_path)
     if kind == "demo":
         return DEMO
     if kind in ("file", "directory"):
@@ -93,7 +93,7 @@ def located(path: Path) -> str:
     """
     place = path.expanduser().resolve()
     if not place.exists():
-        raise DataError(f"There is no {path}.", "data_path is a directory or a file.", "Check the path.")
+        raise DataError(f"There is no {path}.", "Preferences are read from files and directories.", "Check the path.")
     if place.is_file() and place.suffix not in tables.BUILDERS and not place.name.endswith(jsonl.SUFFIXES):
         raise DataError(
             f"{path} is of no known kind.", f"Files end in {', '.join([*jsonl.SUFFIXES, *tables.BUILDERS])}.", ""
@@ -114,7 +114,7 @@ def content(source: str, data: DataSettings) -> dict[str, object]:
     told: dict[str, object] = {"source": digest(source), "rules": data.dataset if kind in ("named", "custom") else kind}
     if kind == "custom":
         told |= {"builder": custom.identity(data.dataset)}
-    return told | ({"test": digest(str(data.test_path))} if data.test_path else {})
+    return told | ({"test": digest(located(data.test_path))} if data.test_path else {})
 
 
 def digest(source: str) -> str:

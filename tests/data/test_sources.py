@@ -60,6 +60,15 @@ def test_a_directory_of_parquet_by_its_split_names(tmp_path: Path) -> None:
     assert (found.train_pairs, found.test_pairs) == (4, 20)
 
 
+def test_held_out_pairs_from_a_file_of_another_kind(tmp_path: Path) -> None:
+    write_rows(tmp_path / "dir" / "train.parquet", pair_rows(20))
+    test = write_rows(tmp_path / "held-out.parquet", pair_rows(3))
+    found = acquired(tmp_path, DataSettings(dataset=str(tmp_path / "dir"), test_path=test))
+    assert (found.train_pairs, found.test_pairs) == (17, 3)
+    with pytest.raises(DataError, match=r"There is no .*absent\.jsonl"):
+        acquire.pin(DataSettings(dataset=str(tmp_path / "dir"), test_path=tmp_path / "absent.jsonl"))
+
+
 def test_a_directory_without_the_split_says_which_there_are(tmp_path: Path) -> None:
     write_rows(tmp_path / "dir" / "validation.parquet", pair_rows(4))
     with pytest.raises(DataError, match=r"has no split train.*it has validation\..*train_split"):
