@@ -2,10 +2,13 @@
 
 import io
 import json
+import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -161,3 +164,34 @@ def test_a_tokenizer_alone_is_enough() -> None:
     assert found is not None
     assert not found.has_weights
     assert browse.tokenizer_of(Recipe()) is None
+
+
+def test_on_a_terminal_keys_lead_through_the_pairs(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    words = [sys.executable, "-c", "from flows.cli import main; main()", "data", "pairs.jsonl"]
+    write_rows(tmp_path / "pairs.jsonl", pair_rows(20))
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    child = subprocess.Popen(words, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+
+    def press(key: bytes, pattern: str) -> None:
+        """Press a key, again where it came before the terminal listened, until what is shown matches."""
+        told = ""
+        for _ in range(100):
+            os.write(ours, key)
+            while select.select([ours], [], [], 0.3)[0]:
+                told += os.read(ours, 4096).decode(errors="replace")
+                if re.search(pattern, told):
+                    return
+        raise AssertionError(told)
+
+    press(b"x", r"train 1 of 18")
+    press(b"n", r"train [23] of 18")
+    press(b"t", r"test 1 of 2")
+    while child.poll() is None:
+        os.write(ours, b"q")
+        with suppress(OSError):  # the other end is closed
+            if select.select([ours], [], [], 0.2)[0]:
+                os.read(ours, 4096)
+    assert child.returncode == 0
+    os.close(ours)
