@@ -41,7 +41,7 @@ def messages(value: Any, role: str) -> list[Message]:
 
 
 def message(item: Any) -> Message:
-    """One message with a known role and a text; further columns are left behind.
+    """One message with a known role and a text, and its ``trainable`` flag if it has one; other columns are left behind.
 
     Raises Malformed saying what is wrong with it.
     """
@@ -51,7 +51,12 @@ def message(item: Any) -> Message:
         raise Malformed("unknown role", f"role {item.get('role')!r:.40} is none of {', '.join(ROLES)}")
     if not isinstance(item.get("content"), str):
         raise Malformed("content is not a text", f"{item['role']}'s content is {item.get('content')!r:.60}")
-    return {"role": item["role"], "content": item["content"]}
+    trainable = item.get("trainable")
+    if trainable is None:
+        return {"role": item["role"], "content": item["content"]}
+    if not isinstance(trainable, bool):
+        raise Malformed("trainable is not a flag", f"trainable is {trainable!r:.60}, neither true nor false")
+    return {"role": item["role"], "content": item["content"], "trainable": trainable}
 
 
 def labelled(prompt: Any, chosen: Any, rejected: Any, where: str) -> Outcome:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpo_core import fingerprint
-from dpo_core.data import report
 from dpo_core.data.preference import read_pairs
 from dpo_core.errors import DataError
 from dpo_core.records import DataReport, RenderedSet
@@ -13,7 +12,7 @@ from dpo_core.render.fit import fit
 from dpo_core.render.registry import get_renderer, resolve
 from dpo_core.render.rendered import TokenPair, write_split
 from dpo_core.render.renderer import Renderer
-from dpo_core.render.report import in_tokens
+from dpo_core.render.report import in_tokens, write
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.requests import RenderRequest
 from dpo_core.store import Draft
@@ -74,7 +73,7 @@ def run(request: RenderRequest, draft: Draft) -> None:
     reports = {
         split: in_tokens(paths[split], part.report(before[split]), part.truncated) for split, part in counted.items()
     }
-    report.write(draft.path, request.pairs.source, reports)
+    write(draft.path, request.pairs.source, reports)
     draft.publish(
         RenderedSet(
             path=draft.final,

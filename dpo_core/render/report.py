@@ -6,7 +6,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dpo_core.data.lengths import PARTS, LengthCounts
+from dpo_core.data.report import write
 from dpo_core.records import DataReport
+
+__all__ = ["in_tokens", "write"]
 
 
 def in_tokens(rendered: Path, report: DataReport, truncated: int) -> DataReport:

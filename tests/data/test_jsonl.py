@@ -38,6 +38,17 @@ def test_messages_keep_their_role_and_content_and_leave_other_columns() -> None:
     assert pair.prompt == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
 
 
+def test_a_messages_trainable_flag_is_kept_and_must_be_one() -> None:
+    reply = {"role": "assistant", "content": "Hello", "trainable": False}
+    pair = only({"prompt": "Hi", "chosen": [reply], "rejected": [reply | {"content": "Go", "trainable": None}]})
+    assert isinstance(pair, Preference)
+    assert pair.sides.chosen == [reply]
+    assert pair.sides.rejected == [{"role": "assistant", "content": "Go"}]
+    wrong = only({"prompt": "Hi", "chosen": [reply | {"trainable": "yes"}], "rejected": "Go"})
+    assert isinstance(wrong, Dropped)
+    assert wrong.cause == "malformed: trainable is not a flag"
+
+
 def test_upstreams_schema_with_its_labels() -> None:
     comparison = {
         "prompt_conversation": [{"role": "user", "content": "Hi"}],
