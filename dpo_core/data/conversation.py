@@ -41,7 +41,7 @@ def messages(value: Any, role: str) -> list[Message]:
 
 
 def message(item: Any) -> Message:
-    """One message with a known role and a text, and its ``trainable`` flag if it has one; other columns are left behind.
+    """One message with a known role and a text, its ``trainable`` flag if it has one, and no other column.
 
     Raises Malformed saying what is wrong with it.
     """
