@@ -19,7 +19,7 @@ CUSTOM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 COLUMNS = {"prompt_column", "chosen_column", "rejected_column"}
 SPLITS = {"dataset_config", "train_split", "test_split"}
 READ: dict[Kind, set[str]] = {
-    "demo": {"demo_pairs"},
+    "demo": set(),
     "named": {"data_path", "dataset_revision"},
     "hub": {"dataset_revision", "test_path", *COLUMNS, *SPLITS},
     "custom": {"data_path", "dataset_revision"},

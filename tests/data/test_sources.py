@@ -228,6 +228,11 @@ def test_a_setting_that_nothing_would_read_is_refused(tmp_path: Path, settings: 
         acquire.pin(DataSettings(**given))
 
 
+def test_the_demos_size_is_its_models_too_and_goes_with_any_dataset(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "x.jsonl", pair_rows(2))
+    assert acquire.pin(DataSettings(dataset=str(file), demo_pairs=100)) == str(file)
+
+
 def test_a_data_path_that_is_not_there() -> None:
     with pytest.raises(DataError, match="There is no nowhere"):
         acquire.pin(DataSettings(dataset="tulu3", data_path=Path("nowhere")))
