@@ -22,10 +22,10 @@ VERSIONS = {
     "acquire": 1,
     "prompts": 1,
     "render": 1,
-    "warm_start": 1,
-    "score_reference": 1,
-    "train": 1,
-    "evaluate": 1,
+    "warm_start": 2,
+    "score_reference": 2,
+    "train": 2,
+    "evaluate": 2,
 }
 
 
