@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from dpo_core import river
+from dpo_core import river, weights
 from dpo_core.data.report import TEXT
 from dpo_core.produce import Produced
 from dpo_core.recipe import Recipe
@@ -26,7 +26,7 @@ def flow_to(recipe: Recipe, last: str) -> None:
 
 def course(recipe: Recipe) -> Iterator[tuple[str, Produced[Any]]]:
     """Each stage's name and what it produced; ``evaluate`` comes last, after the base's evaluation."""
-    model = river.base(recipe)
+    model = weights.base(recipe)
     pairs = river.acquire(recipe)
     yield "acquire", pairs
     prompts = river.acquire_prompts(recipe)

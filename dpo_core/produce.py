@@ -21,11 +21,11 @@ VERSIONS = {
     "base": 1,
     "acquire": 2,
     "prompts": 1,
-    "render": 2,
-    "warm_start": 1,
-    "score_reference": 1,
-    "train": 1,
-    "evaluate": 1,
+    "render": 3,
+    "warm_start": 2,
+    "score_reference": 2,
+    "train": 2,
+    "evaluate": 2,
 }
 
 

@@ -74,6 +74,8 @@ class ModelSettings(Section):
     """rank of the LoRA adapters on all linear layers; 0 trains every weight"""
     lora_alpha: Positive = 32
     """LoRA's scale is lora_alpha / lora_rank"""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """names of the layers that get adapters, comma-separated (as q_proj,v_proj); all-linear: all but the head"""
 
 
 class WarmStartSettings(Section):
@@ -94,10 +96,22 @@ class TrainSettings(Section):
 
     learning_rate: Positive = 1e-5
     """peak learning rate of AdamW"""
+    warmup_steps: Every = 0
+    """optimizer steps over which the learning rate rises from zero to its schedule"""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """linear: 1 - step/T; cosine: (1 + cos(pi step/T)) / 2; constant"""
     dpo_beta: Positive = 0.1
     """beta of the DPO loss: how strongly the policy is held to the reference"""
+    loss: Literal["sigmoid", "robust", "ipo", "hinge", "length_normalised", "simpo"] = "sigmoid"
+    """preference loss: sigmoid is DPO (with label_smoothing cDPO); the others are in dpo_core/train/loss.py"""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """share of preferences that are taken to be labelled the wrong way round"""
+    simpo_gamma: Annotated[float, Field(ge=0)] = 0.5
+    """target margin of loss=simpo"""
+    rpo_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """weight of the chosen side's negative log-likelihood per token beside the preference loss"""
+    reference_mode: Literal["auto", "cached", "on_the_fly"] = "auto"
+    """cached: scored once and kept; on_the_fly: in every step; auto: cached, unless it is one epoch and above 4 GiB"""
     batch_size: Count = 256
     """pairs an optimizer step"""
     num_epochs: Count = 1
@@ -110,10 +124,22 @@ class TrainSettings(Section):
     """AdamW's decay of the second moment"""
     adam_eps: Positive = 1e-8
     """AdamW's epsilon"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay"""
+    max_grad_norm: Positive | None = None
+    """longer gradients are scaled down to this L2 norm (None: never)"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """compute type: fp32, or bf16 autocast; weights and optimizer stay float32"""
-    token_budget: Count = 16384
-    """padded tokens of one microbatch at most (a longer pair goes alone); lower it when memory runs out"""
+    token_budget: Count | Literal["auto"] = 16384
+    """tokens of one microbatch at most, prompts counted once (a longer pair goes alone); auto: what fits into memory"""
+    layout: Literal["auto", "tree", "padded"] = "auto"
+    """tree: pairs after each other without padding, prompts shared; padded: a row a side; auto: tree where it works"""
+    activation_checkpointing: bool = False
+    """compute activations again in the backward pass instead of keeping them: less memory, more time"""
+    compile_model: bool = False
+    """compile the model's kernels with torch.compile (GPU only)"""
+    deterministic: bool = False
+    """only kernels that give the same bits every time, on a GPU at some cost"""
     seed: int = 0
     """seed of the data order, of LoRA's initial weights, of a base from scratch and of the demo's data"""
     eval_every: Every = 10
@@ -181,6 +207,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "Recipe":
+        if self.train.label_smoothing and self.train.loss in ("ipo", "hinge"):
+            raise ValueError(f"label_smoothing has no meaning for loss={self.train.loss}")
         if self.warm_start.sft_steps and self.model.reference_model_name:
             raise ValueError("a warm start makes its own reference: leave out reference_model_name or set sft_steps=0")
         if self.model.model_name == "demo" and not (self.warm_start.sft_steps or self.model.load_checkpoint_path):

@@ -103,11 +103,14 @@ class RenderedSet(Record):
 
 
 class ReferenceSet(Record):
-    """Per-token float32 log-probabilities of the completions under the reference model."""
+    """Per-token float32 log-probabilities of the completions under the reference, ``model``.
+
+    ``train_pairs`` is 0 when the reference is asked during training instead.
+    """
 
     path: Path
     fingerprint: str
-    model_fingerprint: str
+    model: ModelSource
     train_pairs: int
     test_pairs: int
 

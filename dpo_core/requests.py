@@ -44,27 +44,35 @@ class WarmStartRequest(Record):
     rendered: RenderedSet
     model: ModelSource
     warm_start: WarmStartSettings
-    seed: int
-    token_budget: int
-    precision: str
+    train: TrainSettings
 
 
 class ScoreRequest(Record):
-    """Score completions under the reference: the training pairs that the run will see, and the test split."""
+    """Score completions under the reference: the test split and, if asked, the training pairs that the run will see.
+
+    ``frozen_dtype``: type of weights that do not train.
+    """
 
     rendered: RenderedSet
     model: ModelSource
     train: TrainSettings
+    score_train: bool
+    frozen_dtype: str
 
 
 class TrainRequest(Record):
-    """Optimise the policy. ``fingerprint`` is the run's own; it is kept in ``log_path/config.json`` with ``recipe``."""
+    """Optimise the policy. ``fingerprint`` is the run's own; it is kept in ``log_path/config.json`` with ``recipe``.
+
+    ``on_the_fly``: the reference is asked in every step. ``frozen_dtype``: type of weights that do not train.
+    """
 
     rendered: RenderedSet
     reference: ReferenceSet
     model: ModelSource
     settings: ModelSettings
     train: TrainSettings
+    on_the_fly: bool
+    frozen_dtype: str
     samples: int
     max_new_tokens: int
     log_path: Path
@@ -80,6 +88,4 @@ class EvaluateRequest(Record):
     reference: ReferenceSet
     prompts: PromptSet | None
     evaluate: EvaluateSettings
-    dpo_beta: float
-    token_budget: int
-    precision: str
+    train: TrainSettings

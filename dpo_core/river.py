@@ -5,13 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpo_core import weights
 from dpo_core.data import acquire as acquisition
-from dpo_core.data import demo
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, RecipeError
 from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD
-from dpo_core.model import demo as demo_model
-from dpo_core.model.source import describe, locate
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
@@ -26,6 +24,8 @@ from dpo_core.requests import (
     WarmStartRequest,
 )
 from dpo_core.train import order, run_dir
+
+MOST_CACHED, BYTES_A_LOGP = 4 * 2**30, 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def preflight(recipe: Recipe) -> None:
         check_name(recipe.render.renderer_name)
     run_dir.settle(recipe)
     acquisition.content(acquisition.pin(recipe.data), recipe.data)
-    base(recipe)
+    weights.base(recipe)
     prompts_source(recipe)
 
 
@@ -91,47 +91,6 @@ def prompts_source(recipe: Recipe) -> str | None:
     return f"{HUB_ID}@{check_reachable(Wanted('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
 
 
-def base(recipe: Recipe) -> ModelSource:
-    """The initial weights, before any warm start.
-
-    Raises RecipeError when there is no such model.
-    """
-    settings = recipe.model
-    if settings.load_checkpoint_path:
-        path = settings.load_checkpoint_path.expanduser().resolve()
-        if not path.is_dir():
-            raise RecipeError(
-                f"There is no checkpoint {path}.",
-                "load_checkpoint_path is a model directory, as a run's final/.",
-                "Check the path.",
-            )
-        return describe(path, settings.model_name or str(path), trust_remote_code=settings.trust_remote_code)
-    if settings.model_name is None:
-        raise RecipeError(
-            "No model is given.",
-            "A run starts from a hub id or a local directory.",
-            "Add model_name=…, or try dpo demo, which brings its own.",
-        )
-    if settings.model_name == "demo":
-        return demo_base(recipe)
-    path = locate(settings.model_name, settings.model_revision)
-    return describe(path, settings.model_name, trust_remote_code=settings.trust_remote_code)
-
-
-def demo_base(recipe: Recipe) -> ModelSource:
-    """The demo's tokenizer and architecture, without weights: made here, in a second or two."""
-    seed, place = recipe.train.seed, store(recipe)
-    key = fingerprint_of("base", {"pairs": recipe.data.demo_pairs, "seed": seed})
-    found = place.find("base", key, ModelSource)
-    if found is not None:
-        return found
-    with place.write("base", key) as draft:
-        demo_model.write_base(draft.path, demo.texts(demo.generate(recipe.data.demo_pairs, seed)))
-        record = describe(draft.path, "demo", draft.final)
-        draft.publish(record)
-    return record
-
-
 def render(recipe: Recipe, pairs: PairSet, model: ModelSource) -> Produced[RenderedSet]:
     """Token ids of every pair."""
     depends = {
@@ -158,50 +117,52 @@ def warm_start(recipe: Recipe, rendered: RenderedSet, model: ModelSource) -> Pro
         rendered=rendered,
         model=model,
         warm_start=recipe.warm_start,
-        seed=train.seed,
-        token_budget=train.token_budget,
-        precision=train.precision,
+        train=train,
     )
     depends = {
         "rendered": rendered.fingerprint,
         "model": model.fingerprint,
         "settings": without(recipe.warm_start),
-        "train": [train.seed, train.token_budget, train.precision],
+        "train": [train.seed, train.token_budget, train.precision, train.layout],
     }
     return produce(recipe, Work("warm_start", depends, request), ModelSource)
 
 
-def reference_model(recipe: Recipe, model: ModelSource) -> ModelSource:
-    """The explicit reference, or the weights that training starts from.
-
-    Raises RecipeError when the reference has another tokenizer.
-    """
-    name = recipe.model.reference_model_name
-    if name is None:
-        return model
-    reference = describe(locate(name, None), name, trust_remote_code=recipe.model.trust_remote_code)
-    if reference.tokenizer_fingerprint != model.tokenizer_fingerprint:
-        raise RecipeError(
-            f"The reference {name} has another tokenizer than {model.name}.",
-            "Policy and reference must read the same tokens.",
-            "Choose a reference of the same family, or leave reference_model_name out.",
-        )
-    return reference
-
-
 def score_reference(recipe: Recipe, rendered: RenderedSet, model: ModelSource) -> Produced[ReferenceSet]:
     """The reference's log-probabilities of every completion that the run will see."""
-    reference = reference_model(recipe, model)
+    reference = weights.reference_model(recipe, model)
     train = recipe.train
     order.total_steps(rendered.train_pairs, train)
     depends = {
         "rendered": rendered.fingerprint,
         "model": reference.fingerprint,
-        "needed": order.needed(rendered.train_pairs, train),
-        "numerics": [train.precision, train.token_budget],
+        "needed": None if on_the_fly(recipe, rendered) else order.needed(rendered.train_pairs, train),
+        "numerics": [train.precision, train.layout, frozen_dtype(recipe)],
     }
-    request = ScoreRequest(rendered=rendered, model=reference, train=train)
+    request = ScoreRequest(
+        rendered=rendered,
+        model=reference,
+        train=train,
+        score_train=not on_the_fly(recipe, rendered),
+        frozen_dtype=frozen_dtype(recipe),
+    )
     return produce(recipe, Work("score_reference", depends, request), ReferenceSet)
+
+
+def on_the_fly(recipe: Recipe, rendered: RenderedSet) -> bool:
+    """Whether the reference is asked in every step instead of scored once.
+
+    ``auto``: when no pair comes twice and the stored log-probabilities might take more than MOST_CACHED bytes.
+    """
+    train = recipe.train
+    if train.reference_mode != "auto":
+        return train.reference_mode == "on_the_fly"
+    return train.num_epochs == 1 and rendered.tokens * BYTES_A_LOGP > MOST_CACHED
+
+
+def frozen_dtype(recipe: Recipe) -> str:
+    """The type of weights that LoRA leaves as they are; weights that train are float32 always."""
+    return "bfloat16" if recipe.model.lora_rank and recipe.train.precision == "bf16" else "float32"
 
 
 def alone(fingerprint: str, log_path: Path) -> AbstractContextManager[None]:
@@ -224,7 +185,8 @@ def train(
         "rendered": rendered.fingerprint,
         "reference": reference.fingerprint,
         "model": model.fingerprint,
-        "lora": [recipe.model.lora_rank, recipe.model.lora_alpha],
+        "lora": [recipe.model.lora_rank, recipe.model.lora_alpha, recipe.model.lora_targets],
+        "on_the_fly": on_the_fly(recipe, rendered),
         "train": without(recipe.train, *run_dir.ELSEWHERE),
         "samples": [recipe.evaluate.num_samples, recipe.evaluate.max_new_tokens],
     }
@@ -235,6 +197,8 @@ def train(
         model=model,
         settings=recipe.model,
         train=recipe.train,
+        on_the_fly=on_the_fly(recipe, rendered),
+        frozen_dtype=frozen_dtype(recipe),
         samples=recipe.evaluate.num_samples,
         max_new_tokens=recipe.evaluate.max_new_tokens,
         log_path=run_dir.choose(recipe, key, store(recipe).root),
@@ -261,7 +225,8 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         "reference": inputs.reference.fingerprint,
         "prompts": prompts,
         "settings": without(settings, "ifeval_path", "ifeval_limit"),
-        "numerics": [train.dpo_beta, train.token_budget, train.precision],
+        "loss": [train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha],
+        "numerics": [train.precision, train.layout],
     }
     request = EvaluateRequest(
         model=model,
@@ -269,8 +234,6 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         reference=inputs.reference,
         prompts=inputs.prompts,
         evaluate=settings,
-        dpo_beta=train.dpo_beta,
-        token_budget=train.token_budget,
-        precision=train.precision,
+        train=train,
     )
     return produce(recipe, Work("evaluate", depends, request), EvalResult)

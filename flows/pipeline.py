@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from dpo_core import river
+from dpo_core import river, weights
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Promotion, Record
 from flows import tasks
@@ -23,7 +23,7 @@ class Outcome(Record):
 def pipeline(recipe: Recipe) -> Outcome:
     """Download and render preferences, train with DPO, evaluate, register, and promote on evidence."""
     river.preflight(recipe)
-    base = river.base(recipe)
+    base = weights.base(recipe)
     pairs = tasks.acquire(recipe)
     prompts = tasks.acquire_prompts(recipe)
     rendered = tasks.render(recipe, pairs, base)

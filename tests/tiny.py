@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dpo_core.pair import Pair
 from dpo_core.render.rendered import Completion, Rows, TokenPair, open_split, write_split
-from dpo_core.train.reference import LOGPS, References, open_references, score
+from dpo_core.train.packing import Layout
+from dpo_core.train.reference import References, open_references, score
 
 VOCABULARY = 64
 
@@ -51,9 +52,10 @@ def rows(path: Path, pairs: list[TokenPair]) -> Rows:
     return open_split(path, "train")
 
 
-def references(path: Path, model: LlamaForCausalLM, split: Rows) -> References:
+def references(
+    path: Path, model: PreTrainedModel, split: Rows, layout: Layout = "tree", precision: str = "fp32"
+) -> References:
     """The model's own scores of every pair, written and read as the stage does."""
-    tensors = score(model, split, list(range(len(split))), token_budget=1024, precision="fp32")
-    tensors[LOGPS] = tensors[LOGPS].astype(np.float32)
+    tensors = score(model, split, list(range(len(split))), layout, precision)
     save_file(tensors, path / "train.safetensors")
     return open_references(path, "train")

@@ -22,6 +22,8 @@ from dpo_core.render.rendered import open_split
 from dpo_core.requests import EvaluateRequest
 from dpo_core.store import Draft
 from dpo_core.train.heldout import HeldOutSettings, measure
+from dpo_core.train.layout import choose
+from dpo_core.train.loop import loss_settings
 
 OUTCOMES, SAMPLES, LOG = "outcomes.jsonl", "samples.jsonl", "ifeval.eval"
 MOST_FAILED = 0.05
@@ -33,7 +35,9 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     Raises EvaluationError when the evaluation did not run to its end or too many prompts failed.
     """
     answerer = open_model(request)
-    settings = HeldOutSettings(request.dpo_beta, request.token_budget, request.precision)
+    train = request.train
+    layout = choose(answerer.model, train.layout, request.rendered)
+    settings = HeldOutSettings(loss_settings(train), layout, train.precision)
     metrics = measure(answerer.model, request.rendered, request.reference, settings)
     sampling = Sampling(request.evaluate.max_new_tokens)
     outcomes: list[Outcome] = []
@@ -52,7 +56,7 @@ def open_model(request: EvaluateRequest) -> Answerer:
     source = request.model
     model = load_model(source.path, trust_remote_code=source.trust_remote_code)
     renderer = get_renderer(request.rendered.renderer_name, load_tokenizer(source.path, source.trust_remote_code))
-    return Answerer(model, renderer, request.evaluate.eval_batch_size, request.precision)
+    return Answerer(model, renderer, request.evaluate.eval_batch_size, request.train.precision)
 
 
 def follow_instructions(answerer: Answerer, prompts: PromptSet, how: tuple[str, Sampling], place: Path) -> EvalLog:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -19,22 +20,23 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The causal language model in ``path``: float32, in evaluation mode (no dropout), on the best device.
+def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False, dtype: str = "float32") -> PreTrainedModel:
+    """The causal language model in ``path``, in evaluation mode (no dropout), on the best device.
 
+    dtype: of its weights; bfloat16 only for weights that stay as they are.
     A directory without weights gives the architecture of its configuration, initialised from ``seed``.
     Raises RecipeError when transformers cannot load it.
     """
     try:
         if any(path.glob("*.safetensors")):
             model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+                path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
             )
         else:
             torch.manual_seed(seed)
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=torch.float32, trust_remote_code=trust_remote_code
+                config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(
@@ -45,3 +47,24 @@ def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False) -> Pr
     model.eval()  # type: ignore[no-untyped-call]
     loaded: PreTrainedModel = model.to(device())  # type: ignore[arg-type]
     return loaded
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Dropout of no kind, in training mode neither: policy and reference must be the same function."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def check_vocabulary(model: PreTrainedModel, largest: int) -> None:
+    """Raises RecipeError when the tokenizer makes ids (up to ``largest``) that the model has no embedding for."""
+    known = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    if largest >= known:
+        raise RecipeError(
+            f"The tokenizer makes token {largest}, and the model in {model.name_or_path} knows {known}.",
+            "Every token needs an embedding.",
+            "Use the tokenizer that belongs to the model, or resize its embeddings.",
+        )

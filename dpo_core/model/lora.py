@@ -24,7 +24,7 @@ def trainable(model: PreTrainedModel, settings: ModelSettings, seed: int) -> Pre
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        target_modules="all-linear" if settings.lora_targets == ("all-linear",) else list(settings.lora_targets),
         task_type="CAUSAL_LM",
     )
     try:
@@ -35,11 +35,11 @@ def trainable(model: PreTrainedModel, settings: ModelSettings, seed: int) -> Pre
     except ValueError as error:
         raise RecipeError(
             f"LoRA finds no layer to adapt in {type(model).__name__}: {str(error).splitlines()[0]}.",
-            "Adapters go on linear layers.",
-            "Set lora_rank=0 to train every weight.",
+            "Adapters go on linear layers, named by lora_targets.",
+            "Mend lora_targets, or set lora_rank=0 to train every weight.",
         ) from error
 
 
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The plain model with adapters added into its weights; the argument is used up."""
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+    """The plain model with adapters added into its weights, in float32; the argument is used up."""
+    return model.float().merge_and_unload() if isinstance(model, PeftModel) else model

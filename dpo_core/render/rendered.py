@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dpo_core.pair import Pair
@@ -46,6 +47,11 @@ class TokenPair:
         return 2 * len(self.prompt) + len(self.sides.chosen.ids) + len(self.sides.rejected.ids)
 
     @property
+    def trained(self) -> int:
+        """Trained tokens of both sides."""
+        return int(self.sides.chosen.mask.sum()) + int(self.sides.rejected.mask.sum())
+
+    @property
     def longest(self) -> int:
         """Tokens of the longer full sequence."""
         return len(self.prompt) + max(len(self.sides.chosen.ids), len(self.sides.rejected.ids))
@@ -59,6 +65,11 @@ class Rows:
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
+
+    def largest_id(self) -> int:
+        """The largest token id of all; -1 without tokens."""
+        columns = [self._table[name] for name in ("prompt", "chosen", "rejected")]
+        return max((pc.max(pc.list_flatten(column)).as_py() or -1 for column in columns), default=-1)
 
     def __getitem__(self, index: int) -> TokenPair:
         chosen = Completion(self._ids("chosen", index), self._mask("chosen_mask", index))

@@ -10,19 +10,20 @@ from dpo_core.pair import Pair
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Rows, open_split
 from dpo_core.train.logps import completion_logps
-from dpo_core.train.loss import PairLosses, dpo_loss, wins
-from dpo_core.train.packing import microbatches, pad, sides
-from dpo_core.train.reference import References, open_references
+from dpo_core.train.loop import evidence_of
+from dpo_core.train.loss import Evidence, LossSettings, pair_losses, rewards, wins
+from dpo_core.train.packing import Layout, branches, build, split
+from dpo_core.train.reference import TOKENS_AT_ONCE, Reference, open_references
 
 Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
 class HeldOutSettings:
-    """β of the loss, padded tokens of a microbatch, compute type."""
+    """The loss, the layout of microbatches, the compute type."""
 
-    dpo_beta: float
-    token_budget: int
+    losses: LossSettings
+    layout: Layout
     precision: str
 
 
@@ -34,27 +35,28 @@ def measure(
 
 
 @torch.no_grad()
-def held_out(model: nn.Module, rows: Rows, references: References, settings: HeldOutSettings) -> dict[str, float]:
+def held_out(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> dict[str, float]:
     """``test/nll`` is −Σ logp·w / Σ w over chosen and rejected tokens together, as upstream defines it."""
     device = next(model.parameters()).device
-    lengths = [rows[index].longest for index in range(len(rows))]
+    items = [branches(rows[index]) for index in range(len(rows))]
     parts = []
-    for group in microbatches(lengths, settings.token_budget):
-        pairs = [rows[index] for index in group]
-        batch = pad(pairs).to(device)
-        policy = sides(completion_logps(model, batch, settings.precision))
-        known = sides(references.padded(group, batch.trained))
-        losses = dpo_loss(policy, known, settings.dpo_beta)
-        parts.append(columns(losses, wins(losses, settings.dpo_beta), policy, sides(batch.trained)))
+    for group in split(settings.layout, items, TOKENS_AT_ONCE):
+        batch = build(settings.layout, [items[place] for place in group], device)
+        policy = completion_logps(model, batch, settings.precision)
+        evidence = evidence_of(policy, references.of(group, batch), batch.counts)
+        parts.append(columns(pair_losses(evidence, settings.losses), evidence, settings.losses.beta))
     return summary(torch.cat(parts).double().cpu())
 
 
-def columns(losses: PairLosses, won: Tensor, policy: Pair[Tensor], trained: Pair[Tensor]) -> Tensor:
+def columns(losses: Tensor, evidence: Evidence, beta: float) -> Tensor:
     """(B, 8): loss, win, rewards, summed logps and token counts of both sides."""
-    rewards = losses.rewards
-    logps, counts = policy.map(lambda side: side.sum(-1)), trained.map(lambda side: side.sum(-1).float())
-    both = (side for pair in (rewards, logps, counts) for side in (pair.chosen, pair.rejected))
-    return torch.stack([losses.losses, won, *both], dim=-1)
+    both = (side for pair in (rewards(evidence, beta), evidence.logps, evidence.lengths) for side in sides(pair))
+    return torch.stack([losses, wins(evidence.difference), *both], dim=-1)
+
+
+def sides(pair: Pair[Tensor]) -> tuple[Tensor, Tensor]:
+    """Chosen and rejected as columns of a table."""
+    return pair.chosen, pair.rejected
 
 
 def summary(table: Tensor) -> dict[str, float]:

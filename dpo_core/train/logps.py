@@ -1,47 +1,164 @@
-"""Log-probabilities of completions under a causal language model, in float32 whatever the model computes in."""
+"""Log-probabilities of completions under a causal language model, in float32 whatever the model computes in.
 
-from contextlib import AbstractContextManager
+The body runs over whole rows; the output head over trained positions only, a bounded number at a time, so that neither
+the full (T, V) logits nor anything else of vocabulary × length ever exists.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dpo_core.train.packing import Padded
+from dpo_core.train.attention import tree_arguments, tree_attention
+from dpo_core.train.packing import Batch, token_groups
+
+# Logits that exist at once: 128 MiB in float32.
+MOST_LOGITS = 2**25
+
+Objective = Callable[[Tensor, slice], Tensor]
 
 
-def completion_logps(model: nn.Module, batch: Padded, precision: str = "fp32") -> Tensor:
-    """log p(y_t | y_<t) at trained positions and 0 elsewhere: (B, T − 1), float32 (or the model's float64).
+def completion_logps(model: nn.Module, batch: Batch, precision: str = "fp32") -> Tensor:
+    """log p(y_t | y_<t) of every trained token, (M,) float32 (float64 from a float64 model), without gradient.
 
-    The output head runs on trained positions only: the full (B, T, V) logits never exist.
     precision: fp32, or bf16 for autocast compute under float32 weights.
     """
-    with autocast(batch.ids.device, precision):
-        hidden = hidden_states(model, batch)[:, :-1][batch.trained]
-        logits = head(model, hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    targets = batch.ids[:, 1:][batch.trained]
-    picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-    return picked.new_zeros(batch.trained.shape).masked_scatter(batch.trained, picked)
+    with torch.no_grad(), autocast(batch.ids.device, precision):
+        hidden = hidden_states(model, batch)
+        size = tokens_at_once(model)
+        parts = [
+            head_logps(model, hidden[start : start + size], batch.targets[start : start + size])
+            for start in range(0, len(hidden), size)
+        ]
+    return torch.cat(parts)
+
+
+def backward(model: nn.Module, batch: Batch, objective: Objective, together: int = 2) -> None:
+    """Add to the gradients those of Σ objective(logps, completions) over ranges of the batch's completions.
+
+    ``objective`` gets the log-probabilities of a range's trained tokens, (m,) float32, and the range; it returns a
+    scalar that depends on them alone. ``together`` completions in a row are never parted (2: a pair). Each range's
+    logits are made, differentiated and dropped before the next; the body's backward pass follows once. Call it under
+    autocast.
+    """
+    with attention_of(model, batch):  # also while activations are computed again
+        hidden = hidden_states(model, batch)
+        gradients = []
+        start = 0
+        for first, last in token_groups(batch.counts, tokens_at_once(model), together):
+            end = start + sum(batch.counts[first:last])
+            part = hidden[start:end], batch.targets[start:end]
+            gradients.append(head_backward(model, part, objective, slice(first, last)))
+            start = end
+        differentiate(hidden, torch.cat(gradients))
+
+
+def head_backward(model: nn.Module, part: tuple[Tensor, Tensor], objective: Objective, where: slice) -> Tensor:
+    """Gradients of one range's objective with respect to its hidden states, (m, D); the head's own are accumulated.
+
+    ``part``: the range's hidden states (m, D) and targets (m,).
+    A range beyond the bound is gone through twice, piece by piece: for the log-probabilities, then for the gradients.
+    """
+    size, (hidden, targets) = tokens_at_once(model), part
+    leaf = hidden.detach().requires_grad_()
+    if len(leaf) <= size:
+        differentiate(objective(head_logps(model, leaf, targets), where), None)
+        return gradient_of(leaf)
+    pieces = [slice(start, start + size) for start in range(0, len(leaf), size)]
+    with torch.no_grad():
+        logps = torch.cat([head_logps(model, leaf[piece], targets[piece]) for piece in pieces])
+    differentiate(objective(logps.requires_grad_(), where), None)
+    for piece in pieces:
+        differentiate(head_logps(model, leaf[piece], targets[piece]), gradient_of(logps)[piece])
+    return gradient_of(leaf)
+
+
+def differentiate(value: Tensor, gradient: Tensor | None) -> None:
+    """A backward pass, outside of autocast: its operations take the types of the forward ones."""
+    with without_autocast(value.device):
+        value.backward(gradient)  # type: ignore[no-untyped-call]
+
+
+def gradient_of(leaf: Tensor) -> Tensor:
+    """A leaf's gradient."""
+    assert leaf.grad is not None
+    return leaf.grad
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """bf16 autocast, or nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    """bf16 autocast, or nothing. Weights are cast once inside it, however many microbatches it spans."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def hidden_states(model: nn.Module, batch: Padded) -> Tensor:
-    """The decoder's last hidden states, (B, T, D)."""
-    outputs = plain(model).get_decoder()(input_ids=batch.ids, attention_mask=batch.attention.long(), use_cache=False)
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast switched off for a while; its cached weights stay."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
+    """The decoder's last hidden states that predict the trained tokens, (M, D)."""
+    causal = plain(model)
+    how = tree_arguments(causal, batch) if batch.spans else {"attention_mask": as_mask(batch)}
+    with attention_of(model, batch):
+        outputs = causal.get_decoder()(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **how)
     hidden: Tensor = outputs.last_hidden_state
-    return hidden
+    return hidden.flatten(0, 1).index_select(0, batch.predictors)
+
+
+def attention_of(model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
+    """The layers attend as the batch's layout needs it."""
+    return tree_attention(plain(model)) if batch.spans else nullcontext()
+
+
+def as_mask(batch: Batch) -> Tensor:
+    """A padded batch's attention mask as transformers takes it."""
+    assert batch.attention is not None
+    return batch.attention.long()
+
+
+def head_logps(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """log p of the targets (m,) from hidden states (m, D): the head in the model's type, log-softmax in float32."""
+    logits = head(model, hidden)
+    return TargetLogps.apply(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class TargetLogps(torch.autograd.Function):
+    """log softmax(z)_y = z_y − logsumexp(z) of logits (m, V) at targets (m,), in the memory of the logits alone.
+
+    The gradient, (1_y − softmax(z)) g, is written over the logits, which nothing else may need by then; one backward
+    pass is all there can be.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        """The log-probabilities, (m,)."""
+        normaliser = logits.logsumexp(-1, keepdim=True)
+        ctx.save_for_backward(logits, targets, normaliser)
+        return (logits.gather(-1, targets[:, None]) - normaliser)[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The logits' gradient, (m, V), over the logits themselves."""
+        logits, targets, normaliser = ctx.saved_tensors
+        [upstream] = gradients
+        slope = logits.sub_(normaliser).exp_().mul_(-upstream[:, None])
+        slope.scatter_add_(-1, targets[:, None], upstream[:, None])
+        return slope, None
 
 
 def head(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Logits (N, V) of hidden states (N, D), as the model's own forward makes them."""
+    """Logits (m, V) of hidden states (m, D), as the model's own forward makes them."""
     causal = plain(model)
     logits: Tensor = causal.get_output_embeddings()(hidden)
-    cap = getattr(causal.config, "final_logit_softcapping", None)
+    cap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def tokens_at_once(model: nn.Module) -> int:
+    """Positions that the head takes at once."""
+    return max(1, MOST_LOGITS // int(plain(model).get_output_embeddings().weight.shape[0]))
 
 
 def plain(model: nn.Module) -> Any:

@@ -1,95 +1,167 @@
 """The training loop: a generator of steps that knows no logger, no tracker and no callback."""
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dpo_core.errors import TrainingError
+from dpo_core.pair import Pair
 from dpo_core.recipe import TrainSettings
 from dpo_core.records import StepMetrics
-from dpo_core.render.rendered import Rows
+from dpo_core.render.rendered import Rows, TokenPair
 from dpo_core.train import order, schedule
-from dpo_core.train.logps import completion_logps
-from dpo_core.train.loss import dpo_loss, kl_estimate, wins
-from dpo_core.train.packing import microbatches, pad, sides
-from dpo_core.train.reference import References
+from dpo_core.train.flops import Cost, Shape, peak_memory
+from dpo_core.train.logps import autocast, backward
+from dpo_core.train.loss import Evidence, LossSettings, kl_estimate, pair_losses, rewards, wins
+from dpo_core.train.packing import Batch, Layout, branches, build, by_side, split
+from dpo_core.train.reference import Reference
 
-SUMS = (
-    "dpo_loss",
-    "accuracy",
-    "chosen_reward",
-    "rejected_reward",
-    "kl",
-    "trained_tokens",
-    "num_tokens",
-    "padded_tokens",
-)
+SUMS = ("dpo_loss", "accuracy", "chosen_reward", "rejected_reward", "kl")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run works on."""
+    """What a training run works on. ``peak_flops`` (FLOP/s of a matmul here) is what MFU is told against, if known."""
 
     policy: nn.Module
     optimizer: torch.optim.Optimizer
     rows: Rows
-    references: References
+    references: Reference
     settings: TrainSettings
+    layout: Layout = "tree"
+    token_budget: int = 16384
+    peak_flops: float | None = None
 
     @property
     def total(self) -> int:
         """Optimizer steps from beginning to end."""
         return order.total_steps(len(self.rows), self.settings)
 
+    @property
+    def losses(self) -> LossSettings:
+        """The settings of the loss."""
+        return loss_settings(self.settings)
+
+
+def loss_settings(train: TrainSettings) -> LossSettings:
+    """What of the recipe the losses read."""
+    return LossSettings(train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha)
+
 
 def steps(run: Run, done: int = 0) -> Iterator[StepMetrics]:
     """Train from ``done`` finished steps to the end, yielding after each step.
 
-    Raises TrainingError, with the step not applied, when loss or gradient are not finite.
+    Raises TrainingError, with the step not applied, when loss or gradient are not finite or memory runs out.
     """
+    shape = Shape.of(run.policy)
     for step in range(done, run.total):
         started = time.perf_counter()
         learning_rate = set_learning_rate(run, step)
         batch = order.batch(step, len(run.rows), run.settings)
-        sums = accumulate(run, batch)
-        told = torch.cat([sums, gradient_norm(run.policy)[None]]).tolist()  # the step's one copy to the host
-        values = step_values(told, len(batch))
+        pairs = [run.rows[index] for index in batch]
+        loaded = time.perf_counter()
+        sums, micros = within_memory(run, batch, pairs)
+        told = torch.cat([sums, gradient_norm(run.policy)[None].to(sums)]).tolist()  # the step's one copy to the host
+        values = step_values(told, pairs)
         check_finite(values, step, batch)
+        computed = time.perf_counter()
+        clip(run, values["grad_norm"])
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - started
-        yield StepMetrics(
-            step=step + 1, time=time.time(), values=values | progress(run, step, learning_rate) | speed(values, seconds)
-        )
+        ended = time.perf_counter()
+        values |= progress(run, step, learning_rate) | speed(run, shape.cost(pairs, micros), ended - started)
+        values |= {
+            "time/data": loaded - started,
+            "time/forward_backward": computed - loaded,
+            "time/optimizer": ended - computed,
+        }
+        yield StepMetrics(step=step + 1, time=time.time(), values=values)
 
 
-def accumulate(run: Run, batch: list[int]) -> Tensor:
-    """Gradients of the mean loss over the batch, whatever its split into microbatches; returns the SUMS."""
+def within_memory(run: Run, batch: list[int], pairs: list[TokenPair]) -> tuple[Tensor, list[Batch]]:
+    """:func:`accumulate`, with an error that says what to lower when memory runs out."""
+    try:
+        return accumulate(run, batch, pairs)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        longest = max(branches(pair).tokens for pair in pairs)
+        budget = max(run.token_budget // 2, longest)
+        remedy = f"token_budget={budget}" if budget < run.token_budget else f"max_length={longest // 3}"
+        more = "" if run.settings.activation_checkpointing else ", or set activation_checkpointing=true"
+        raise TrainingError(
+            f"Memory ran out with token_budget={run.token_budget}; the longest pair has {longest} tokens.",
+            "A microbatch must fit into memory with its activations.",
+            f"Set {remedy}{more}; the last checkpoint stands.",
+        ) from error
+
+
+def accumulate(run: Run, batch: Sequence[int], pairs: Sequence[TokenPair]) -> tuple[Tensor, list[Batch]]:
+    """Gradients of the mean loss over the batch, whatever its split; returns the SUMS (float64) and the microbatches.
+
+    batch: the pairs' indices in the training split.
+    """
     device = next(run.policy.parameters()).device
-    sums = torch.zeros(len(SUMS), device=device)
-    pairs = {index: run.rows[index] for index in batch}
-    for group in microbatches([pairs[index].longest for index in batch], run.settings.token_budget):
-        indices = [batch[place] for place in group]
-        padded = pad([pairs[index] for index in indices]).to(device)
-        policy = completion_logps(run.policy, padded, run.settings.precision)
-        reference = run.references.padded(indices, padded.trained)
-        losses = dpo_loss(sides(policy), sides(reference), run.settings.dpo_beta)
-        (losses.losses.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
-        tokens = sum(pairs[index].tokens for index in indices)
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    items, micros = [branches(pair) for pair in pairs], []
+    with autocast(device, run.settings.precision):
+        for group in split(run.layout, items, run.token_budget):
+            micro = build(run.layout, [items[place] for place in group], device)
+            known = run.references.of([batch[place] for place in group], micro)
+            objective = Objective(run.losses, micro.counts, known, len(batch))
+            backward(run.policy, micro, objective)
+            sums += objective.sums
+            micros.append(micro)
+    return sums, micros
+
+
+class Objective:
+    """The loss of a microbatch's pairs as a share of the batch's mean, and on the way the sums that are reported.
+
+    ``known``: the reference's log-probabilities (M,) of the microbatch's trained tokens. ``pairs``: of the whole batch.
+    """
+
+    def __init__(self, settings: LossSettings, counts: Sequence[int], known: Tensor, pairs: int) -> None:
+        self.settings, self.counts, self.known, self.pairs = settings, counts, known, pairs
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=known.device)
+
+    def __call__(self, logps: Tensor, where: slice) -> Tensor:
+        """The share of the completions ``where``, a scalar."""
+        start = sum(self.counts[: where.start])
+        known = self.known[start : start + len(logps)]
+        evidence = evidence_of(logps, known, self.counts[where])
+        losses = pair_losses(evidence, self.settings)
         with torch.no_grad():
-            parts = (losses.losses, wins(losses, run.settings.dpo_beta), losses.rewards.chosen, losses.rewards.rejected)
-            kl = kl_estimate(policy, reference).sum()
-            counts = torch.tensor([tokens, padded.size], dtype=torch.float32, device=device)
-            sums += torch.cat([torch.stack([*(part.sum() for part in parts), kl, padded.trained.sum()]), counts])
-    return sums
+            self.sums += measured(losses, evidence, self.settings.beta, kl_estimate(logps, known))
+        return losses.sum() / self.pairs
+
+
+def evidence_of(logps: Tensor, known: Tensor, counts: Sequence[int]) -> Evidence:
+    """Per-token log-probabilities of policy and reference, (M,) each, as the pairs' evidence."""
+    lengths = logps.new_tensor(counts)
+    return Evidence(
+        ratios=by_side(logps - known, counts),
+        logps=by_side(logps, counts),
+        lengths=Pair(lengths[::2], lengths[1::2]),
+    )
+
+
+def measured(losses: Tensor, evidence: Evidence, beta: float, kl: Tensor) -> Tensor:
+    """The SUMS over some pairs, float64."""
+    gained = rewards(evidence, beta)
+    parts = (losses, wins(evidence.difference), gained.chosen, gained.rejected, kl)
+    return torch.stack([part.double().sum() for part in parts])
 
 
 def set_learning_rate(run: Run, step: int) -> float:
     """Put the schedule's learning rate into the optimizer."""
-    rate = run.settings.learning_rate * schedule.factor(run.settings.lr_schedule, step, run.total)
+    train = run.settings
+    rate = train.learning_rate * schedule.factor(train.lr_schedule, step, run.total)
+    rate *= schedule.warm_up(step, train.warmup_steps)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     return rate
@@ -97,29 +169,34 @@ def set_learning_rate(run: Run, step: int) -> float:
 
 def gradient_norm(policy: nn.Module) -> Tensor:
     """The L2 norm of all gradients together, a scalar tensor."""
-    gradients: Iterable[Tensor] = [p.grad for p in policy.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    return torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
 
 
-def step_values(told: list[float], pairs: int) -> dict[str, float]:
-    """Means over all pairs of the step, and its counts (REFERENCE: margins and rewards carry β once)."""
+def clip(run: Run, norm: float) -> None:
+    """Scale the gradients down to ``max_grad_norm`` where there is such a bound and they are beyond it."""
+    bound = run.settings.max_grad_norm
+    if bound is not None and norm > bound:
+        torch._foreach_mul_([p.grad for p in run.policy.parameters() if p.grad is not None], bound / norm)
+
+
+def step_values(told: list[float], pairs: Sequence[TokenPair]) -> dict[str, float]:
+    """Means over all pairs of the step, and its counts (margins and rewards carry β once)."""
     *sums, grad_norm = told
     named = dict(zip(SUMS, sums, strict=True))
-    means = {name: named[name] / pairs for name in SUMS[:4]}
+    means = {name: named[name] / len(pairs) for name in SUMS[:4]}
     return {
         **means,
         "margin": means["chosen_reward"] - means["rejected_reward"],
-        "kl": named["kl"] / named["trained_tokens"],
+        "kl": named["kl"] / sum(pair.trained for pair in pairs),
         "grad_norm": grad_norm,
-        "num_pairs": float(pairs),
-        "num_tokens": named["num_tokens"],
-        "perf/padding_share": 1 - named["num_tokens"] / named["padded_tokens"],
+        "num_pairs": float(len(pairs)),
+        "num_tokens": float(sum(pair.tokens for pair in pairs)),
     }
 
 
 def check_finite(values: dict[str, float], step: int, batch: list[int]) -> None:
     """Raises TrainingError when the step must not be applied."""
-    wrong = [name for name in ("dpo_loss", "grad_norm") if not torch.isfinite(torch.tensor(values[name]))]
+    wrong = [name for name in ("dpo_loss", "grad_norm") if not math.isfinite(values[name])]
     if wrong:
         raise TrainingError(
             f"{wrong[0]} is {values[wrong[0]]} at step {step + 1} (pairs {batch[:8]}{'…' if len(batch) > 8 else ''}).",
@@ -134,10 +211,16 @@ def progress(run: Run, step: int, learning_rate: float) -> dict[str, float]:
     return {"learning_rate": learning_rate, "progress": (step + 1) / run.total, "epoch": float(step // per_epoch)}
 
 
-def speed(values: dict[str, float], seconds: float) -> dict[str, float]:
-    """Time of the step and true tokens and pairs a second (padding never counts)."""
-    return {
+def speed(run: Run, cost: Cost, seconds: float) -> dict[str, float]:
+    """Time of the step, true tokens and pairs a second (padding never counts), memory, and shares of the peak."""
+    told = {
         "batch_time": seconds,
-        "perf/pairs_per_s": values["num_pairs"] / seconds,
-        "perf/tokens_per_s": values["num_tokens"] / seconds,
+        "perf/pairs_per_s": cost.pairs / seconds,
+        "perf/tokens_per_s": cost.tokens / seconds,
+        "perf/padding_share": cost.padding_share,
+        "perf/peak_memory_gb": peak_memory() / 1e9,
     }
+    if run.peak_flops:
+        told["perf/mfu_useful"] = cost.useful / seconds / run.peak_flops
+        told["perf/mfu_6n"] = cost.conventional / seconds / run.peak_flops
+    return told

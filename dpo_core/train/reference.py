@@ -1,10 +1,13 @@
-"""The reference: scored once, token by token, and kept under the hash of everything it depends on."""
+"""The reference: scored once, token by token, and kept under the hash of everything it depends on; or on the fly."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
@@ -15,11 +18,22 @@ from dpo_core.render.rendered import Rows, open_split
 from dpo_core.requests import ScoreRequest
 from dpo_core.store import Draft
 from dpo_core.train import order
+from dpo_core.train.layout import choose
 from dpo_core.train.logps import completion_logps
-from dpo_core.train.packing import microbatches, pad
+from dpo_core.train.packing import Batch, Layout, branches, build, split
 
 # Where each scored pair's tokens begin in the flat ``logps``; its two sides follow each other, chosen first.
 INDEX, OFFSETS, LOGPS = "index", "offsets", "logps"
+
+# Without gradients nothing is kept of a microbatch: its size is no setting, so that no setting changes what is cached.
+TOKENS_AT_ONCE = 8192
+
+
+class Reference(Protocol):
+    """What the loss asks of a reference."""
+
+    def of(self, indices: list[int], batch: Batch) -> Tensor:
+        """log π_ref (M,) float32 of the trained tokens of these pairs, which ``batch`` holds in this order."""
 
 
 class References:
@@ -31,17 +45,10 @@ class References:
         self._offsets: NDArray[np.int64] = tensors[OFFSETS]
         self._place = {int(index): place for place, index in enumerate(tensors[INDEX])}
 
-    def padded(self, indices: list[int], trained: Tensor) -> Tensor:
-        """The logps of a padded batch of these pairs: float32, of ``trained``'s shape (2B, T − 1), 0 where untrained.
-
-        The batch's rows are :func:`dpo_core.train.packing.pad`'s: all chosen ones, then all rejected ones.
-        """
-        chosen_counts = trained[: len(indices)].sum(-1).tolist()
-        runs = [self.of_pair(index) for index in indices]
-        chosen = [run[:count] for run, count in zip(runs, chosen_counts, strict=True)]
-        rejected = [run[count:] for run, count in zip(runs, chosen_counts, strict=True)]
-        flat = torch.from_numpy(np.concatenate(chosen + rejected)).to(trained.device)
-        return torch.zeros(trained.shape, device=trained.device).masked_scatter(trained, flat)
+    def of(self, indices: list[int], batch: Batch) -> Tensor:
+        """As they were scored, on the batch's device."""
+        known = np.concatenate([self.of_pair(index) for index in indices])
+        return torch.from_numpy(known).to(batch.ids.device, non_blocking=True)
 
     def of_pair(self, index: int) -> NDArray[np.float32]:
         """One pair's trained tokens, chosen then rejected."""
@@ -49,51 +56,67 @@ class References:
         return self._logps[self._offsets[place] : self._offsets[place + 1]]
 
 
-def open_references(path: Path, split: str) -> References:
+class OnTheFly:
+    """The reference model itself, asked in every step: nothing is stored. Adapters, if any, are off meanwhile."""
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        self.model, self.precision = model, precision
+
+    def of(self, indices: list[int], batch: Batch) -> Tensor:
+        """Computed now."""
+        with without_adapters(self.model):
+            return completion_logps(self.model, batch, self.precision)
+
+
+def without_adapters(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, a peft model is the plain model under its adapters."""
+    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+
+
+def open_references(path: Path, split_name: str) -> References:
     """The ``train`` or ``test`` split of a ReferenceSet's directory."""
-    return References(path / f"{split}.safetensors")
+    return References(path / f"{split_name}.safetensors")
 
 
-@torch.no_grad()
 def score(
-    model: nn.Module, rows: Rows, indices: list[int], token_budget: int, precision: str
+    model: nn.Module, rows: Rows, indices: list[int], layout: Layout, precision: str
 ) -> dict[str, NDArray[np.generic]]:
     """Log-probabilities of the trained tokens of these pairs, flat, with offsets (N + 1,) and pair indices (N,)."""
     device = next(model.parameters()).device
-    runs: dict[int, NDArray[np.float32]] = {}
-    for group in microbatches([rows[index].longest for index in indices], token_budget):
-        batch = pad([rows[indices[place]] for place in group]).to(device)
-        logps = completion_logps(model, batch, precision).cpu().numpy()
-        trained = batch.trained.cpu().numpy()
-        for row, place in enumerate(group):
-            sides = (row, row + len(group))
-            runs[place] = np.concatenate([logps[side][trained[side]] for side in sides])
-    lengths = [len(runs[place]) for place in range(len(indices))]
+    items = [branches(rows[index]) for index in indices]
+    runs: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(indices)
+    for group in split(layout, items, TOKENS_AT_ONCE):
+        batch = build(layout, [items[place] for place in group], device)
+        logps = completion_logps(model, batch, precision).float().cpu().numpy()
+        ends = np.cumsum(np.array(batch.counts).reshape(-1, 2).sum(1))
+        for place, run in zip(group, np.split(logps, ends[:-1]), strict=True):
+            runs[place] = run
     return {
         INDEX: np.array(indices, dtype=np.int64),
-        OFFSETS: np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        LOGPS: np.concatenate([runs[place] for place in range(len(indices))]).astype(np.float32),
+        OFFSETS: np.cumsum([0, *(len(run) for run in runs)]).astype(np.int64),
+        LOGPS: np.concatenate(runs),
     }
 
 
 def run(request: ScoreRequest, draft: Draft) -> None:
-    """Score every pair that the run needs and the whole test split; publish a ReferenceSet."""
+    """Score the whole test split and, unless it is done on the fly, every pair of the run; publish a ReferenceSet."""
     train, rendered = request.train, request.rendered
-    model = load_model(request.model.path, train.seed, request.model.trust_remote_code)
+    model = load_model(request.model.path, train.seed, request.model.trust_remote_code, request.frozen_dtype)
+    layout = choose(model, train.layout, rendered)
     wanted = {
-        "train": order.needed(rendered.train_pairs, train),
+        "train": order.needed(rendered.train_pairs, train) if request.score_train else [],
         "test": list(range(rendered.test_pairs)),
     }
-    for split, indices in wanted.items():
-        rows = open_split(rendered.path, split)
-        tensors = score(model, rows, indices, train.token_budget, train.precision)
-        save_file(tensors, draft.path / f"{split}.safetensors")
-    files = [draft.path / f"{split}.safetensors" for split in wanted]
+    for name, indices in wanted.items():
+        if indices:
+            tensors = score(model, open_split(rendered.path, name), indices, layout, train.precision)
+            save_file(tensors, draft.path / f"{name}.safetensors")
+    files = [draft.path / f"{name}.safetensors" for name, indices in wanted.items() if indices]
     draft.publish(
         ReferenceSet(
             path=draft.final,
             fingerprint=fingerprint.of_files(files, draft.path),
-            model_fingerprint=request.model.fingerprint,
+            model=request.model,
             train_pairs=len(wanted["train"]),
             test_pairs=len(wanted["test"]),
         )

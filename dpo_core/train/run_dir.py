@@ -12,7 +12,7 @@ from dpo_core.errors import RecipeError
 from dpo_core.recipe import Recipe
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints.jsonl"
-LOG, SAMPLES, FINAL = "logs.log", "samples.jsonl", "final"
+LOG, SAMPLES, FINAL, ADAPTER = "logs.log", "samples.jsonl", "final", "adapter"
 
 # Settings that say where a run goes or how it is shown, not what it computes.
 ELSEWHERE = {"log_path", "behavior_if_log_dir_exists", "show_every"}

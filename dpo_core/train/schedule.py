@@ -13,3 +13,8 @@ def factor(name: str, step: int, total: int) -> float:
     if name == "cosine":
         return (1 + math.cos(math.pi * step / total)) / 2
     return 1.0
+
+
+def warm_up(step: int, steps: int) -> float:
+    """The share of the scheduled rate at the 0-based ``step``: rising linearly over the first ``steps``, then 1."""
+    return min(1.0, (step + 1) / steps) if steps else 1.0

@@ -1,52 +1,27 @@
 """The train stage: the loop's steps into the journal, onto the terminal, into checkpoints and a final model."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dpo_core.errors import RecipeError, StoppedError
-from dpo_core.model.export import save_model
 from dpo_core.model.generate import Decoding, decode
-from dpo_core.model.load import device, load_model
-from dpo_core.model.lora import merged, trainable
-from dpo_core.model.source import describe
-from dpo_core.records import Checkpoint, StepMetrics
-from dpo_core.render.registry import get_renderer
-from dpo_core.render.rendered import Rows, open_split
-from dpo_core.render.renderer import Renderer
-from dpo_core.render.tokenizer import load_tokenizer
+from dpo_core.model.load import device
+from dpo_core.records import StepMetrics
 from dpo_core.requests import TrainRequest
 from dpo_core.store import Draft
 from dpo_core.train import checkpoint, journal, run_dir
 from dpo_core.train.display import Display
+from dpo_core.train.finish import finish
 from dpo_core.train.heldout import HeldOutSettings, held_out
-from dpo_core.train.loop import Run, steps
-from dpo_core.train.reference import References, open_references
+from dpo_core.train.logps import autocast
+from dpo_core.train.loop import steps
+from dpo_core.train.packing import branches
+from dpo_core.train.session import Session, begin
 from dpo_core.train.stopping import StopFlag
 
 EXAMPLES_SHOWN = 2
-
-
-@dataclass(frozen=True)
-class Session:
-    """One process's work on a run: from ``done`` steps to the end."""
-
-    request: TrainRequest
-    run: Run
-    test_split: tuple[Rows, References]
-    renderer: Renderer
-    done: int
-    stop: StopFlag
-
-    @property
-    def log_path(self) -> Path:
-        """The run's directory."""
-        return self.request.log_path
 
 
 def run(request: TrainRequest, draft: Draft) -> None:
@@ -76,42 +51,9 @@ def claim(request: TrainRequest, draft: Draft) -> None:
             "Choose another log_path, or behavior_if_log_dir_exists=delete.",
         )
     request.log_path.mkdir(parents=True, exist_ok=True)
-    config.write_text(json.dumps({"fingerprint": request.fingerprint, "recipe": request.recipe}, indent=1))
+    if not config.is_file():
+        config.write_text(json.dumps({"fingerprint": request.fingerprint, "recipe": request.recipe}, indent=1))
     run_dir.pointer(draft.final.parent.parent, request.fingerprint).write_text(str(request.log_path))
-
-
-def begin(request: TrainRequest, stop: StopFlag) -> Session:
-    """Load everything; continue from the last whole checkpoint where there is one."""
-    train, source = request.train, request.model
-    model = load_model(source.path, train.seed, source.trust_remote_code)
-    policy = trainable(model, request.settings, train.seed)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in policy.parameters() if parameter.requires_grad],
-        lr=train.learning_rate,
-        betas=(train.adam_beta1, train.adam_beta2),
-        eps=train.adam_eps,
-        weight_decay=0.0,
-        fused=True,
-    )
-    rows = open_split(request.rendered.path, "train")
-    run = Run(policy, optimizer, rows, open_references(request.reference.path, "train"), train)
-    tokenizer = load_tokenizer(request.rendered.tokenizer_path, source.trust_remote_code)
-    renderer = get_renderer(request.rendered.renderer_name, tokenizer)
-    test_split = open_split(request.rendered.path, "test"), open_references(request.reference.path, "test")
-    return Session(request, run, test_split, renderer, resume(request.log_path, run), stop)
-
-
-def resume(log_path: Path, run: Run) -> int:
-    """Steps already done: the last checkpoint is loaded and the journal cut back to it."""
-    found = checkpoint.latest(log_path)
-    done = found[0] if found else 0
-    if found:
-        checkpoint.load(found[1], run.policy, run.optimizer)
-    for name in (run_dir.METRICS, run_dir.SAMPLES, run_dir.CHECKPOINTS):
-        rows = journal.read(log_path / name) if found else []
-        kept = [row for row in rows if row["step"] <= done and row.get("name") != run_dir.FINAL]
-        journal.keep(log_path / name, kept)
-    return done
 
 
 def introduce(session: Session, display: Display) -> None:
@@ -127,6 +69,8 @@ def introduce(session: Session, display: Display) -> None:
             "pairs": f"{rendered.train_pairs:,} to train on, {rendered.test_pairs:,} held out",
             "dropped": dropped_line(request),
             "steps": f"{session.run.total:,} of {request.train.batch_size} pairs",
+            "loss": loss_line(session),
+            "engine": engine_line(session),
             "log_path": str(request.log_path),
         }
     )
@@ -134,6 +78,22 @@ def introduce(session: Session, display: Display) -> None:
         display.say(f"Continuing after step {session.done} from its checkpoint.")
     rows = session.run.rows
     display.examples(session.renderer, [rows[index] for index in range(min(EXAMPLES_SHOWN, len(rows)))])
+
+
+def loss_line(session: Session) -> str:
+    """The objective in a line."""
+    train = session.request.train
+    rpo = f", NLL of the chosen side × {train.rpo_alpha:g}" if train.rpo_alpha else ""
+    how = "asked in every step" if session.request.on_the_fly else "scored beforehand"
+    return f"{train.loss}, beta {train.dpo_beta:g}{rpo}; reference {how}"
+
+
+def engine_line(session: Session) -> str:
+    """Layout and size of microbatches, and how many pairs are beyond it."""
+    run = session.run
+    beyond = sum(branches(run.rows[index]).tokens > run.token_budget for index in range(len(run.rows)))
+    alone = f"; {beyond:,} longer pairs go alone" if beyond else ""
+    return f"{run.layout} layout, {run.token_budget:,} tokens a microbatch{alone}"
 
 
 def dropped_line(request: TrainRequest) -> str:
@@ -171,7 +131,7 @@ def observations(session: Session, step: int) -> dict[str, float]:
     values: dict[str, float] = {}
     started = time.perf_counter()
     if train.eval_every and (last or due(train.eval_every, step)):
-        settings = HeldOutSettings(train.dpo_beta, train.token_budget, train.precision)
+        settings = HeldOutSettings(session.run.losses, session.run.layout, train.precision)
         values = held_out(session.run.policy, *session.test_split, settings)
     if train.infrequent_eval_every and (last or due(train.infrequent_eval_every, step)):
         sample(session, step)
@@ -194,7 +154,9 @@ def sample(session: Session, step: int) -> None:
         stop_strings=renderer.stop_strings,
         tokenizer=renderer.tokenizer,
     )
-    for prompt, answer in zip(prompts, decode(session.run.policy, prompts, decoding), strict=True):  # type: ignore[arg-type]
+    with autocast(device(), request.train.precision):
+        answers = decode(session.run.policy, prompts, decoding)  # type: ignore[arg-type]
+    for prompt, answer in zip(prompts, answers, strict=True):
         said = renderer.parse_response(answer.ids).message["content"]
         row = {"step": step, "prompt": renderer.tokenizer.decode(prompt), "reply": said, "ended": answer.ended}
         journal.append(session.log_path / run_dir.SAMPLES, row)
@@ -207,28 +169,6 @@ def stopped(session: Session, step: int) -> StoppedError:
         f"Stopped after step {step} of {session.run.total}.",
         f"The checkpoint is {path}.",
         "Run the same command again to continue from it.",
-    )
-
-
-def finish(session: Session) -> Checkpoint:
-    """Export the trained model, adapters merged, in transformers' format with tokenizer and renderer."""
-    request, path = session.request, session.log_path / run_dir.FINAL
-    aside = path.with_name(f".{run_dir.FINAL}")
-    for leftover in (aside, path):
-        shutil.rmtree(leftover, ignore_errors=True)
-    save_model(merged(session.run.policy), request.rendered.tokenizer_path, session.renderer.name, aside)
-    aside.rename(path)
-    step = session.run.total
-    row = {"name": run_dir.FINAL, "step": step, "path": str(path)}
-    journal.append(session.log_path / run_dir.CHECKPOINTS, row)
-    source = describe(path, request.model.name)
-    return Checkpoint(
-        path=path,
-        fingerprint=source.fingerprint,
-        name=run_dir.FINAL,
-        step=step,
-        log_path=session.log_path,
-        renderer_name=session.renderer.name,
     )
 
 

@@ -6,32 +6,29 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from dpo_core.errors import TrainingError
 from dpo_core.model.export import save_model
-from dpo_core.model.load import load_model
+from dpo_core.model.load import check_vocabulary, load_model
 from dpo_core.model.source import describe
 from dpo_core.recipe import WarmStartSettings
-from dpo_core.render.rendered import Completion, Ids, Rows, open_split
+from dpo_core.render.rendered import Rows, open_split
 from dpo_core.requests import WarmStartRequest
 from dpo_core.store import Draft
-from dpo_core.train import schedule
-from dpo_core.train.logps import completion_logps
+from dpo_core.train import budget, schedule
+from dpo_core.train.layout import choose
+from dpo_core.train.logps import autocast, backward
 from dpo_core.train.order import permutation
-from dpo_core.train.packing import microbatches, pad_rows
+from dpo_core.train.packing import Branches, Layout, build, counts, split
 
 BETAS = (0.9, 0.95)
 # Instead of the usual five: each takes about 11 ms of the demo's step on two cores.
 MUON_ITERATIONS = 3
 WARM_UP_STEPS = 20
 LARGEST_GRADIENT = 1.0
-# So many batches are drawn together and shared out by length: rows of one batch then need little padding.
-BATCHES_A_WINDOW = 32
 # Separates this phase's draws from those of other users of the same seed.
 STREAM = 1
-
-Example = tuple[Ids, Completion]
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,7 @@ class Phase:
     rows: Rows
     settings: WarmStartSettings
     seed: int
+    layout: Layout = "tree"
     token_budget: int = 16384
     precision: str = "fp32"
     from_scratch: bool = False
@@ -85,23 +83,25 @@ def optimizers(phase: Phase) -> list[torch.optim.Optimizer]:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, settings: WarmStartSettings) -> None:
     """The rate of the 0-based ``step``."""
-    factor = min(1.0, (step + 1) / WARM_UP_STEPS) * schedule.factor("linear", step, settings.sft_steps)
+    factor = schedule.warm_up(step, WARM_UP_STEPS) * schedule.factor("linear", step, settings.sft_steps)
     for group in optimizer.param_groups:
         group["lr"] = settings.sft_learning_rate * factor
 
 
-def accumulate(phase: Phase, batch: list[Example]) -> float:
+def accumulate(phase: Phase, batch: list[Branches]) -> float:
     """Gradients of the batch's mean loss per trained token, whatever its split into microbatches; returns that mean."""
     device = next(phase.model.parameters()).device
-    trained = sum(int(completion.mask.sum()) for _, completion in batch)
-    lengths = [len(prompt) + len(completion.ids) for prompt, completion in batch]
+    trained = sum(counts(batch))
     total = torch.zeros((), device=device)
-    # A budget is told for pairs, whose two sides stand in one microbatch; here a row is one side.
-    for group in microbatches(lengths, 2 * phase.token_budget):
-        padded = pad_rows([batch[place] for place in group]).to(device)
-        loss = -completion_logps(phase.model, padded, phase.precision).sum() / trained
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+
+    def objective(logps: Tensor, _: slice) -> Tensor:
+        loss = -logps.sum() / trained
+        total.add_(loss.detach())
+        return loss
+
+    with autocast(device, phase.precision):
+        for group in split(phase.layout, batch, phase.token_budget):
+            backward(phase.model, build(phase.layout, [batch[place] for place in group], device), objective, together=1)
     return float(total)
 
 
@@ -115,20 +115,14 @@ def check_finite(loss: float, norm: float, step: int) -> None:
         )
 
 
-def batches(phase: Phase) -> Iterator[list[Example]]:
-    """``sft_steps`` lists of ``sft_batch_size`` completions of like length, as rows, settings and seed decide."""
+def batches(phase: Phase) -> Iterator[list[Branches]]:
+    """``sft_steps`` lists of ``sft_batch_size`` completions after their prompts, as rows, settings and seed decide."""
     size = phase.settings.sft_batch_size
-    rng = np.random.default_rng([phase.seed, STREAM])
     drawn = draw(len(phase.rows), phase.settings, phase.seed)
-    sides = rng.random(len(drawn)) < phase.settings.sft_chosen_fraction
-    for start in range(0, len(drawn), size * BATCHES_A_WINDOW):
-        window = slice(start, start + size * BATCHES_A_WINDOW)
-        examples = [
-            example(phase.rows, *one) for one in zip(drawn[window].tolist(), sides[window].tolist(), strict=True)
-        ]
-        examples.sort(key=lambda one: len(one[0]) + len(one[1].ids))
-        for place in rng.permutation(len(examples) // size):
-            yield examples[place * size : (place + 1) * size]
+    sides = np.random.default_rng([phase.seed, STREAM]).random(len(drawn)) < phase.settings.sft_chosen_fraction
+    for start in range(0, len(drawn), size):
+        places = range(start, start + size)
+        yield [example(phase.rows, int(drawn[place]), bool(sides[place])) for place in places]
 
 
 def draw(pairs: int, settings: WarmStartSettings, seed: int) -> NDArray[np.int64]:
@@ -138,19 +132,32 @@ def draw(pairs: int, settings: WarmStartSettings, seed: int) -> NDArray[np.int64
     return np.concatenate(epochs)[:wanted]
 
 
-def example(rows: Rows, index: int, chosen: bool) -> Example:
+def example(rows: Rows, index: int, chosen: bool) -> Branches:
     """One side of a pair after its prompt."""
     pair = rows[index]
-    return pair.prompt, pair.sides.chosen if chosen else pair.sides.rejected
+    return Branches(pair.prompt, (pair.sides.chosen if chosen else pair.sides.rejected,))
 
 
 def run(request: WarmStartRequest, draft: Draft) -> None:
     """Fit the model to the training pairs' completions; publish it as a ModelSource."""
-    source, rendered = request.model, request.rendered
-    model = load_model(source.path, request.seed, source.trust_remote_code)
+    source, rendered, train = request.model, request.rendered, request.train
+    model = load_model(source.path, train.seed, source.trust_remote_code)
     rows = open_split(rendered.path, "train")
-    numerics = (request.token_budget, request.precision)
-    report(Phase(model, rows, request.warm_start, request.seed, *numerics, from_scratch=not source.has_weights))
+    check_vocabulary(model, rows.largest_id())
+    layout = choose(model, train.layout, rendered)
+    phase = Phase(
+        model,
+        rows,
+        request.warm_start,
+        train.seed,
+        layout=layout,
+        token_budget=train.token_budget
+        if isinstance(train.token_budget, int)
+        else budget.find(model, rows, layout, train.precision),
+        precision=train.precision,
+        from_scratch=not source.has_weights,
+    )
+    report(phase)
     save_model(model, rendered.tokenizer_path, rendered.renderer_name, draft.path / "model")
     draft.publish(describe(draft.path / "model", f"{source.name} (warm)", draft.final / "model"))
 

@@ -60,9 +60,7 @@ class World:
             reference=self.reference,
             prompts=told,
             evaluate=EvaluateSettings(max_new_tokens=TOKENS, **settings),
-            dpo_beta=0.1,
-            token_budget=2048,
-            precision="fp32",
+            train=TrainSettings(),
         )
 
     def evaluate(self, request: EvaluateRequest, key: str) -> EvalResult:

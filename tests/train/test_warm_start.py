@@ -22,7 +22,7 @@ def phase(tmp_path: Path) -> Phase:
 
 
 def order(phase: Phase) -> list[list[tuple[list[int], list[int]]]]:
-    return [[(prompt.tolist(), side.ids.tolist()) for prompt, side in batch] for batch in batches(phase)]
+    return [[(one.prompt.tolist(), one.completions[0].ids.tolist()) for one in batch] for batch in batches(phase)]
 
 
 def test_the_order_is_a_function_of_the_seed(phase: Phase) -> None:

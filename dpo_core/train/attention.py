@@ -1,0 +1,160 @@
+"""Attention over a tree row: a token sees its own prompt and its own completion up to itself, and nothing else.
+
+transformers' models take an attention function by name, so their code is used as it is. On a GPU FlexAttention does
+the work, with a block mask; it has no backward on a CPU, where scaled dot-product attention runs conversation by
+conversation. Prefix sharing follows arXiv 2410.20305.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, PreTrainedModel
+
+from dpo_core.train.packing import Batch, Span
+
+NAME = "dpo_tree"
+BLOCK = 128
+
+
+@contextmanager
+def tree_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model's layers attend as trees do: for forward and backward passes alike."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = "flex_attention" if model.device.type == "cuda" else NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def tree_arguments(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+    """What the model's forward needs to attend over this tree row."""
+    if model.device.type == "cuda":
+        return {"attention_mask": by_layer(model, tree_mask(model.device).of(batch.spans, batch.ids.shape[1]))}
+    # A mask of four dimensions is handed on as it is; ours has nothing to say, the spans do.
+    nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
+    return {"attention_mask": nothing, "spans": batch.spans}
+
+
+def by_layer(model: PreTrainedModel, mask: BlockMask) -> Any:
+    """The mask as models want it whose layers are of several kinds: one for each kind."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
+    return dict.fromkeys(kinds, mask) if len(kinds) > 1 else mask
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention function: (1, heads, T, d) queries, keys and values to (1, T, heads, d)."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    spans: tuple[Span, ...] = options["spans"]
+    how = {name: options.get(name) for name in ("scaling", "sliding_window", "softcap")}
+    lengths = [length for span in spans for length in (span.prompt + span.completions[0], *span.completions[1:])]
+    parts = [torch.split(part, lengths, dim=2) for part in (query, key, value)]
+    outputs, place = [], 0
+    for span in spans:
+        few = len(span.completions)
+        outputs += one_conversation(span, [part[place : place + few] for part in parts], how)
+        place += few
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def one_conversation(span: Span, parts: list[tuple[Tensor, ...]], how: dict[str, Any]) -> list[Tensor]:
+    """The trunk (prompt and first completion) attends causally; every other completion to the prompt and itself."""
+    (trunk_query, *queries), (trunk_key, *keys), (trunk_value, *values) = parts
+    outputs = [masked(trunk_query, trunk_key, trunk_value, 0, how)]
+    prompt_key, prompt_value = trunk_key[:, :, : span.prompt], trunk_value[:, :, : span.prompt]
+    for query, key, value in zip(queries, keys, values, strict=True):
+        seen_key, seen_value = torch.cat([prompt_key, key], dim=2), torch.cat([prompt_value, value], dim=2)
+        outputs.append(masked(query, seen_key, seen_value, span.prompt, how))
+    return outputs
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, prompt: int, how: dict[str, Any]) -> Tensor:
+    """Causal attention of the last queries of a sequence, ``prompt`` of whose keys come before the first query."""
+    window, softcap, scale = how["sliding_window"], how["softcap"], how["scaling"]
+    length = key.shape[2]
+    narrow = window is not None and window < length
+    if prompt == 0 and not narrow and softcap is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    mask = visible(query.shape[2], prompt, window if narrow else None, query.device)
+    if softcap is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    scores = torch.tanh(query @ key.transpose(2, 3) * scale / softcap) * softcap
+    exact = torch.promote_types(query.dtype, torch.float32)
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=exact).to(query.dtype)
+    attended: Tensor = weights @ value
+    return attended
+
+
+def visible(queries: int, prompt: int, window: int | None, device: torch.device) -> Tensor:
+    """(queries, prompt + queries) bool: which keys each query sees, within ``window`` positions where there is one."""
+    query = torch.arange(prompt, prompt + queries, device=device)[:, None]
+    key = torch.arange(prompt + queries, device=device)[None]
+    seen = key <= query
+    return seen if window is None else seen & (query - key < window)
+
+
+AttentionInterface.register(NAME, attend)
+
+
+class TreeMask:
+    """FlexAttention's mask of a tree row, the same for every head.
+
+    One function reads tables that are rewritten for each microbatch: a function made anew would be compiled anew. So a
+    microbatch's backward pass must be over before the next one begins, as in the training loop.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.conversation = self.branch = torch.zeros(0, dtype=torch.int64, device=device)
+
+        def sees(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            own = (self.branch[key] == 0) | (self.branch[key] == self.branch[query])
+            return (query >= key) & (self.conversation[query] == self.conversation[key]) & own
+
+        self.sees = sees
+
+    def of(self, spans: tuple[Span, ...], length: int) -> BlockMask:
+        """The block mask of a row of ``length`` places."""
+        if len(self.branch) < length:
+            self.conversation, self.branch = (torch.empty(length, dtype=torch.int64, device=self.device) for _ in "cb")
+        for table, values in zip((self.conversation, self.branch), tables(spans, length), strict=True):
+            table[:length].copy_(values)
+        make = builder(self.device.type)
+        mask: BlockMask = make(self.sees, None, None, length, length, device=self.device, BLOCK_SIZE=BLOCK)
+        return mask
+
+
+@cache
+def tree_mask(device: torch.device) -> TreeMask:
+    """The one of this device."""
+    return TreeMask(device)
+
+
+@cache
+def builder(device: str) -> Any:
+    """The maker of block masks: compiled on a GPU, where it then never holds a whole (T, T) mask."""
+    return torch.compile(create_block_mask) if device == "cuda" else create_block_mask
+
+
+def tables(spans: tuple[Span, ...], length: int) -> tuple[Tensor, Tensor]:
+    """(length,) int64 each: a place's conversation, and its branch (0 the prompt, 1 … its completions)."""
+    conversation, branch = torch.full((length,), -1), torch.zeros(length, dtype=torch.int64)
+    place = 0
+    for index, span in enumerate(spans):
+        conversation[place : place + span.tokens] = index
+        place += span.prompt
+        for number, completion in enumerate(span.completions, start=1):
+            branch[place : place + completion] = number
+            place += completion
+    return conversation, branch
