@@ -10,7 +10,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from dpo_core import river
+from dpo_core import river, weights
 from dpo_core.data import report
 from dpo_core.data.preference import ROWS_A_BATCH, Message, Preference, from_row
 from dpo_core.data.sources import pin
@@ -62,7 +62,7 @@ def tokenizer_of(recipe: Recipe) -> ModelSource | None:
     if settings.model_name is None:
         return None
     if settings.model_name == "demo":
-        return river.demo_base(recipe)
+        return weights.demo_base(recipe)
     return tokenizer_alone(settings.model_name, settings.model_revision, settings.trust_remote_code)
 
 

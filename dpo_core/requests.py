@@ -56,8 +56,8 @@ class ScoreRequest(Record):
     rendered: RenderedSet
     model: ModelSource
     train: TrainSettings
-    score_train: bool
-    frozen_dtype: str
+    score_train: bool = True
+    frozen_dtype: str = "float32"
 
 
 class TrainRequest(Record):
@@ -71,8 +71,8 @@ class TrainRequest(Record):
     model: ModelSource
     settings: ModelSettings
     train: TrainSettings
-    on_the_fly: bool
-    frozen_dtype: str
+    on_the_fly: bool = False
+    frozen_dtype: str = "float32"
     samples: int
     max_new_tokens: int
     log_path: Path

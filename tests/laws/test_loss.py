@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dpo_core.pair import Pair
-from dpo_core.train.loss import LOSSES, Evidence, LossSettings, kl_estimate, pair_losses, rewards, wins
 from dpo_core.train.loop import evidence_of
+from dpo_core.train.loss import LOSSES, Evidence, LossSettings, kl_estimate, pair_losses, rewards, wins
 
 POLICY = Pair(torch.tensor([-2.0, -1.5]), torch.tensor([-3.0, -4.0]))
 REFERENCE = Pair(torch.tensor([-2.5, -2.0]), torch.tensor([-2.5, -3.0]))
