@@ -21,7 +21,7 @@ VERSIONS = {
     "base": 1,
     "acquire": 1,
     "prompts": 1,
-    "render": 1,
+    "render": 2,
     "warm_start": 1,
     "score_reference": 1,
     "train": 1,

@@ -122,4 +122,8 @@ def message(item: Any) -> Message:
         raise ValueError(f"{item!r:.60} is not a message with a text as content")
     if item.get("role") not in ("system", "user", "assistant"):
         raise ValueError(f"role {item.get('role')!r} is none of system, user, assistant")
-    return {"role": item["role"], "content": item["content"]}
+    if "trainable" not in item:
+        return {"role": item["role"], "content": item["content"]}
+    if not isinstance(item["trainable"], bool):
+        raise ValueError(f"trainable is {item['trainable']!r:.60}, neither true nor false")
+    return {"role": item["role"], "content": item["content"], "trainable": item["trainable"]}

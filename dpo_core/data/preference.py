@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import pyarrow as pa
 
@@ -16,10 +16,11 @@ ROWS_A_BATCH = 1024
 
 
 class Message(TypedDict):
-    """One turn: ``role`` is system, user or assistant."""
+    """One turn: ``role`` is system, user or assistant; ``trainable`` is what train_on_what=customized reads."""
 
     role: str
     content: str
+    trainable: NotRequired[bool]
 
 
 @dataclass(frozen=True, slots=True)
