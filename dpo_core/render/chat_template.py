@@ -109,15 +109,17 @@ class ChatTemplate(Renderer):
         own, kept, numbers = parts[::4], zip(parts[1::4], parts[3::4], strict=True), [int(part) for part in parts[2::4]]
         texts = [messages[index]["content"] for index in numbers]
         texts = [left_as_is(text, *marks) for text, marks in zip(texts, kept, strict=True)]
-        filled = "".join(piece for pair in zip(own, [*texts, ""], strict=True) for piece in pair)
         whole = self.apply(messages, [message["content"] for message in messages], generation)
-        if filled != whole or numbers != list(range(len(messages))):
-            raise DataError(
-                f"The chat template of {self.tokenizer.name_or_path} changes the messages' text.",
-                "Every text must stand in the conversation, in order, as it is or stripped.",
-                "Choose a renderer_name that fits the model.",
-            )
-        return Written(own, texts)
+        # Qwen3's template takes line ends, and only those, from the front of the answer that it puts a think block to.
+        for read in (texts, [*texts[:-1], *(text.lstrip("\n") for text in texts[-1:])]):
+            filled = "".join(piece for pair in zip(own, [*read, ""], strict=True) for piece in pair)
+            if filled == whole and numbers == list(range(len(messages))):
+                return Written(own, read)
+        raise DataError(
+            f"The chat template of {self.tokenizer.name_or_path} changes the messages' text.",
+            "Every text must stand in the conversation, in order, as it is or stripped.",
+            "Choose a renderer_name that fits the model.",
+        )
 
     def apply(self, messages: Sequence[Message], contents: list[str], generation: bool) -> str:
         """The template's text with these contents.

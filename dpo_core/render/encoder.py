@@ -14,6 +14,7 @@ from dpo_core.render.turn import Marker, Pieces, Raw, Tag
 
 REMEMBERED = 4096
 ANCHOR = "\n"
+CONTROL = re.compile("<[|｜].*[|｜]>", re.DOTALL)
 
 
 class Encoder:
@@ -108,10 +109,18 @@ class Encoder:
         """The ids of a marker, of a tag, or of a template's text (``kind`` keeps equal texts of other kinds apart)."""
         if kind is Marker or (kind is Tag and piece in self.vocabulary):
             return [self.marker_id(piece)]
-        if kind is Raw:
-            ids: list[int] = self.tokenizer.encode(str(piece), add_special_tokens=False, split_special_tokens=False)
+        return self.written_ids(str(piece)) if kind is Raw else self.encode_text(str(piece))
+
+    def written_ids(self, text: str) -> list[int]:
+        """The ids of a template's text, special tokens switched on."""
+        if self.backend is None:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
             return ids
-        return self.encode_text(str(piece))
+        self.backend.encode_special_tokens = False
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        finally:
+            self.backend.encode_special_tokens = True
 
     def marker_id(self, marker: str) -> int:
         """The id of a special token.
@@ -164,8 +173,8 @@ def plain_backend(tokenizer: PreTrainedTokenizerBase, markers: frozenset[str]) -
         return None
     state = json.loads(original.to_str())
     for token in state["added_tokens"]:
-        # Only special ones are kept from matching; some formats' markers (DeepSeek's) are not declared so.
-        token["special"] = token["special"] or token["content"] in markers
+        # Only special ones are kept from matching, and some formats' markers (DeepSeek's) are not declared so.
+        token["special"] |= token["content"] in markers or bool(CONTROL.fullmatch(token["content"]))
     for part in ("normalizer", "pre_tokenizer"):
         state[part] = without_prefix(state[part])
     backend = Tokenizer.from_str(json.dumps(state))
