@@ -47,8 +47,8 @@ def write_pairs(path: Path, pairs: Iterable[Preference]) -> int:
 
 
 def read_pairs(path: Path) -> Iterator[Preference]:
-    """The pairs of an Arrow file, in order, from a memory map."""
-    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+    """The pairs of an Arrow file, in order, a batch of rows in memory at a time (a map's pages would count as well)."""
+    with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
         for index in range(reader.num_record_batches):
             for row in reader.get_batch(index).to_pylist():
                 yield from_row(row)

@@ -45,7 +45,7 @@ class ChatTemplate(Renderer):
             pieces += (text, Raw(own))
         return pieces
 
-    def turns(self, messages: Sequence[Message]) -> list[Turn]:
+    def turns(self, messages: Sequence[Message], start: int = 0) -> list[Turn]:
         """A message's output is its text up to the end marker behind it; the last answer's begins after the prompt.
 
         Raises RecipeError where answers do not follow the generation prompt, DataError for a conversation that the
@@ -61,7 +61,7 @@ class ChatTemplate(Renderer):
         return [
             Turn((Raw(header),), (Raw(opening), text, Raw(end)))
             for header, opening, text, (end, _) in zip(headers, openings, written.texts, behind, strict=True)
-        ]
+        ][start:]
 
     def opens(self, messages: Sequence[Message], written: Written) -> str:
         """What the template writes between the generation prompt and the last message's text.

@@ -59,9 +59,9 @@ class Renderer(ABC):
         Raises DataError when the format cannot express it. Parts before a message's output must not depend on it.
         """
 
-    def turns(self, messages: Sequence[Message]) -> list[Turn]:
-        """All messages of a conversation."""
-        return [self.turn(messages, index) for index in range(len(messages))]
+    def turns(self, messages: Sequence[Message], start: int = 0) -> list[Turn]:
+        """The messages of a conversation from the ``start``-th on."""
+        return [self.turn(messages, index) for index in range(start, len(messages))]
 
     def opening(self, messages: Sequence[Message]) -> Pieces:
         """What stands before the first message: the BOS token where the tokenizer has one."""
@@ -84,7 +84,7 @@ class Renderer(ABC):
         ``what`` is asked of the side's messages: the prompt's are the same on both sides, and not here.
         """
         trained = trained_messages(side, what)
-        first, *rest = self.turns([*prompt, *side])[len(prompt) :]
+        first, *rest = self.turns([*prompt, *side], len(prompt))
         stretches = [] if prefilled else [Stretch(first.prefill, False)]
         stretches.append(Stretch(first.output, trained[0]))
         for turn, is_trained in zip(rest, trained[1:], strict=True):

@@ -1,6 +1,5 @@
 """What conversations are laid out in before they are tokens: pieces of text, turns of pieces, stretches of turns."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -25,8 +24,7 @@ class Raw(str):
 Pieces = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One message in parts that are tokenised on their own, so that no merge crosses between them.
 
     ``prefill`` opens the output of a message to be generated, and is given to the model rather than learnt.

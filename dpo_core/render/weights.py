@@ -8,6 +8,7 @@ from dpo_core.errors import DataError, RecipeError
 from dpo_core.recipe import TrainOnWhat
 
 LAST: TrainOnWhat = "last_assistant_message"
+KNOWN: tuple[TrainOnWhat, ...] = get_args(TrainOnWhat)
 
 
 def trained_messages(messages: Sequence[Message], what: TrainOnWhat = LAST) -> list[bool]:
@@ -15,8 +16,8 @@ def trained_messages(messages: Sequence[Message], what: TrainOnWhat = LAST) -> l
 
     Raises RecipeError for another ``what``, DataError where ``trainable`` flags and ``what`` do not go together.
     """
-    if what not in get_args(TrainOnWhat):
-        rule = f"train_on_what is one of {', '.join(get_args(TrainOnWhat))}."
+    if what not in KNOWN:
+        rule = f"train_on_what is one of {', '.join(KNOWN)}."
         raise RecipeError(f"There is no train_on_what={what}.", rule, "Choose one of them.")
     check_flags(messages, what)
     if what == "customized":
