@@ -8,6 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Every = Annotated[int, Field(ge=0)]
+TrainOnWhat = Literal[
+    "last_assistant_message",
+    "last_assistant_turn",
+    "all_assistant_messages",
+    "all_messages",
+    "all_tokens",
+    "all_user_and_system_messages",
+    "customized",
+]
 
 
 class Section(BaseModel):
@@ -52,7 +61,13 @@ class RenderSettings(Section):
     """How conversations become tokens."""
 
     renderer_name: str | None = None
-    """role_colon, qwen3_instruct, llama3 or chat_template (None: stored with the model, or recommended for it)"""
+    """how conversations become text: role_colon, llama3, qwen3, qwen3_disable_thinking, qwen3_instruct, deepseekv3,
+    gpt_oss_no_sysprompt, kimi_k2, gemma, mistral, chat_template, or your own package.module:Class
+    (None: stored with the model, or recommended for it, or its chat template)"""
+    train_on_what: TrainOnWhat = "last_assistant_message"
+    """which messages of a completion are trained: last_assistant_message, last_assistant_turn, all_assistant_messages,
+    all_messages, all_tokens, all_user_and_system_messages, or customized (messages' trainable flags); the prompt is the
+    same on both sides, so its tokens would cancel in the loss, and are never trained"""
     max_length: Annotated[int, Field(ge=2)] = 8192
     """tokens of prompt and completion together at most; the prompt's oldest go first"""
 

@@ -13,7 +13,7 @@ from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
-from dpo_core.render.registry import check_name, resolve
+from dpo_core.render.registry import advise, check_name, identity, resolve
 from dpo_core.requests import (
     AcquireRequest,
     EvaluateRequest,
@@ -93,14 +93,17 @@ def prompts_source(recipe: Recipe) -> str | None:
 
 def render(recipe: Recipe, pairs: PairSet, model: ModelSource) -> Produced[RenderedSet]:
     """Token ids of every pair."""
+    advise(recipe.render.renderer_name, model.name, model.path)
+    name = resolve(recipe.render.renderer_name, model.name, model.path)
     depends = {
         "pairs": pairs.fingerprint,
         "tokenizer": model.tokenizer_fingerprint,
-        "renderer": resolve(recipe.render.renderer_name, model.name, model.path),
-        "max_length": recipe.render.max_length,
+        "renderer": identity(name),
+        "render": without(recipe.render, "renderer_name"),
     }
+    settings = recipe.render.model_copy(update={"renderer_name": name})
     return produce(
-        recipe, Work("render", depends, RenderRequest(pairs=pairs, model=model, render=recipe.render)), RenderedSet
+        recipe, Work("render", depends, RenderRequest(pairs=pairs, model=model, render=settings)), RenderedSet
     )
 
 

@@ -12,7 +12,7 @@ from dpo_core.data.preference import Message
 from dpo_core.model.generate import Decoding, decode
 from dpo_core.model.load import load_model, load_tokenizer
 from dpo_core.model.source import check_directory
-from dpo_core.render.registry import get_renderer, resolve
+from dpo_core.render.registry import advise, get_renderer, resolve
 from dpo_core.render.renderer import Renderer
 
 StopReason = Literal["stop", "max_tokens", "model_length"]
@@ -84,5 +84,6 @@ def open_answerer(path: Path, batch_size: int, renderer_name: str | None = None)
     Raises RecipeError for a directory that is no model with a tokenizer, or a renderer that does not fit it.
     """
     check_directory(path)
+    advise(renderer_name, path.name, path)
     renderer = get_renderer(resolve(renderer_name, path.name, path), load_tokenizer(path))
     return Answerer(load_model(path), renderer, batch_size)

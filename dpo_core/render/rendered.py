@@ -1,6 +1,6 @@
 """Rendered pairs: token ids in Arrow files, mapped and read by index."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,12 +103,19 @@ def write_split(path: Path, pairs: Iterable[TokenPair]) -> None:
 def to_batch(pairs: list[TokenPair]) -> pa.RecordBatch:
     """Columns of token ids and masks."""
     chosen, rejected = [pair.sides.chosen for pair in pairs], [pair.sides.rejected for pair in pairs]
-    columns = [
+    columns: list[list[Ids] | list[Mask]] = [
         [pair.prompt for pair in pairs],
         [side.ids for side in chosen],
         [side.mask for side in chosen],
         [side.ids for side in rejected],
         [side.mask for side in rejected],
     ]
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    arrays = [to_lists(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def to_lists(rows: Sequence[Ids | Mask], kind: pa.DataType) -> pa.ListArray:
+    """A column of lists, from one array for all their values."""
+    offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
+    values = np.concatenate(rows) if rows else np.empty(0)
+    return pa.ListArray.from_arrays(offsets, pa.array(values, type=kind.value_type), type=kind)

@@ -3,36 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from dpo_core.data.preference import Message
-from dpo_core.errors import RecipeError
+from dpo_core.recipe import TrainOnWhat
+from dpo_core.render.encoder import Encoder
+from dpo_core.render.turn import Marker, Pieces, Stretch, Turn
+from dpo_core.render.weights import LAST, trained_messages
 
-ANCHOR = "\n"
-REMEMBERED = 4096
-
-
-class Marker(str):
-    """The text of a special token; plain ``str`` pieces can never become one."""
-
-    __slots__ = ()
-
-
-Pieces = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message in parts that are tokenised on their own, so that no merge crosses between them.
-
-    ``overlap`` completes the end marker of a conversation's last message where the next header would have done so.
-    """
-
-    header: Pieces
-    output: Pieces
-    overlap: Pieces = ()
+TO_COME: Message = {"role": "assistant", "content": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,109 +26,120 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A generated message; ``ended`` is false when it was cut off before its end."""
+    """A generated message; ``ended`` is false when it was cut off before its end.
+
+    ``thinking`` is the reasoning before it, in formats that have any.
+    """
 
     message: Message
     ended: bool
+    thinking: str = ""
 
 
 class Renderer(ABC):
-    """Conversations to token ids, and generated ids back to a message."""
+    """Conversations to token ids, and generated ids back to a message.
+
+    A new format is a subclass with ``name``, the special tokens it needs as ``markers``, those that end a reply as
+    ``stops``, and :meth:`turn`.
+    """
 
     name: str
+    markers: tuple[Marker, ...] = ()
+    stops: tuple[Marker, ...] = ()
     stop_strings: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        # A prompt is met three times, alone and before each side, and headers in every conversation.
-        self.remembered = lru_cache(REMEMBERED)(self.encode_text)
+        self.encoder = Encoder(tokenizer, self.name, self.markers)
 
     @abstractmethod
-    def turn(self, message: Message, index: int) -> Turn:
-        """The ``index``-th message of a conversation."""
+    def turn(self, messages: Sequence[Message], index: int) -> Turn:
+        """The ``index``-th of these messages.
 
-    def opening(self) -> Pieces:
+        Raises DataError when the format cannot express it. Parts before a message's output must not depend on it.
+        """
+
+    def turns(self, messages: Sequence[Message], start: int = 0) -> list[Turn]:
+        """The messages of a conversation from the ``start``-th on."""
+        return [self.turn(messages, index) for index in range(start, len(messages))]
+
+    def opening(self, messages: Sequence[Message]) -> Pieces:
         """What stands before the first message: the BOS token where the tokenizer has one."""
         bos = self.tokenizer.bos_token
         return (Marker(bos),) if isinstance(bos, str) else ()
 
-    def build_supervised_example(self, messages: Sequence[Message]) -> Example:
-        """The conversation as tokens, only the last assistant message's output trained."""
-        ids = self.encode(self.opening())
-        weights = [0] * len(ids)
-        last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
-        for index, message in enumerate(messages):
-            turn = self.turn(message, index)
-            header, output = self.encode(turn.header), self.encode(turn.output)
-            output += self.encode(turn.overlap) if index == len(messages) - 1 else []
-            ids += header + output
-            weights += [0] * len(header) + [int(index == last)] * len(output)
+    def prompt(self, messages: Sequence[Message], prefilled: bool = True) -> Pieces:
+        """The pieces after which the assistant's next output begins; ``prefilled`` without what opens that output."""
+        *told, coming = self.turns([*messages, TO_COME])
+        pieces = self.opening([*messages, TO_COME])
+        for turn in told:
+            pieces += turn.header + turn.prefill + turn.output
+        return pieces + coming.header + (coming.prefill if prefilled else ())
+
+    def completion(
+        self, prompt: Sequence[Message], side: Sequence[Message], what: TrainOnWhat, prefilled: bool = True
+    ) -> list[Stretch]:
+        """What a conversation has after ``prompt(prompt, prefilled)``, when ``side`` follows.
+
+        ``what`` is asked of the side's messages: the prompt's are the same on both sides, and not here.
+        """
+        trained = trained_messages(side, what)
+        first, *rest = self.turns([*prompt, *side], len(prompt))
+        stretches = [] if prefilled else [Stretch(first.prefill, False)]
+        stretches.append(Stretch(first.output, trained[0]))
+        for turn, is_trained in zip(rest, trained[1:], strict=True):
+            stretches.append(Stretch(turn.header + turn.prefill, what == "all_tokens"))
+            stretches.append(Stretch(turn.output, is_trained))
+        return [*stretches, Stretch([first, *rest][-1].overlap, trained[-1])]
+
+    def conversation(self, messages: Sequence[Message], what: TrainOnWhat) -> list[Stretch]:
+        """A whole conversation, to be trained on as ``what`` says. What stands before the first message never is."""
+        stretches, turns = [Stretch(self.opening(messages), False)], self.turns(messages)
+        for turn, trained in zip(turns, trained_messages(messages, what), strict=True):
+            stretches.append(Stretch(turn.header + turn.prefill, what == "all_tokens"))
+            stretches.append(Stretch(turn.output, trained))
+        return [*stretches, Stretch(turns[-1].overlap, stretches[-1].trained)] if turns else stretches
+
+    def build_supervised_example(self, messages: Sequence[Message], train_on_what: TrainOnWhat = LAST) -> Example:
+        """The conversation as tokens, and which of them are trained; by default the last assistant message's output.
+
+        Raises DataError for a conversation that the format cannot express.
+        """
+        ids: list[int] = []
+        weights: list[int] = []
+        for pieces, trained in self.conversation(messages, train_on_what):
+            encoded = self.encoder.encode(pieces)
+            ids += encoded
+            weights += [int(trained)] * len(encoded)
         return Example(ids, weights)
 
     def build_generation_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens after which the assistant's next output begins."""
-        ids = self.encode(self.opening())
-        for index, message in enumerate(messages):
-            turn = self.turn(message, index)
-            ids += self.encode(turn.header) + self.encode(turn.output)
-        return ids + self.encode(self.turn({"role": "assistant", "content": ""}, len(messages)).header)
+        """The tokens after which the assistant's next output begins.
 
-    @property
+        Raises DataError for a conversation that the format cannot express.
+        """
+        return self.encoder.encode(self.prompt(messages))
+
+    @cached_property
     def stop_token_ids(self) -> frozenset[int]:
-        """Tokens that end a reply: the tokenizer's EOS, and the renderer's own end marker."""
+        """Tokens that end a reply: the tokenizer's EOS, and the renderer's own end markers."""
         eos = self.tokenizer.eos_token_id
-        return frozenset([eos] if isinstance(eos, int) else [])
+        own = [self.encoder.marker_id(stop) for stop in self.stops]
+        return frozenset([*own, eos] if isinstance(eos, int) else own)
 
     def parse_response(self, ids: Sequence[int]) -> Reply:
         """The message in generated ids, stop token included or not."""
-        stops = [index for index, token in enumerate(ids) if token in self.stop_token_ids]
-        text = self.decode(ids[: stops[0]] if stops else ids)
-        return Reply({"role": "assistant", "content": text}, bool(stops))
+        stop = next((index for index, token in enumerate(ids) if token in self.stop_token_ids), None)
+        return self.read(ids[:stop], stop is not None)
 
-    def encode(self, pieces: Pieces) -> list[int]:
-        """Markers become their one token; other text is tokenised with special tokens switched off."""
-        ids: list[int] = []
-        for piece in pieces:
-            ids += [self.marker_id(piece)] if isinstance(piece, Marker) else self.remembered(piece)
-        return ids
-
-    def encode_text(self, text: str) -> list[int]:
-        """Tokens of plain text, none of them special, whatever it says."""
-        return self.plain_ids(ANCHOR + text)[len(self.plain_ids(ANCHOR)) :] if self.adds_space else self.plain_ids(text)
-
-    @cached_property
-    def adds_space(self) -> bool:
-        """Whether the tokenizer puts a space before every text (SentencePiece's dummy prefix).
-
-        Parts of a conversation are tokenised on their own, and would each get one; behind an anchor they do not.
-        """
-        return self.decode(self.plain_ids("a") + self.plain_ids("b")) != "ab"
-
-    def plain_ids(self, text: str) -> list[int]:
-        """The tokenizer's ids for a text, special tokens switched off."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return ids
+    def read(self, ids: Sequence[int], ended: bool) -> Reply:
+        """The message in generated ids without their stop token."""
+        return Reply({"role": "assistant", "content": self.decode(ids)}, ended)
 
     def marker_id(self, marker: str) -> int:
-        """The id of a special token.
-
-        Raises RecipeError when the tokenizer does not have it.
-        """
-        index = self.vocabulary.get(str(marker))
-        if index is None:
-            raise RecipeError(
-                f"The tokenizer of {self.tokenizer.name_or_path} has no token {marker}.",
-                f"The renderer {self.name} needs it.",
-                "Choose another renderer_name (role_colon needs no special tokens).",
-            )
-        return index
-
-    @cached_property
-    def vocabulary(self) -> dict[str, int]:
-        """Every token's id; made once, for a tokenizer makes it anew at each call."""
-        return dict(self.tokenizer.get_vocab())
+        """The id of a special token; raises RecipeError when the tokenizer does not have it."""
+        return self.encoder.marker_id(marker)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out, spaces untouched."""
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+        return self.encoder.decode(ids)

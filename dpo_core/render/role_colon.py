@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from dpo_core.data.preference import Message
-from dpo_core.render.renderer import Renderer, Reply, Turn
+from dpo_core.render.renderer import Renderer, Reply
+from dpo_core.render.turn import Turn
 
 STOP = "\n\nUser:"
 
@@ -14,13 +15,13 @@ class RoleColon(Renderer):
     name = "role_colon"
     stop_strings = (STOP,)
 
-    def turn(self, message: Message, index: int) -> Turn:
+    def turn(self, messages: Sequence[Message], index: int) -> Turn:
         """Header ``Role:``, output `` content`` and a blank line; an answer's end is completed by ``User:``."""
-        overlap = ("User:",) if message["role"] == "assistant" else ()
-        return Turn((f"{message['role'].capitalize()}:",), (f" {message['content']}\n\n",), overlap)
+        role, content = messages[index]["role"], messages[index]["content"]
+        overlap = ("User:",) if role == "assistant" else ()
+        return Turn((f"{role.capitalize()}:",), (f" {content}\n\n",), overlap)
 
-    def parse_response(self, ids: Sequence[int]) -> Reply:
-        """Drop a trailing EOS, cut at the stop string, strip one leading space."""
-        reply = super().parse_response(ids)
-        text, stop, _ = reply.message["content"].partition(STOP)
-        return Reply({"role": "assistant", "content": text.removeprefix(" ")}, reply.ended or bool(stop))
+    def read(self, ids: Sequence[int], ended: bool) -> Reply:
+        """Cut at the stop string, strip one leading space."""
+        text, stop, _ = self.decode(ids).partition(STOP)
+        return Reply({"role": "assistant", "content": text.removeprefix(" ")}, ended or bool(stop))
