@@ -1,0 +1,176 @@
+"""Speed and memory of DPO training, ours and TRL's, on the same weights, pairs and order, side by side in one run.
+
+    python benchmarks/dpo_step.py [--shape 40m|1b|8b] [--lengths hh|ultrafeedback] [--lora-rank 0]
+                                  [--batch-size 8] [--steps 6] [--only NAME …]
+
+Every contender runs in a process of its own, one after the other: its peak memory is its own, and the first step, which
+warms up, is not timed. Without a GPU the 40M shape takes some minutes. Prints a table and, last, one JSON line.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Quantiles of token lengths with a 50k BPE: of 2,307 pairs of HH (harmless-base), and of 1,000 of UltraFeedback.
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
+LENGTHS = {
+    "hh": {
+        "prompt": (8, 16, 31, 96, 168, 349, 547, 845),
+        "chosen": (4, 7, 16, 29, 55, 121, 196, 282),
+        "rejected": (4, 7, 18, 37, 68, 146, 259, 572),
+    },
+    "ultrafeedback": {
+        "prompt": (6, 9, 22, 81, 224, 683, 1177, 2070),
+        "chosen": (4, 8, 60, 215, 468, 850, 1109, 2278),
+        "rejected": (4, 11, 64, 193, 400, 741, 1056, 1615),
+    },
+    "8k": {part: (2730,) * 8 for part in ("prompt", "chosen", "rejected")},
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "40m": {
+        "vocab_size": 32_000,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+    },
+    "1b": {
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
+    },
+    "8b": {
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+    },
+}
+# name: (whose, precision, reference, pairs of a TRL microbatch or our token budget)
+CONTENDERS: dict[str, tuple[str, str, str, int]] = {
+    "trl fp32": ("trl", "fp32", "step", 0),
+    "trl fp32, microbatch 2": ("trl", "fp32", "step", 2),
+    "ours fp32": ("ours", "fp32", "scored", 1024),
+    "trl bf16": ("trl", "bf16", "step", 0),
+    "trl bf16, precomputed": ("trl", "bf16", "cached", 0),
+    "trl bf16, precomputed, microbatch 2": ("trl", "bf16", "cached", 2),
+    "ours bf16, cached": ("ours", "bf16", "cached", 2048),
+    "ours bf16, on the fly": ("ours", "bf16", "step", 2048),
+}
+
+
+def main() -> None:
+    """Run every contender in a process of its own and compare."""
+    options = parse()
+    if options.contender:
+        from contender import run  # this folder's, which imports torch
+
+        print(json.dumps(run(vars(options) | contender(options.contender))))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        prepare(Path(place), options)
+        results = {name: measure(name, place) for name in CONTENDERS if not options.only or name in options.only}
+    report(results, options)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="40m")
+    parser.add_argument("--lengths", choices=LENGTHS, default="hh")
+    parser.add_argument("--lora-rank", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--token-budget", type=int, default=0, help="of ours (0: as the table says)")
+    parser.add_argument("--only", nargs="*", help="contenders to run, by name")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--place", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def contender(name: str) -> dict[str, Any]:
+    """A contender's settings by name."""
+    return dict(zip(("whose", "precision", "reference", "micro"), CONTENDERS[name], strict=True))
+
+
+def prepare(place: Path, options: argparse.Namespace) -> None:
+    """Draw the pairs that every contender trains on; weights are drawn from a seed by each."""
+    rng = np.random.default_rng(0)
+    count = options.batch_size * options.steps
+    vocabulary = SHAPES[options.shape]["vocab_size"]
+
+    def tokens(part: str) -> list[list[int]]:
+        lengths = np.interp(rng.random(count), QUANTILES, LENGTHS[options.lengths][part]).astype(int)
+        return [rng.integers(10, vocabulary, length).tolist() for length in lengths]
+
+    columns = {f"{part}_ids": tokens(part) for part in ("prompt", "chosen", "rejected")}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    (place / "pairs.json").write_text(json.dumps(rows))
+    (place / "options.json").write_text(json.dumps(vars(options) | {"config": SHAPES[options.shape]}))
+
+
+def measure(name: str, place: str) -> dict[str, Any] | None:
+    """One contender's figures, None if it failed (as for want of memory)."""
+    told = json.loads((Path(place) / "options.json").read_text())
+    words = [
+        word
+        for key in ("shape", "lengths", "lora_rank", "batch_size", "steps", "learning_rate", "token_budget")
+        for word in (f"--{key.replace('_', '-')}", str(told[key]))
+    ]
+    command = [sys.executable, __file__, *words, "--contender", name, "--place", place]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{name}: failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
+        return None
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"{name}: {figures['pairs_per_s']:.3f} pairs/s, {figures['peak_gb']:.2f} GB", flush=True)
+    return figures
+
+
+def report(results: dict[str, dict[str, Any] | None], options: argparse.Namespace) -> None:
+    """The table, and the same as one JSON line."""
+    found = {name: figures for name, figures in results.items() if figures}
+    print(f"\n{'':38}{'pairs/s':>9}{'peak GB':>9}{'MFU':>7}  loss of each step")
+    for name, told in found.items():
+        losses = " ".join(f"{loss:.6f}" for loss in told["losses"])
+        share = f"{told['mfu_useful']:.2f}" if told.get("mfu_useful") else ""
+        print(f"{name:38}{told['pairs_per_s']:9.3f}{told['peak_gb']:9.2f}{share:>7}  {losses}")
+    summary = compare(found)
+    for line, value in summary.items():
+        print(f"{line}: {value:.3g}")
+    print(json.dumps({"options": vars(options), "contenders": found, "summary": summary}))
+
+
+def compare(found: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Ratios of ours to the best of TRL's in the same precision, and how far the loss curves are apart."""
+    summary: dict[str, float] = {}
+    for precision in ("fp32", "bf16"):
+        theirs = [told for name, told in found.items() if name.startswith("trl") and precision in name]
+        for name, told in found.items():
+            if theirs and name.startswith("ours") and precision in name:
+                best = max(theirs, key=lambda one: float(one["pairs_per_s"]))
+                summary[f"{name}: times TRL's best pairs/s"] = told["pairs_per_s"] / best["pairs_per_s"]
+                summary[f"{name}: share of its memory"] = told["peak_gb"] / best["peak_gb"]
+                apart = max(abs(a - b) for a, b in zip(told["losses"], theirs[0]["losses"], strict=True))
+                summary[f"{name}: furthest loss apart"] = apart
+    return summary
+
+
+if __name__ == "__main__":
+    main()
