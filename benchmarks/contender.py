@@ -177,9 +177,7 @@ def theirs(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]
             eos_token="</s>",
         )
         rank = options["lora_rank"]
-        adapters = (
-            LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM") if rank else None
-        )
+        lora = LoraConfig(r=rank or 1, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         trainer = Ordered(
             model(options),
             None if rank else model(options),
