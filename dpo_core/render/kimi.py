@@ -41,5 +41,5 @@ class KimiK2(Renderer):
 
     def read(self, ids: Sequence[int], ended: bool) -> Reply:
         """The answer, and the reasoning before it."""
-        reasoning, said = read_thought(self.decode(ids))
+        reasoning, said = read_thought(self.decode(ids), gap="")
         return Reply({"role": "assistant", "content": said}, ended, reasoning)

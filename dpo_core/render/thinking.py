@@ -24,13 +24,13 @@ def split_thought(content: str) -> Thought:
     return Thought(reasoning.strip("\n"), said.lstrip("\n"))
 
 
-def read_thought(text: str) -> Thought:
-    """What a model generated: a leading think block, closed or not, and the rest."""
+def read_thought(text: str, gap: str = "\n") -> Thought:
+    """What a model generated: a leading think block, closed or not, and the rest after the format's ``gap``."""
     opened = text.removeprefix(OPEN)
     if opened == text:
         return Thought("", text)
     reasoning, _, said = opened.partition(CLOSE)
-    return Thought(reasoning.strip("\n"), said.lstrip("\n"))
+    return Thought(reasoning.strip("\n"), said.lstrip(gap))
 
 
 def last_query(messages: list[Message]) -> int:

@@ -66,6 +66,14 @@ def test_a_reply_comes_back_as_it_went_in(name: str, data: st.DataObject) -> Non
     assert name == "role_colon" or not renderer.parse_response(completion[:-1]).ended
 
 
+def test_what_follows_kimis_think_block_is_said_newlines_too() -> None:
+    renderer = renderer_of("kimi_k2")
+    reply: list[Message] = [{"role": "user", "content": "U"}, {"role": "assistant", "content": "\n\nA"}]
+    example = renderer.build_supervised_example(reply)
+    trained = [token for token, weight in zip(example.ids, example.weights, strict=True) if weight]
+    assert renderer.parse_response(trained).message["content"] == "\n\nA"
+
+
 @pytest.mark.parametrize("name", NAMES)
 @given(data=st.data())
 def test_no_text_becomes_a_special_token(name: str, data: st.DataObject) -> None:
