@@ -104,26 +104,24 @@ def get_renderer(name: str, tokenizer: "PreTrainedTokenizerBase") -> "Renderer":
     kind = load(place_of(name))
     missing = lacking(kind, tokenizer)
     if missing:
-        fits = [other for other in BUILT_IN if fitting(other, tokenizer)]
+        fits = [other for other, entry in BUILT_IN.items() if not lacking(load(entry.place), tokenizer)]
         raise RecipeError(
-            f"The tokenizer of {tokenizer.name_or_path} has no token {', '.join(missing)}.",
+            f"The tokenizer of {tokenizer.name_or_path} has no {', '.join(missing)}.",
             f"The renderer {name} needs {'them' if len(missing) > 1 else 'it'}.",
             f"Choose renderer_name={' or '.join(fits)}, which it fits.",
         )
-    return kind(tokenizer)
+    renderer = kind(tokenizer)
+    # What is stored with a checkpoint must be found again elsewhere: a user's own by its place.
+    renderer.name = name if name in BUILT_IN else place_of(name)
+    return renderer
 
 
 def lacking(kind: "type[Renderer]", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """The special tokens of a format that the tokenizer does not have."""
+    """What a format needs and the tokenizer does not have: special tokens, a chat template."""
+    if kind.name == "chat_template":
+        return [] if tokenizer.chat_template else ["chat template"]
     vocabulary = tokenizer.get_vocab() if kind.markers else {}
-    return [marker for marker in kind.markers if marker not in vocabulary]
-
-
-def fitting(name: str, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a tokenizer has what a renderer needs."""
-    if name == "chat_template":
-        return bool(tokenizer.chat_template)
-    return not lacking(load(BUILT_IN[name].place), tokenizer)
+    return [f"token {marker}" for marker in kind.markers if marker not in vocabulary]
 
 
 def load(place: str) -> "type[Renderer]":

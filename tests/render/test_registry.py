@@ -104,9 +104,14 @@ def test_role_colon_for_want_of_a_better_one_is_a_warning(tmp_path: Path, caplog
 
 def test_a_tokenizer_without_the_needed_tokens_is_refused_with_what_fits(stories: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"no token <\|im_start\|>, <\|im_end\|>.*qwen3 needs them.*=role_colon, which"
+        RecipeError, match=r"no token <\|im_start\|>, token <\|im_end\|>.*needs them.*=role_colon, which"
     ):
         get_renderer("qwen3", load_tokenizer(stories))
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"has no chat template.*chat_template needs it.*role_colon or llama3"):
+        get_renderer("chat_template", byte_tokenizer())
 
 
 def test_a_misspelt_renderer_is_refused_with_the_nearest() -> None:
@@ -128,6 +133,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_users_own_renderer_by_its_place(own: Path) -> None:
     assert resolve("mine:Shouting", "someone/unknown", own) == "mine:Shouting"
+    assert get_renderer("mine:Shouting", byte_tokenizer()).name == "mine:Shouting"
     assert marked(get_renderer("mine:Shouting", byte_tokenizer()), TALK) == "SYSTEM S!USER U!ASSISTANT⟦ A!⟧"
 
 
