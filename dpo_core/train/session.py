@@ -91,7 +91,8 @@ def prepared(policy: nn.Module, train: TrainSettings) -> nn.Module:
             raise RecipeError(
                 "compile_model=true, and there is no GPU.", "Only GPU kernels are compiled.", "Leave it out."
             )
-        policy.compile(dynamic=False)
+        # The decoder is what is called; the head has its own way (logps.py).
+        plain(policy).get_decoder().compile(dynamic=False)
     return policy
 
 
