@@ -23,7 +23,7 @@ VERSIONS = {
     "prompts": 1,
     "render": 3,
     "warm_start": 2,
-    "score_reference": 2,
+    "score_reference": 3,
     "train": 2,
     "evaluate": 2,
 }

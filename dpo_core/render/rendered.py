@@ -66,6 +66,13 @@ class Rows:
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
+    def lengths(self) -> tuple[Ids, Pair[Ids]]:
+        """Tokens of every pair's prompt and of its completions, (N,) int32 each, without reading the tokens."""
+        prompt, chosen, rejected = (
+            np.asarray(pc.list_value_length(self._table[name])) for name in ("prompt", "chosen", "rejected")
+        )
+        return prompt, Pair(chosen, rejected)
+
     def largest_id(self) -> int:
         """The largest token id of all; -1 without tokens."""
         columns = [self._table[name] for name in ("prompt", "chosen", "rejected")]

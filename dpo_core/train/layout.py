@@ -60,4 +60,5 @@ def probe(causal: nn.Module) -> TokenPair:
 
 def longest(rows: Rows) -> int:
     """Tokens of the longest full sequence."""
-    return max((rows[index].longest for index in range(len(rows))), default=0)
+    prompt, sides = rows.lengths()
+    return int((prompt + np.maximum(sides.chosen, sides.rejected)).max(initial=0))

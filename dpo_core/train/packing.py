@@ -1,5 +1,6 @@
 """Microbatches: conversations with shared prompts in one row without padding, or, as the oracle, in padded rows."""
 
+import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -165,16 +166,17 @@ def microbatches(costs: Sequence[int], token_budget: int) -> list[list[int]]:
     ordered = sorted(range(len(costs)), key=lambda index: (-costs[index], index))
     alone = [[position] for position in ordered if costs[position] > token_budget]
     rest = ordered[len(alone) :]
-    loads = [0] * -(-sum(costs[position] for position in rest) // token_budget)
-    groups: list[list[int]] = [[] for _ in loads]
+    groups: list[list[int]] = [[] for _ in range(-(-sum(costs[position] for position in rest) // token_budget))]
+    loads = [(0, index) for index in range(len(groups))]  # a heap: the lightest group first
     for position in rest:
-        lightest = min(range(len(groups)), key=loads.__getitem__)
-        if loads[lightest] + costs[position] > token_budget:
+        load, lightest = loads[0]
+        if load + costs[position] <= token_budget:
+            heapq.heapreplace(loads, (load + costs[position], lightest))
+        else:
             lightest = len(groups)
             groups.append([])
-            loads.append(0)
+            heapq.heappush(loads, (costs[position], lightest))
         groups[lightest].append(position)
-        loads[lightest] += costs[position]
     return alone + groups
 
 

@@ -27,6 +27,7 @@ INDEX, OFFSETS, LOGPS = "index", "offsets", "logps"
 
 # Without gradients nothing is kept of a microbatch: its size is no setting, so that no setting changes what is cached.
 TOKENS_AT_ONCE = 8192
+PAIRS_AT_ONCE = 4096  # read and sorted into microbatches together, so that memory does not grow with the pairs
 
 
 class Reference(Protocol):
@@ -82,6 +83,19 @@ def score(
     model: nn.Module, rows: Rows, indices: list[int], layout: Layout, precision: str
 ) -> dict[str, NDArray[np.generic]]:
     """Log-probabilities of the trained tokens of these pairs, flat, with offsets (N + 1,) and pair indices (N,)."""
+    windows = [indices[start : start + PAIRS_AT_ONCE] for start in range(0, len(indices), PAIRS_AT_ONCE)]
+    runs = [run for window in windows for run in score_window(model, rows, window, layout, precision)]
+    return {
+        INDEX: np.array(indices, dtype=np.int64),
+        OFFSETS: np.cumsum([0, *(len(run) for run in runs)]).astype(np.int64),
+        LOGPS: np.concatenate(runs),
+    }
+
+
+def score_window(
+    model: nn.Module, rows: Rows, indices: list[int], layout: Layout, precision: str
+) -> list[NDArray[np.float32]]:
+    """Log-probabilities of each pair's trained tokens; all these pairs' tokens are in memory at once."""
     device = next(model.parameters()).device
     items = [branches(rows[index]) for index in indices]
     runs: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(indices)
@@ -91,11 +105,7 @@ def score(
         ends = np.cumsum(np.array(batch.counts).reshape(-1, 2).sum(1))
         for place, run in zip(group, np.split(logps, ends[:-1]), strict=True):
             runs[place] = run
-    return {
-        INDEX: np.array(indices, dtype=np.int64),
-        OFFSETS: np.cumsum([0, *(len(run) for run in runs)]).astype(np.int64),
-        LOGPS: np.concatenate(runs),
-    }
+    return runs
 
 
 def run(request: ScoreRequest, draft: Draft) -> None:

@@ -17,7 +17,6 @@ from dpo_core.train.finish import finish
 from dpo_core.train.heldout import HeldOutSettings, held_out
 from dpo_core.train.logps import autocast
 from dpo_core.train.loop import steps
-from dpo_core.train.packing import branches
 from dpo_core.train.session import Session, begin
 from dpo_core.train.stopping import StopFlag
 
@@ -91,7 +90,8 @@ def loss_line(session: Session) -> str:
 def engine_line(session: Session) -> str:
     """Layout and size of microbatches, and how many pairs are beyond it."""
     run = session.run
-    beyond = sum(branches(run.rows[index]).tokens > run.token_budget for index in range(len(run.rows)))
+    prompt, sides = run.rows.lengths()
+    beyond = int((prompt + sides.chosen + sides.rejected > run.token_budget).sum())
     alone = f"; {beyond:,} longer pairs go alone" if beyond else ""
     return f"{run.layout} layout, {run.token_budget:,} tokens a microbatch{alone}"
 
