@@ -45,12 +45,15 @@ def ours(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     """Our loop; ``reference``: scored (its pass counts), cached (it does not), or step (on the fly)."""
     from safetensors.numpy import save_file
 
+    from dpo_core.model.heap import keep_heap
     from dpo_core.model.lora import trainable
     from dpo_core.recipe import ModelSettings, TrainSettings
     from dpo_core.train.flops import matmul_peak
     from dpo_core.train.loop import Run, steps
     from dpo_core.train.reference import OnTheFly, References, score
 
+    if not torch.cuda.is_available():
+        keep_heap()  # as load_model does
     size, precision = options["batch_size"], options["precision"]
     train = TrainSettings(batch_size=size, learning_rate=options["learning_rate"], precision=precision, dpo_beta=BETA)
     base = model(options).eval()

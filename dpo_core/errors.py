@@ -49,6 +49,12 @@ class DiedError(DPOError):
     exit_code = 4
 
 
+class DiskFullError(DPOError):
+    """A disk or a quota is used up: what was whole stands."""
+
+    exit_code = 4
+
+
 class EvaluationError(DPOError):
     """The evaluation could not be done or cannot be believed."""
 
@@ -75,6 +81,7 @@ KINDS: dict[str, type[DPOError]] = {
         DataError,
         TrainingError,
         DiedError,
+        DiskFullError,
         EvaluationError,
         TrackingError,
         StoppedError,

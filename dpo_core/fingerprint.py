@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 LENGTH = 16
+CHUNK = 2**20
 
 
 def of_value(value: Any) -> str:
@@ -21,6 +22,17 @@ def of_file(path: Path) -> str:
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def of_beginning(path: Path, length: int) -> str:
+    """SHA-256 of the first ``length`` bytes; of nothing, for a file that is missing or shorter."""
+    held = hashlib.sha256()
+    if length and path.is_file() and path.stat().st_size >= length:
+        with path.open("rb") as stream:
+            while length and (part := stream.read(min(length, CHUNK))):
+                held.update(part)
+                length -= len(part)
+    return held.hexdigest()
 
 
 def of_files(paths: list[Path], root: Path) -> str:

@@ -19,6 +19,7 @@ NOTHING = nullcontext()
 # The data version of each stage's code: raise one when the same input would give another output.
 VERSIONS = {
     "base": 1,
+    "merge": 1,
     "acquire": 2,
     "prompts": 1,
     "render": 3,

@@ -82,7 +82,8 @@ class ModelSettings(Section):
     reference_model_name: str | None = None
     """hub id or directory of the reference (None: the initial weights)"""
     load_checkpoint_path: Path | None = None
-    """start from these weights (a directory in transformers' format, as a run's final/) with a fresh optimizer"""
+    """start from these weights with a fresh optimizer: a directory in transformers' format (a run's final/), or LoRA
+    adapters in peft's (its adapter/), which are added into their model first"""
     trust_remote_code: bool = False
     """run code that a hub repository brings along"""
     lora_rank: Annotated[int, Field(ge=0)] = 32
@@ -163,6 +164,18 @@ class TrainSettings(Section):
     """steps between sample generations for the held-out prompts; 0 = never during training"""
     save_every: Every = 20
     """steps between checkpoints; 0 = only the final one"""
+    save_every_minutes: Annotated[float, Field(ge=0)] = 0
+    """minutes between checkpoints, beside save_every; 0 = steps alone decide"""
+    keep_checkpoints: Every = 3
+    """latest checkpoints to keep, the final one among them, beside the best by best_metric; 0 = all"""
+    best_metric: str | None = None
+    """metric whose best checkpoint is kept too: test/accuracy, or -test/dpo_loss where less is better (None: none)"""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """what a checkpoint that cannot be written does to the run: stop it, or let it go on with the one before"""
+    max_minutes: Positive | None = None
+    """checkpoint and stop after this time; the same command continues (None: no limit)"""
+    step_timeout_minutes: Annotated[float, Field(ge=0)] = 60
+    """a step that takes longer counts as hung: its stack is shown and the process ends, to be tried again; 0 = never"""
     show_every: Count = 10
     """steps between metric tables on a terminal"""
     log_path: Path | None = None

@@ -38,6 +38,14 @@ class RenderRequest(Record):
     render: RenderSettings
 
 
+class MergeRequest(Record):
+    """Add the adapters in a directory into the weights they were trained on; the sum is called ``name``."""
+
+    base: ModelSource
+    adapter: Path
+    name: str
+
+
 class WarmStartRequest(Record):
     """Fine-tune the model on completions, before any preference."""
 
@@ -61,7 +69,8 @@ class ScoreRequest(Record):
 
 
 class TrainRequest(Record):
-    """Optimise the policy. ``fingerprint`` is the run's own; it is kept in ``log_path/config.json`` with ``recipe``.
+    """Optimise the policy. ``fingerprint`` is the run's own, ``lineage`` that of everything but its length; both are
+    kept in ``log_path/config.json`` with ``recipe``.
 
     ``on_the_fly``: the reference is asked in every step. ``frozen_dtype``: type of weights that do not train.
     """
@@ -77,11 +86,12 @@ class TrainRequest(Record):
     max_new_tokens: int
     log_path: Path
     fingerprint: str
+    lineage: str
     recipe: dict[str, object]
 
 
 class EvaluateRequest(Record):
-    """Measure one model on held-out pairs and on prompts (None: pairs only)."""
+    """Measure one model on held-out pairs and on prompts (None: pairs only), its weights in ``dtype``."""
 
     model: ModelSource
     rendered: RenderedSet
@@ -89,3 +99,4 @@ class EvaluateRequest(Record):
     prompts: PromptSet | None
     evaluate: EvaluateSettings
     train: TrainSettings
+    dtype: str = "float32"

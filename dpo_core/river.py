@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_core import weights
+from dpo_core.address import public
 from dpo_core.data import acquire as acquisition
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, RecipeError
@@ -43,8 +44,8 @@ def preflight(recipe: Recipe) -> None:
         check_name(recipe.render.renderer_name)
     run_dir.settle(recipe)
     acquisition.content(acquisition.pin(recipe.data), recipe.data)
-    weights.base(recipe)
     prompts_source(recipe)
+    weights.base(recipe)
 
 
 def acquire(recipe: Recipe) -> Produced[PairSet]:
@@ -184,15 +185,18 @@ def train(
 
     ``followed`` gives, from the run's fingerprint and ``log_path``, the context in which it trains.
     """
-    depends = {
+    reads = {
         "rendered": rendered.fingerprint,
-        "reference": reference.fingerprint,
         "model": model.fingerprint,
         "lora": [recipe.model.lora_rank, recipe.model.lora_alpha, recipe.model.lora_targets],
         "on_the_fly": on_the_fly(recipe, rendered),
-        "train": without(recipe.train, *run_dir.ELSEWHERE),
         "samples": [recipe.evaluate.num_samples, recipe.evaluate.max_new_tokens],
     }
+    settings = without(recipe.train, *run_dir.ELSEWHERE)
+    depends = reads | {"reference": reference.fingerprint, "train": settings}
+    # A longer run may need more of the reference scored: it is the same run if the reference is the same model.
+    settings = {name: value for name, value in settings.items() if name not in run_dir.LENGTHS}
+    lineage = reads | {"reference": reference.model.fingerprint, "train": settings}
     key = fingerprint_of("train", depends)
     request = TrainRequest(
         rendered=rendered,
@@ -206,9 +210,11 @@ def train(
         max_new_tokens=recipe.evaluate.max_new_tokens,
         log_path=run_dir.choose(recipe, key, store(recipe).root),
         fingerprint=key,
-        recipe=without(recipe),
+        lineage=fingerprint_of("train", lineage),
+        recipe=public(recipe),
     )
-    return produce(recipe, Work("train", depends, request), Checkpoint, followed(key, request.log_path))
+    known_as = run_dir.origin(request.log_path, request.lineage, key)
+    return produce(recipe, Work("train", depends, request), Checkpoint, followed(known_as, request.log_path))
 
 
 def trained(checkpoint: Checkpoint, base_model: ModelSource) -> ModelSource:
@@ -222,6 +228,8 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
     """One model on held-out pairs and prompts."""
     settings, train = recipe.evaluate, recipe.train
     prompts = inputs.prompts.fingerprint if inputs.prompts else None
+    # The reference is measured as it was scored, else its rewards would be rounding; a trained model is float32.
+    dtype = frozen_dtype(recipe) if model.fingerprint == inputs.reference.model.fingerprint else "float32"
     depends = {
         "model": model.fingerprint,
         "rendered": inputs.rendered.fingerprint,
@@ -229,7 +237,7 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         "prompts": prompts,
         "settings": without(settings, "ifeval_path", "ifeval_limit"),
         "loss": [train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha],
-        "numerics": [train.precision, train.layout],
+        "numerics": [train.precision, train.layout, dtype],
     }
     request = EvaluateRequest(
         model=model,
@@ -238,5 +246,6 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         prompts=inputs.prompts,
         evaluate=settings,
         train=train,
+        dtype=dtype,
     )
     return produce(recipe, Work("evaluate", depends, request), EvalResult)

@@ -1,7 +1,6 @@
 """The cache under every stage: directories named by what produced them, whole if they exist."""
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from dpo_core import fingerprint
+from dpo_core import durable, fingerprint
 from dpo_core.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -39,23 +38,35 @@ class Store:
 
     @contextmanager
     def write(self, stage: str, key: str) -> Iterator["Draft"]:
-        """A directory to fill aside; it appears under its name only if the block ends well and published a record."""
+        """A directory to fill aside; it appears under its name only if the block ends well and published a record.
+
+        The block may leave it empty when :attr:`Draft.there` says that the output came to be meanwhile: one process at
+        a time writes an entry, and the others wait for it.
+        """
         entry = self.entry(stage, key)
-        aside = entry.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
-        aside.mkdir(parents=True)
-        draft = Draft(aside, entry)
-        try:
-            yield draft
-            draft.land()
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with durable.locked(entry.with_name(f".{key}.lock")) as waited:
+            for left in entry.parent.glob(f".{key}.draft-*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            aside = entry.with_name(f".{key}.draft-{uuid.uuid4().hex[:8]}")
+            aside.mkdir()
+            draft = Draft(aside, entry, there=waited and damage(entry) is None)
+            try:
+                yield draft
+                if not draft.there:
+                    draft.land()
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
 
 
 class Draft:
-    """An output that is being written. ``path`` is where to write now, ``final`` where the files will be."""
+    """An output that is being written. ``path`` is where to write now, ``final`` where the files will be.
 
-    def __init__(self, path: Path, final: Path) -> None:
-        self.path, self.final = path, final
+    ``there``: another process has written it while this one waited.
+    """
+
+    def __init__(self, path: Path, final: Path, there: bool = False) -> None:
+        self.path, self.final, self.there = path, final, there
 
     def publish(self, record: Record, elsewhere: list[Path] | None = None) -> None:
         """Seal the draft with its record; ``elsewhere`` names files outside of it that belong to the output."""
@@ -66,19 +77,14 @@ class Draft:
         (self.path / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
 
     def land(self) -> None:
-        """Move the sealed draft to its name. If another process was first, its equal output stands."""
+        """Move the sealed draft to its name, in place of one that is damaged."""
         if not (self.path / MANIFEST).exists():
             raise RuntimeError(f"the stage wrote {self.path} but published no record")
         for path in self.path.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        try:
-            self.path.rename(self.final)
-        except OSError:
-            if damage(self.final) is not None:
-                discard(self.final)
-                self.path.rename(self.final)
+            durable.sync(path)
+        if self.final.exists():
+            discard(self.final)
+        durable.rename(self.path, self.final)
 
 
 def damage(entry: Path) -> str | None:

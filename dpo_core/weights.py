@@ -1,12 +1,17 @@
 """Which weights a run starts from, and which ones it is held to."""
 
+from pathlib import Path
+
+from dpo_core import fingerprint
 from dpo_core.data import demo
 from dpo_core.errors import RecipeError
+from dpo_core.model import adapter
 from dpo_core.model import demo as demo_model
 from dpo_core.model.source import describe, locate
-from dpo_core.produce import fingerprint_of, store
+from dpo_core.produce import Work, fingerprint_of, produce, store
 from dpo_core.recipe import Recipe
 from dpo_core.records import ModelSource
+from dpo_core.requests import MergeRequest
 
 
 def base(recipe: Recipe) -> ModelSource:
@@ -20,9 +25,11 @@ def base(recipe: Recipe) -> ModelSource:
         if not path.is_dir():
             raise RecipeError(
                 f"There is no checkpoint {path}.",
-                "load_checkpoint_path is a model directory, as a run's final/.",
+                "load_checkpoint_path is a model directory, as a run's final/, or one of adapters, as its adapter/.",
                 "Check the path.",
             )
+        if adapter.is_adapter(path):
+            return merged(recipe, path)
         return describe(path, settings.model_name or str(path), trust_remote_code=settings.trust_remote_code)
     if settings.model_name is None:
         raise RecipeError(
@@ -34,6 +41,21 @@ def base(recipe: Recipe) -> ModelSource:
         return demo_base(recipe)
     path = locate(settings.model_name, settings.model_revision)
     return describe(path, settings.model_name, trust_remote_code=settings.trust_remote_code)
+
+
+def merged(recipe: Recipe, path: Path) -> ModelSource:
+    """The weights that the adapters in ``path`` belong to, with the adapters added in.
+
+    Raises RecipeError when these are not their weights.
+    """
+    settings = recipe.model
+    adapter.check_weights(path)
+    name = settings.model_name or adapter.base_name(path)
+    whole = describe(locate(name, settings.model_revision), name, trust_remote_code=settings.trust_remote_code)
+    adapter.check_base(path, whole.fingerprint, name)
+    depends = {"base": whole.fingerprint, "adapter": fingerprint.of_files(adapter.files(path), path)}
+    request = MergeRequest(base=whole, adapter=path, name=f"{name} + {path.name}")
+    return produce(recipe, Work("merge", depends, request), ModelSource).record
 
 
 def demo_base(recipe: Recipe) -> ModelSource:

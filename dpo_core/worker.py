@@ -1,5 +1,6 @@
 """One stage in its own process: ``python -m dpo_core.worker <stage> <request.json> <store> <key>``."""
 
+import errno
 import importlib
 import os
 import signal
@@ -9,11 +10,12 @@ import time
 import traceback
 from pathlib import Path
 
-from dpo_core.errors import DPOError
+from dpo_core.errors import DiskFullError, DPOError
 from dpo_core.records import Record
 from dpo_core.requests import (
     AcquireRequest,
     EvaluateRequest,
+    MergeRequest,
     PromptsRequest,
     RenderRequest,
     ScoreRequest,
@@ -26,6 +28,7 @@ STAGES: dict[str, tuple[str, type[Record]]] = {
     "acquire": ("dpo_core.data.acquire", AcquireRequest),
     "prompts": ("dpo_core.evaluate.prompts", PromptsRequest),
     "render": ("dpo_core.render.render", RenderRequest),
+    "merge": ("dpo_core.model.merge", MergeRequest),
     "warm_start": ("dpo_core.train.warm_start", WarmStartRequest),
     "score_reference": ("dpo_core.train.reference", ScoreRequest),
     "train": ("dpo_core.train.train", TrainRequest),
@@ -43,13 +46,28 @@ def main(stage: str, request_file: Path, store: Path, key: str) -> int:
     request = kind.model_validate_json(request_file.read_text())
     try:
         with Store(store).write(stage, key) as draft:
-            importlib.import_module(module).run(request, draft)
-    except DPOError as error:
+            if not draft.there:
+                importlib.import_module(module).run(request, draft)
+    except (DPOError, OSError) as raised:
+        error = raised if isinstance(raised, DPOError) else full_disk(raised)
+        if error is None:
+            raise
         if os.environ.get("DPO_DEBUG"):
             traceback.print_exc()
         (request_file.parent / ERROR_FILE).write_text(error.to_json())
         return error.exit_code
     return 0
+
+
+def full_disk(error: OSError) -> DPOError | None:
+    """The error for a disk that takes no more, None for any other cause."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    return DiskFullError(
+        f"{error.filename or 'A file'} could not be written: {error.strerror}.",
+        "What was whole before is still there.",
+        "Make room and run the same command again.",
+    )
 
 
 def leave_with_parent(parent: int) -> None:

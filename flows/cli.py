@@ -134,6 +134,17 @@ def ui(port: int, tracking_uri: str | None, experiment_name: str | None) -> None
     serve(recipe.track, port)
 
 
+@cli.command()
+@click.argument("log_path", type=click.Path(path_type=Path))
+@click.option("--tracking-uri", default=None, help="Store or server (default: the run's own).")
+@click.option("--experiment-name", default=None, help="Experiment (default: the run's own).")
+def sync(log_path: Path, tracking_uri: str | None, experiment_name: str | None) -> None:
+    """Bring MLflow up to a run's journal: dpo sync runs/<run>."""
+    from flows.sync import sync as bring  # lazy: mlflow
+
+    click.echo(bring(log_path.expanduser().resolve(), tracking_uri, experiment_name))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: an error meant for the user is one line on stderr, its kind the exit code.
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,12 +22,15 @@ LEAVING_S = 60.0
 class Follower:
     """A thread of the flow's process, from ``with`` to the block's end, that logs what the journal has gained.
 
+    ``opened`` gives the run, and raises TrackingError as long as MLflow does not answer.
+
     Nothing of MLflow is raised into the block. When MLflow goes away there is one warning, and when it is back the
     steps that it missed follow. Leaving the block projects the rest, waiting ``LEAVING_S`` seconds at most.
     """
 
-    def __init__(self, handle: RunHandle, log_path: Path, pause: float = PAUSE_S) -> None:
-        self.handle, self.log_path, self.pause = handle, log_path, pause
+    def __init__(self, opened: Callable[[], RunHandle], log_path: Path, pause: float = PAUSE_S) -> None:
+        self.opened, self.log_path, self.pause = opened, log_path, pause
+        self.handle: RunHandle | None = None
         self.away = False
         self.seen: tuple[int, int] | None = None
         self.leaving = threading.Event()
@@ -53,12 +57,14 @@ class Follower:
             self.leaving.wait(0 if leaving else max(self.pause, min(spent / MOST_OF_A_CORE, LONGEST_PAUSE_S)))
 
     def catch_up(self) -> None:
-        """Project if the journal has changed since it was last projected."""
+        """Project if the journal has changed since it was last projected; the run is opened as soon as it can be."""
         state = self.state()
-        if state is None or state == self.seen:
+        if self.handle and (state is None or state == self.seen):
             return
         try:
-            project(self.handle, self.log_path)
+            self.handle = self.handle or self.opened()
+            if state is not None:
+                project(self.handle, self.log_path)
         # Whatever it is that MLflow does, training goes on: the journal is whole and can be projected later.
         except Exception as error:  # noqa: BLE001
             self.missed(error)

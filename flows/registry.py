@@ -15,12 +15,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from dpo_core import fingerprint
+from dpo_core.address import shown
 from dpo_core.errors import RecipeError
 from dpo_core.produce import Produced
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, PairSet, RenderedSet
 from flows.servable import MEASURED, WEIGHTS, measurements, upload
-from flows.server import shown
 from flows.tracking import AFTER, FINGERPRINT, RunHandle, answering
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"

@@ -5,9 +5,9 @@ import re
 import socket
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
+from dpo_core.address import shown
 from dpo_core.errors import TrackingError
 from dpo_core.recipe import TrackSettings
 
@@ -37,12 +37,6 @@ def tracking_uri(track: TrackSettings) -> str:
 def is_server(uri: str) -> bool:
     """Whether the store is behind HTTP, where its own address opens in a browser."""
     return uri.startswith(("http://", "https://"))
-
-
-def shown(uri: str) -> str:
-    """The address without the password that may be in it."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def database(uri: str) -> Path | None:

@@ -29,7 +29,7 @@ from dpo_core.records import (
     ReferenceSet,
     RenderedSet,
 )
-from dpo_core.train.run_dir import fingerprint_in
+from dpo_core.train.run_dir import origin_of
 from flows import champion, lineage, registry, run_page, tracking
 from flows.follower import Follower
 from flows.registry import Candidate
@@ -37,8 +37,7 @@ from flows.registry import Candidate
 P = ParamSpec("P")
 R = TypeVar("R", bound=Record | None)
 
-RETRIES = 2
-RETRY_DELAY_S = 5
+RETRY_DELAYS_S = [5.0, 60.0]
 
 
 def stage(name: str) -> Callable[[Callable[P, Produced[R]]], Callable[P, R]]:
@@ -57,8 +56,8 @@ def stage(name: str) -> Callable[[Callable[P, Produced[R]]], Callable[P, R]]:
         prefect_task = task(
             name=name,
             cache_policy=NO_CACHE,
-            retries=RETRIES,
-            retry_delay_seconds=RETRY_DELAY_S,
+            retries=len(RETRY_DELAYS_S),
+            retry_delay_seconds=RETRY_DELAYS_S,
             retry_condition_fn=worth_retrying,
         )(body)
 
@@ -129,22 +128,21 @@ def train(recipe: Recipe, rendered: RenderedSet, reference: ReferenceSet, model:
 
 @contextmanager
 def followed(recipe: Recipe, fingerprint: str, log_path: Path) -> Iterator[None]:
-    """A run in MLflow that follows the journal; training goes on without one when MLflow does not answer.
+    """A run in MLflow that follows the journal, from the start or from when MLflow first answers.
 
     The run is left open at a good end, for registering to finish, and closed as KILLED or FAILED otherwise.
     """
+    follower = Follower(
+        partial(tracking.open_run, recipe.track, recipe, label(recipe, log_path), fingerprint), log_path
+    )
     try:
-        handle = tracking.open_run(recipe.track, recipe, label(recipe, log_path), fingerprint)
-    except TrackingError as error:
-        say(f"{error} Training goes on; the journal is projected when the run is registered.")
-        yield
-        return
-    try:
-        with Follower(handle, log_path):
+        with follower:
             yield
     except BaseException as error:
-        with suppress(TrackingError):
-            tracking.close_run(handle, "KILLED" if isinstance(error, StoppedError | KeyboardInterrupt) else "FAILED")
+        if follower.handle:
+            with suppress(TrackingError):
+                stopped = isinstance(error, StoppedError | KeyboardInterrupt)
+                tracking.close_run(follower.handle, "KILLED" if stopped else "FAILED")
         raise
 
 
@@ -186,7 +184,7 @@ def promote(recipe: Recipe, candidate: Candidate, version: ModelVersion) -> Prod
 def opened(recipe: Recipe, candidate: Candidate) -> tracking.RunHandle:
     """The MLflow run of a candidate's training run."""
     log_path = candidate.checkpoint.log_path
-    return tracking.open_run(recipe.track, recipe, label(recipe, log_path), fingerprint_in(log_path))
+    return tracking.open_run(recipe.track, recipe, label(recipe, log_path), origin_of(log_path))
 
 
 def label(recipe: Recipe, log_path: Path) -> str:

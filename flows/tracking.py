@@ -17,6 +17,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 
+from dpo_core.address import public, shown
 from dpo_core.errors import TrackingError
 from dpo_core.recipe import Recipe, TrackSettings
 from dpo_core.records import EvalResult, StepMetrics
@@ -41,11 +42,7 @@ class RunHandle:
     @property
     def url(self) -> str | None:
         """The run's page, when the store is a server."""
-        return (
-            server.run_page(server.shown(self.uri), self.experiment_id, self.run_id)
-            if server.is_server(self.uri)
-            else None
-        )
+        return server.run_page(shown(self.uri), self.experiment_id, self.run_id) if server.is_server(self.uri) else None
 
 
 @contextmanager
@@ -55,7 +52,7 @@ def answering(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, OSError) as error:
         raise TrackingError(
-            f"MLflow at {server.shown(uri)} failed: {cause(error)}.",
+            f"MLflow at {shown(uri)} failed: {cause(error)}.",
             "",
             "What is done is kept: run again to go on from it.",
         ) from error
@@ -148,8 +145,7 @@ def find_run(client: MlflowClient, experiment_id: str, fingerprint: str) -> Any:
 
 def parameters(recipe: Recipe) -> dict[str, str]:
     """The recipe as flat leaf names, without the password that an address may carry."""
-    told = {leaf: value for section in recipe.model_dump(mode="json").values() for leaf, value in section.items()}
-    told["tracking_uri"] = server.shown(told["tracking_uri"]) if told["tracking_uri"] else None
+    told = {leaf: value for section in public(recipe).values() for leaf, value in section.items()}
     return {leaf: ",".join(value) if isinstance(value, list) else str(value) for leaf, value in told.items()}
 
 

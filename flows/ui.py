@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
 
+from dpo_core.address import shown
 from dpo_core.errors import TrackingError
 from dpo_core.recipe import TrackSettings
 from flows import overview, server
@@ -127,6 +128,6 @@ def page(address: str, experiment: str) -> str:
         with urlopen(query, timeout=server.PATIENCE_S) as answer:
             known = json.load(answer)["experiment"]
     except HTTPError:
-        return server.shown(address)
+        return shown(address)
     viewed = any(tag["key"] == overview.TAG for tag in known.get("tags", []))
-    return server.experiment_page(server.shown(address), known["experiment_id"], overview.KEY if viewed else None)
+    return server.experiment_page(shown(address), known["experiment_id"], overview.KEY if viewed else None)

@@ -1,9 +1,11 @@
 """The cache: an output that exists is whole, or it is not an output."""
 
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from dpo_core import durable
 from dpo_core.records import DataReport
 from dpo_core.store import Store
 
@@ -54,13 +56,39 @@ def test_a_failed_stage_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "stage").iterdir()) == []
 
 
-def test_of_two_writers_the_first_stands(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    with store.write("stage", "key") as slow:
-        fill(store, "first")
-        (slow.path / "part.txt").write_text("second")
-        slow.publish(RECORD)
+def test_of_two_writers_one_waits_and_finds_the_others_output(tmp_path: Path) -> None:
+    store, there = Store(tmp_path), []
+
+    def second() -> None:
+        with store.write("stage", "key") as draft:
+            there.append(draft.there)
+
+    with store.write("stage", "key") as first:
+        waiting = Thread(target=second)
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        (first.path / "part.txt").write_text("first")
+        first.publish(RECORD)
+    waiting.join(10)
+    assert there == [True]
     assert (store.entry("stage", "key") / "part.txt").read_text() == "first"
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["key"]
+
+
+def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
+    left = tmp_path / "stage" / ".key.draft-0"
+    left.mkdir(parents=True)
+    (tmp_path / "stage" / ".key.lock").touch()
+    fill(Store(tmp_path))
+    assert [path.name for path in (tmp_path / "stage").iterdir()] == ["key"]
+
+
+def test_a_lock_that_is_not_waited_for_is_refused(tmp_path: Path) -> None:
+    with durable.locked(tmp_path), pytest.raises(BlockingIOError), durable.locked(tmp_path, wait=False):
+        pass
+    with durable.locked(tmp_path, wait=False) as waited:
+        assert not waited
 
 
 def test_files_elsewhere_belong_to_the_output(tmp_path: Path) -> None:

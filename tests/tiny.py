@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from dpo_core.pair import Pair
 from dpo_core.render.rendered import Completion, Rows, TokenPair, open_split, write_split
@@ -15,12 +17,12 @@ from dpo_core.train.reference import References, open_references, score
 VOCABULARY = 64
 
 
-def llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+def llama(seed: int = 0, dtype: torch.dtype = torch.float32, hidden_size: int = 32) -> LlamaForCausalLM:
     """A random two-layer Llama."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -30,6 +32,14 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM
         eos_token_id=2,
     )
     return LlamaForCausalLM(config).to(dtype).eval()
+
+
+def directory(path: Path, seed: int = 0, hidden_size: int = 32) -> Path:
+    """A tiny Llama as a model directory, with a tokenizer of as many words."""
+    llama(seed, hidden_size=hidden_size).save_pretrained(path)
+    words = Tokenizer(WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0").save_pretrained(path)
+    return path
 
 
 def token_pairs(count: int, seed: int = 0) -> list[TokenPair]:

@@ -54,7 +54,7 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
 def open_model(request: EvaluateRequest) -> Answerer:
     """The model in evaluation mode, with the renderer that made the training data."""
     source = request.model
-    model = load_model(source.path, trust_remote_code=source.trust_remote_code)
+    model = load_model(source.path, trust_remote_code=source.trust_remote_code, dtype=request.dtype)
     renderer = get_renderer(request.rendered.renderer_name, load_tokenizer(source.path, source.trust_remote_code))
     return Answerer(model, renderer, request.evaluate.eval_batch_size, request.train.precision)
 

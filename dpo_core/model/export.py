@@ -10,11 +10,12 @@ from dpo_core.model.source import TOKENIZER_FILES
 from dpo_core.render.registry import STORED
 
 
-def save_model(model: PreTrainedModel, tokenizer_from: Path, renderer_name: str, path: Path) -> None:
-    """Weights as safetensors, the tokenizer's own files unchanged, and the renderer's name in ``dpo.json``."""
+def save_model(model: PreTrainedModel, tokenizer_from: Path, renderer_name: str | None, path: Path) -> None:
+    """Weights as safetensors, the tokenizer's own files as they are, the renderer's name, if known, in ``dpo.json``."""
     model.save_pretrained(path)
     for pattern in TOKENIZER_FILES:
         for found in tokenizer_from.glob(pattern):
             if found.is_file():
                 shutil.copyfile(found, path / found.name)
-    (path / STORED).write_text(json.dumps({"renderer_name": renderer_name}))
+    if renderer_name is not None:
+        (path / STORED).write_text(json.dumps({"renderer_name": renderer_name}))

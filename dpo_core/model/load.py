@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dpo_core.errors import RecipeError
+from dpo_core.model.heap import keep_heap
 from dpo_core.render.tokenizer import load_tokenizer
 
 __all__ = ["device", "load_model", "load_tokenizer"]
@@ -44,6 +45,8 @@ def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False, dtype
             "It must be a causal language model that the installed transformers knows.",
             "Check the directory, or trust_remote_code for a model that brings its own code.",
         ) from error
+    if device().type == "cpu":
+        keep_heap()
     model.eval()  # type: ignore[no-untyped-call]
     loaded: PreTrainedModel = model.to(device())  # type: ignore[arg-type]
     return loaded

@@ -1,6 +1,8 @@
 """LoRA through peft: adapters on all linear layers of a frozen model."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,9 +30,7 @@ def trainable(model: PreTrainedModel, settings: ModelSettings, seed: int) -> Pre
         task_type="CAUSAL_LM",
     )
     try:
-        with warnings.catch_warnings():
-            # peft 0.21 asks transformers 5.23 for an attribute by its old name.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        with no_deprecations():
             return get_peft_model(model, config)
     except ValueError as error:
         raise RecipeError(
@@ -38,6 +38,14 @@ def trainable(model: PreTrainedModel, settings: ModelSettings, seed: int) -> Pre
             "Adapters go on linear layers, named by lora_targets.",
             "Mend lora_targets, or set lora_rank=0 to train every weight.",
         ) from error
+
+
+@contextmanager
+def no_deprecations() -> Iterator[None]:
+    """peft 0.21 asks transformers 5.23 for an attribute by its old name, which is nobody's business here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -20,6 +20,8 @@ from dpo_core.train.packing import Batch, Span
 
 NAME = "dpo_tree"
 BLOCK = 128
+# Keys up to which plain matrix products beat the fused kernel in bf16 on a CPU, which spends its time in the backward.
+MATMULS_WIN = 1024
 
 
 @contextmanager
@@ -53,6 +55,7 @@ def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention function: (1, heads, T, d) queries, keys and values to (1, T, heads, d)."""
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
@@ -84,16 +87,18 @@ def masked(query: Tensor, key: Tensor, value: Tensor, prompt: int, how: dict[str
     window, softcap, scale = how["sliding_window"], how["softcap"], how["scaling"]
     length = key.shape[2]
     narrow = window is not None and window < length
-    if prompt == 0 and not narrow and softcap is None:
+    fused = softcap is None and (query.dtype != torch.bfloat16 or length > MATMULS_WIN)
+    if fused and prompt == 0 and not narrow:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     mask = visible(query.shape[2], prompt, window if narrow else None, query.device)
-    if softcap is None:
+    if fused:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    scores = torch.tanh(query @ key.transpose(2, 3) * scale / softcap) * softcap
-    exact = torch.promote_types(query.dtype, torch.float32)
-    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=exact).to(query.dtype)
-    attended: Tensor = weights @ value
-    return attended
+    bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    if softcap is None:
+        scores = torch.baddbmm(bias, query[0], key[0].transpose(1, 2), alpha=scale)
+    else:
+        scores = torch.tanh(query[0] @ key[0].transpose(1, 2) * scale / softcap) * softcap + bias
+    return (scores.softmax(-1) @ value[0])[None]  # a bf16 softmax is computed in float32 and rounded once
 
 
 def visible(queries: int, prompt: int, window: int | None, device: torch.device) -> Tensor:

@@ -1,18 +1,20 @@
 """The end of a run: the trained model written, read back, and scored again before it counts."""
 
+import json
 import shutil
-from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from dpo_core.errors import TrainingError
+from dpo_core.model.adapter import BASE_FINGERPRINT
 from dpo_core.model.export import save_model
 from dpo_core.model.load import device, load_model
 from dpo_core.model.lora import merged
 from dpo_core.model.source import describe
 from dpo_core.records import Checkpoint
+from dpo_core.render.registry import STORED
 from dpo_core.train import journal, run_dir
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.packing import branches, build
@@ -32,7 +34,7 @@ def finish(session: Session) -> Checkpoint:
     request, path = session.request, session.log_path / run_dir.FINAL
     told = scores(session, session.run.policy)
     if isinstance(session.run.policy, PeftModel):
-        save_adapter(session.run.policy, session.log_path / run_dir.ADAPTER)
+        save_adapter(session, session.run.policy)
     aside = path.with_name(f".{run_dir.FINAL}")
     for leftover in (aside, path):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -53,10 +55,13 @@ def finish(session: Session) -> Checkpoint:
     )
 
 
-def save_adapter(policy: PeftModel, path: Path) -> None:
-    """The adapters alone, as peft loads them."""
+def save_adapter(session: Session, policy: PeftModel) -> None:
+    """The adapters alone, as peft loads them, with the renderer and which weights they belong to in ``dpo.json``."""
+    path, base = session.log_path / run_dir.ADAPTER, session.request.model
     shutil.rmtree(path, ignore_errors=True)
     policy.save_pretrained(path, safe_serialization=True)
+    note = {"renderer_name": session.renderer.name, BASE_FINGERPRINT: base.fingerprint}
+    (path / STORED).write_text(json.dumps(note))
 
 
 def scores(session: Session, model: nn.Module) -> Tensor:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dpo_core import durable
 from dpo_core.records import StepMetrics
 
 
@@ -42,6 +43,4 @@ def from_row(row: dict[str, Any]) -> StepMetrics:
 
 def keep(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rewrite a journal to exactly these lines, aside and renamed."""
-    aside = path.with_suffix(".rewritten")
-    aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    aside.replace(path)
+    durable.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

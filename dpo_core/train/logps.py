@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from dpo_core.train.attention import tree_arguments, tree_attention
 from dpo_core.train.packing import Batch, token_groups
 
-# Logits that exist at once: 128 MiB in float32.
+# Logits that exist at once: 128 MiB in float32, 64 in bf16.
 MOST_LOGITS = 2**25
+# Of them, those whose probabilities are computed at once: 4 MiB in a CPU's cache, 64 MiB on a GPU.
+IN_CACHE, ON_GPU = 2**20, 2**24
 
 Objective = Callable[[Tensor, slice], Tensor]
 
@@ -120,32 +122,46 @@ def as_mask(batch: Batch) -> Tensor:
 
 def head_logps(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     """log p of the targets (m,) from hidden states (m, D): the head in the model's type, log-softmax in float32."""
-    logits = head(model, hidden)
-    return TargetLogps.apply(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)  # type: ignore[no-any-return, no-untyped-call]
+    return TargetLogps.apply(head(model, hidden), targets)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class TargetLogps(torch.autograd.Function):
     """log softmax(z)_y = z_y − logsumexp(z) of logits (m, V) at targets (m,), in the memory of the logits alone.
 
-    The gradient, (1_y − softmax(z)) g, is written over the logits, which nothing else may need by then; one backward
-    pass is all there can be.
+    Computed in float32 (float64 of float64 logits), some rows at a time, so that no copy of all logits in that type is
+    ever made. The gradient, (1_y − softmax(z)) g, is written over the logits, which nothing else may need by then; one
+    backward pass is all there can be.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         """The log-probabilities, (m,)."""
-        normaliser = logits.logsumexp(-1, keepdim=True)
+        parts = torch.split(logits, rows_at_once(logits))
+        normaliser = torch.cat([exactly(rows).logsumexp(-1) for rows in parts])
         ctx.save_for_backward(logits, targets, normaliser)
-        return (logits.gather(-1, targets[:, None]) - normaliser)[:, 0]
+        return exactly(logits.gather(-1, targets[:, None])[:, 0]) - normaliser
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """The logits' gradient, (m, V), over the logits themselves."""
         logits, targets, normaliser = ctx.saved_tensors
-        [upstream] = gradients
-        slope = logits.sub_(normaliser).exp_().mul_(-upstream[:, None])
-        slope.scatter_add_(-1, targets[:, None], upstream[:, None])
-        return slope, None
+        size = rows_at_once(logits)
+        columns = (torch.split(part[:, None], size) for part in (targets, normaliser, gradients[0]))
+        parts = (torch.split(logits, size), *columns)
+        for rows, target, offset, upstream in zip(*parts, strict=True):
+            slope = exactly(rows).sub_(offset).exp_().mul_(-upstream)
+            rows.copy_(slope.scatter_add_(-1, target, upstream))
+        return logits, None
+
+
+def exactly(logits: Tensor) -> Tensor:
+    """In the type that probabilities are computed in: float32, or float64 where it is already that."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def rows_at_once(logits: Tensor) -> int:
+    """Rows whose float32 copy stays small: in a CPU's cache, and beside a GPU's logits nothing."""
+    return max(1, (ON_GPU if logits.is_cuda else IN_CACHE) // logits.shape[1])
 
 
 def head(model: nn.Module, hidden: Tensor) -> Tensor:

@@ -8,14 +8,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dpo_core import durable, fingerprint
 from dpo_core.errors import RecipeError
 from dpo_core.recipe import Recipe
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints.jsonl"
+DIGEST = "digest"
 LOG, SAMPLES, FINAL, ADAPTER = "logs.log", "samples.jsonl", "final", "adapter"
 
-# Settings that say where a run goes or how it is shown, not what it computes.
-ELSEWHERE = {"log_path", "behavior_if_log_dir_exists", "show_every"}
+# Settings that say where a run goes, how it is shown and kept, and not what it computes.
+ELSEWHERE = {
+    "log_path",
+    "behavior_if_log_dir_exists",
+    "show_every",
+    "save_every",
+    "save_every_minutes",
+    "keep_checkpoints",
+    "best_metric",
+    "on_save_error",
+    "max_minutes",
+    "step_timeout_minutes",
+}
+# Settings of which a run can be given more when it is finished.
+LENGTHS = {"num_epochs", "max_steps"}
 
 
 def run_name(recipe: Recipe) -> str:
@@ -45,9 +60,38 @@ def pointer(store_root: Path, key: str) -> Path:
     return store_root / "train" / f"{key}.begun"
 
 
-def fingerprint_in(path: Path) -> str:
-    """The fingerprint of the run in a directory."""
-    return str(json.loads((path / CONFIG).read_text())["fingerprint"])
+def write_config(path: Path, told: dict[str, Any]) -> None:
+    """What a run is, with a digest of itself: ``fingerprint`` of the run, ``origin`` of the one that it extends (or its
+    own), ``lineage`` of everything but its length, and the ``recipe``."""
+    told = {name: value for name, value in told.items() if name != DIGEST}
+    durable.write_text(path / CONFIG, json.dumps(told | {DIGEST: fingerprint.of_value(told)}, indent=1))
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """What :func:`write_config` wrote, None if it is missing or damaged."""
+    try:
+        told: dict[str, Any] = json.loads((path / CONFIG).read_text())
+        digest = told.pop(DIGEST)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return told if digest == fingerprint.of_value(told) else None
+
+
+def origin(path: Path, lineage: str, key: str) -> str:
+    """The fingerprint by which the run in a directory goes from its beginning; ``key`` where there is none."""
+    told = read_config(path)
+    return str(told["origin"]) if told and told["lineage"] == lineage else key
+
+
+def origin_of(path: Path) -> str:
+    """The same of a run that is there.
+
+    Raises RecipeError when there is none.
+    """
+    told = read_config(path)
+    if told is None:
+        raise RecipeError(f"{path} holds no run.", f"A run's directory has its {CONFIG}.", "Give a run's log_path.")
+    return str(told["origin"])
 
 
 def settle(recipe: Recipe) -> None:
@@ -61,7 +105,7 @@ def settle(recipe: Recipe) -> None:
         return
     behaviour: str = recipe.train.behavior_if_log_dir_exists
     changed = differences(recipe, path)
-    if changed == [] and behaviour in ("ask", "resume"):
+    if behaviour in ("ask", "resume") and (not changed if changed is not None else damaged(path)):
         return
     if behaviour == "ask" and sys.stdin.isatty():
         behaviour = asked(path)
@@ -108,12 +152,25 @@ def delete(path: Path) -> None:
 
 
 def differences(recipe: Recipe, path: Path) -> list[str] | None:
-    """Names of the settings in which the run in ``path`` differs; None when there is no run."""
-    try:
-        before = json.loads((path / CONFIG).read_text())["recipe"]
-    except (OSError, ValueError, KeyError):
+    """Names of the settings in which the run in ``path`` differs, but for a greater length; None without a run."""
+    told = read_config(path)
+    if told is None:
         return None
-    return changes(before, json.loads(recipe.model_dump_json()))
+    before = told["recipe"]
+    now = json.loads(recipe.model_dump_json())
+    if all(reaches(now["train"].get(name), before["train"].get(name)) for name in LENGTHS):
+        now["train"] |= {name: before["train"].get(name) for name in LENGTHS}
+    return changes(before, now)
+
+
+def reaches(now: int | None, before: int | None) -> bool:
+    """Whether a length is at least what it was; None is without end."""
+    return now is None or (before is not None and now >= before)
+
+
+def damaged(path: Path) -> bool:
+    """Whether a run was here whose configuration is no longer readable."""
+    return (path / CONFIG).is_file() and (path / METRICS).is_file()
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

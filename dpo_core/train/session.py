@@ -1,6 +1,5 @@
 """A training process's work on a run: everything loaded, and continued from the last whole checkpoint."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from dpo_core.render.rendered import Rows, open_split
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.requests import TrainRequest
-from dpo_core.train import budget, checkpoint, journal, run_dir
+from dpo_core.train import budget, checkpoint, run_dir
 from dpo_core.train.flops import matmul_peak
 from dpo_core.train.layout import choose
 from dpo_core.train.logps import plain
@@ -37,6 +36,7 @@ class Session:
     renderer: Renderer
     done: int
     stop: StopFlag
+    news: list[str]
 
     @property
     def log_path(self) -> Path:
@@ -66,7 +66,8 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
     tokenizer = load_tokenizer(request.rendered.tokenizer_path, source.trust_remote_code)
     renderer = get_renderer(request.rendered.renderer_name, tokenizer)
     test_split = open_split(request.rendered.path, "test"), open_references(request.reference.path, "test")
-    return Session(request, run, test_split, renderer, resume(request.log_path, run), stop)
+    done, news = resume(request, run)
+    return Session(request, run, test_split, renderer, done, stop, news)
 
 
 def deterministic(wanted: bool) -> None:
@@ -124,24 +125,35 @@ def settled_budget(request: TrainRequest, policy: nn.Module, rows: Rows, layout:
     wanted = request.train.token_budget
     if isinstance(wanted, int):
         return wanted
-    config = request.log_path / run_dir.CONFIG
-    told = json.loads(config.read_text())
+    told = run_dir.read_config(request.log_path) or {}
     if "token_budget" not in told:
         told["token_budget"] = budget.find(policy, rows, layout, request.train.precision)
-        aside = config.with_suffix(".new")
-        aside.write_text(json.dumps(told, indent=1))
-        aside.replace(config)
+        run_dir.write_config(request.log_path, told)
     return int(told["token_budget"])
 
 
-def resume(log_path: Path, run: Run) -> int:
-    """Steps already done: the last checkpoint is loaded and the journal cut back to it."""
-    found = checkpoint.latest(log_path)
-    done = found[0] if found else 0
-    if found:
-        checkpoint.load(found[1], run.policy, run.optimizer)
-    for name in (run_dir.METRICS, run_dir.SAMPLES, run_dir.CHECKPOINTS):
-        rows = journal.read(log_path / name) if found else []
-        kept = [row for row in rows if row["step"] <= done and row.get("name") != run_dir.FINAL]
-        journal.keep(log_path / name, kept)
-    return done
+def resume(request: TrainRequest, run: Run) -> tuple[int, list[str]]:
+    """Steps already done, and lines about them: the newest whole checkpoint is loaded, the journal cut back to it.
+
+    Raises RecipeError when more steps are done than the run is to have.
+    """
+    found, wrong = checkpoint.latest(request.log_path)
+    news = [f"Checkpoint {name} is passed over: {cause}." for name, cause in wrong.items()]
+    if found is None:
+        checkpoint.cut_back(request.log_path, None)
+        return 0, news
+    if found.step > run.total:
+        raise RecipeError(
+            f"The run in {request.log_path} has {found.step} steps, and {run.total} are asked for.",
+            "A run can be continued or extended, not shortened.",
+            "Raise max_steps or num_epochs, or choose another log_path.",
+        )
+    checkpoint.load(found.path, run.policy, run.optimizer)
+    checkpoint.cut_back(request.log_path, found)
+    news.append(f"Continuing after step {found.step} from its checkpoint.")
+    if found.state["run"] != request.fingerprint and run.settings.lr_schedule != "constant":
+        news.append(
+            f"The run is extended: steps 1 to {found.step} had the {run.settings.lr_schedule} schedule of a shorter"
+            f" run, and the rest have that of {run.total} steps."
+        )
+    return found.step, news

@@ -1,24 +1,27 @@
 """The train stage: the loop's steps into the journal, onto the terminal, into checkpoints and a final model."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpo_core.errors import RecipeError, StoppedError
+from dpo_core.errors import StoppedError
 from dpo_core.model.generate import Decoding, decode
 from dpo_core.model.load import device
 from dpo_core.records import StepMetrics
 from dpo_core.requests import TrainRequest
 from dpo_core.store import Draft
 from dpo_core.train import checkpoint, journal, run_dir
+from dpo_core.train.checkpoint import Snapshot
+from dpo_core.train.claim import claimed
 from dpo_core.train.display import Display
 from dpo_core.train.finish import finish
 from dpo_core.train.heldout import HeldOutSettings, held_out
 from dpo_core.train.logps import autocast
 from dpo_core.train.loop import steps
+from dpo_core.train.saver import Saver, score
 from dpo_core.train.session import Session, begin
 from dpo_core.train.stopping import StopFlag
+from dpo_core.train.watchdog import Watchdog
 
 EXAMPLES_SHOWN = 2
 
@@ -26,33 +29,16 @@ EXAMPLES_SHOWN = 2
 def run(request: TrainRequest, draft: Draft) -> None:
     """Train to the end; publish the final Checkpoint.
 
-    Raises StoppedError, with a checkpoint saved, when asked to stop.
+    Raises StoppedError, with a checkpoint saved, when asked to stop or when its time is up.
     """
-    stop = StopFlag()
-    claim(request, draft)
-    session = begin(request, stop)
-    with Display(request.log_path / run_dir.LOG, session.run.total, session.done, request.train.show_every) as display:
-        introduce(session, display)
-        follow(session, display)
-    draft.publish(finish(session), elsewhere=lasting_files(request.log_path))
-
-
-def claim(request: TrainRequest, draft: Draft) -> None:
-    """Make ``log_path`` this run's: note it for a later continuation, and write ``config.json``.
-
-    Raises RecipeError when it holds a run of another fingerprint.
-    """
-    config = request.log_path / run_dir.CONFIG
-    if config.is_file() and (there := run_dir.fingerprint_in(request.log_path)) != request.fingerprint:
-        raise RecipeError(
-            f"{request.log_path} holds run {there}, and this one is {request.fingerprint}.",
-            "A run is continued with the same settings, data, weights and reference.",
-            "Choose another log_path, or behavior_if_log_dir_exists=delete.",
-        )
-    request.log_path.mkdir(parents=True, exist_ok=True)
-    if not config.is_file():
-        config.write_text(json.dumps({"fingerprint": request.fingerprint, "recipe": request.recipe}, indent=1))
-    run_dir.pointer(draft.final.parent.parent, request.fingerprint).write_text(str(request.log_path))
+    stop = StopFlag(request.train.max_minutes)
+    with claimed(request, draft):
+        session = begin(request, stop)
+        total, done = session.run.total, session.done
+        with Display(request.log_path / run_dir.LOG, total, done, request.train.show_every) as display:
+            introduce(session, display)
+            follow(session, display)
+        draft.publish(finish(session), elsewhere=lasting_files(request.log_path))
 
 
 def introduce(session: Session, display: Display) -> None:
@@ -73,8 +59,8 @@ def introduce(session: Session, display: Display) -> None:
             "log_path": str(request.log_path),
         }
     )
-    if session.done:
-        display.say(f"Continuing after step {session.done} from its checkpoint.")
+    for line in session.news:
+        display.say(line)
     rows = session.run.rows
     display.examples(session.renderer, [rows[index] for index in range(min(EXAMPLES_SHOWN, len(rows)))])
 
@@ -107,14 +93,33 @@ def follow(session: Session, display: Display) -> None:
 
     Raises StoppedError once a signal has come and the step is safe in a checkpoint.
     """
-    for metrics in reported(session):
-        journal.append(session.log_path / run_dir.METRICS, journal.to_row(metrics))
-        display.step(metrics)
-        finished = metrics.step == session.run.total
-        if session.stop.asked and not finished:
-            raise stopped(session, metrics.step)
-        if metrics.step and due(session.request.train.save_every, metrics.step) and not finished:
-            checkpoint.save(session.log_path, session.run.policy, session.run.optimizer, metrics.step)
+    train = session.request.train
+    with Saver(session.log_path, train, display.say) as saver, Watchdog(train.step_timeout_minutes) as watchdog:
+        for metrics in reported(session):
+            journal.append(session.log_path / run_dir.METRICS, journal.to_row(metrics))
+            display.step(metrics)
+            watchdog.alive()
+            saver.check()
+            finished = metrics.step == session.run.total
+            if session.stop.asked and not finished:
+                raise stopped(session, metrics, saver)
+            if finished or (metrics.step and saver.due(metrics.step)):
+                saver.save(held(session, metrics))
+        saver.settle()
+
+
+def held(session: Session, metrics: StepMetrics) -> Snapshot:
+    """The run after a step."""
+    request = session.request
+    facts = {
+        "run": request.fingerprint,
+        "lineage": request.lineage,
+        "rendered": request.rendered.fingerprint,
+        "reference": request.reference.fingerprint,
+        "renderer": session.renderer.name,
+    }
+    facts |= score(request.train.best_metric, metrics)
+    return checkpoint.snapshot(session.log_path, session.run.policy, session.run.optimizer, metrics.step, facts)
 
 
 def reported(session: Session) -> Iterator[StepMetrics]:
@@ -162,12 +167,13 @@ def sample(session: Session, step: int) -> None:
         journal.append(session.log_path / run_dir.SAMPLES, row)
 
 
-def stopped(session: Session, step: int) -> StoppedError:
+def stopped(session: Session, metrics: StepMetrics, saver: Saver) -> StoppedError:
     """Save where the run is, and say how it goes on."""
-    path = checkpoint.save(session.log_path, session.run.policy, session.run.optimizer, step)
+    saver.save(held(session, metrics))
+    saver.settle()
     return StoppedError(
-        f"Stopped after step {step} of {session.run.total}.",
-        f"The checkpoint is {path}.",
+        f"Stopped after step {metrics.step} of {session.run.total}{session.stop.why}.",
+        f"The checkpoint is {checkpoint.newest_first(session.log_path)[0]}.",
         "Run the same command again to continue from it.",
     )
 

@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 from flows import tasks
-tasks.RETRY_DELAY_S = 0
+tasks.RETRY_DELAYS_S = [0, 0]
 from prefect import flow
 from dpo_core.errors import DiedError, RecipeError
 from dpo_core.produce import Produced

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_core.address import shown
 from dpo_core.errors import TrackingError
 from dpo_core.recipe import Recipe, TrackSettings
 from dpo_core.records import EvalResult
@@ -32,7 +33,7 @@ def test_a_plain_directory_is_refused() -> None:
 
 
 def test_a_password_is_never_shown() -> None:
-    assert server.shown("http://me:secret@there:5000/x") == "http://there:5000/x"
+    assert shown("http://me:secret@there:5000/x") == "http://there:5000/x"
     recipe = Recipe(track=TrackSettings(tracking_uri="http://me:secret@there"))
     assert tracking.parameters(recipe)["tracking_uri"] == "http://there"
 
@@ -199,7 +200,7 @@ def test_final_numbers_are_single_values(run: tracking.RunHandle, tmp_path: Path
 
 
 def test_the_follower_projects_what_is_written_meanwhile(run: tracking.RunHandle, tmp_path: Path) -> None:
-    with Follower(run, tmp_path, pause=0.01):
+    with Follower(lambda: run, tmp_path, pause=0.01):
         write_journal(tmp_path, 5)
         wait_for(lambda: steps_of(run, "dpo_loss") == [1, 2, 3, 4, 5])
         write_journal(tmp_path, 8)
@@ -216,7 +217,7 @@ def test_the_follower_never_raises_and_warns_once(
         raise RuntimeError("gone")
 
     monkeypatch.setattr(run.client, "log_batch", away)
-    with Follower(run, tmp_path, pause=0.01):
+    with Follower(lambda: run, tmp_path, pause=0.01):
         for last in range(1, 5):
             write_journal(tmp_path, last)
             wait_for(lambda last=last: len(tries) >= last)  # type: ignore[misc]
@@ -230,7 +231,7 @@ def test_a_server_that_goes_away_and_comes_back(recipe: Recipe, tmp_path: Path, 
     with served(recipe.track, free_port) as track:
         handle = tracking.open_run(track, recipe, "a-run", "f00d")
         write_journal(tmp_path, 5)
-        follower = Follower(handle, tmp_path, pause=0.1)
+        follower = Follower(lambda: handle, tmp_path, pause=0.1)
         follower.thread.start()
         wait_for(lambda: steps_of(handle, "dpo_loss") == [1, 2, 3, 4, 5])
     write_journal(tmp_path, 25)

@@ -23,6 +23,21 @@ def fresh(split: Rows, known: References, lora_rank: int) -> Run:
     return Run(policy, torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, fused=True), split, known, SETTINGS)
 
 
+def save(path: Path, run: Run, step: int) -> Path:
+    return checkpoint.write(path, checkpoint.snapshot(path, run.policy, run.optimizer, step, {"run": "r"}))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A run of six steps with a checkpoint of each."""
+    split = tiny.rows(tmp_path, tiny.token_pairs(12))
+    run = fresh(split, tiny.references(tmp_path, tiny.llama(), split), 0)
+    for metrics in steps(run):
+        journal.append(tmp_path / "metrics.jsonl", journal.to_row(metrics))
+        save(tmp_path, run, metrics.step)
+    return tmp_path
+
+
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_resumed_is_uninterrupted_to_the_bit(tmp_path: Path, lora_rank: int) -> None:
     split = tiny.rows(tmp_path, tiny.token_pairs(12))
@@ -32,44 +47,71 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path: Path, lora_rank: int) -> 
 
     first = fresh(split, known, lora_rank)
     before = [metrics.values["dpo_loss"] for metrics in islice(steps(first), 3)]
-    for step in range(1, 4):
-        journal.append(tmp_path / "metrics.jsonl", {"step": step})
-    checkpoint.save(tmp_path, first.policy, first.optimizer, 3)
+    save(tmp_path, first, 3)
 
     second = fresh(split, known, lora_rank)
-    found = checkpoint.latest(tmp_path)
+    torch.manual_seed(99)  # another process's generator
+    found, _ = checkpoint.latest(tmp_path)
     assert found is not None
-    checkpoint.load(found[1], second.policy, second.optimizer)
-    after = [metrics.values["dpo_loss"] for metrics in steps(second, done=found[0])]
+    checkpoint.load(found.path, second.policy, second.optimizer)
+    after = [metrics.values["dpo_loss"] for metrics in steps(second, done=found.step)]
 
     assert before + after == told
     for ours, theirs in zip(second.policy.parameters(), whole.policy.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+    ours, theirs = (checkpoint.moments(checkpoint.trainable(run.policy), run.optimizer) for run in (second, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+def test_a_snapshot_is_out_of_reach_of_later_steps(tmp_path: Path) -> None:
     split = tiny.rows(tmp_path, tiny.token_pairs(12))
     run = fresh(split, tiny.references(tmp_path, tiny.llama(), split), 0)
-    for metrics in steps(run):
-        journal.append(tmp_path / "metrics.jsonl", {"step": metrics.step})
-        checkpoint.save(tmp_path, run.policy, run.optimizer, metrics.step)
-    last = checkpoint.latest(tmp_path)
-    assert last is not None
-    weights = last[1] / checkpoint.WEIGHTS
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(bytes(data))
-    before = checkpoint.latest(tmp_path)
-    assert before is not None
-    assert (last[0], before[0]) == (6, 5)
+    going = steps(run)
+    next(going)
+    held = checkpoint.snapshot(tmp_path, run.policy, run.optimizer, 1, {"run": "r"})
+    before = {name: value.clone() for name, value in (held.weights | held.moments).items()}
+    next(going)
+    assert all(torch.equal(value, before[name]) for name, value in (held.weights | held.moments).items())
 
 
-def test_a_checkpoint_without_its_journal_is_no_place_to_continue_from(tmp_path: Path) -> None:
-    split = tiny.rows(tmp_path, tiny.token_pairs(12))
-    run = fresh(split, tiny.references(tmp_path, tiny.llama(), split), 0)
-    for metrics in islice(steps(run), 2):
-        checkpoint.save(tmp_path, run.policy, run.optimizer, metrics.step)
-    assert checkpoint.latest(tmp_path) is None
+@pytest.mark.parametrize("part", [checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.RANDOM, checkpoint.STATE])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(saved: Path, part: str, how: str) -> None:
+    damage(saved / "checkpoints" / "000006" / part, how)
+    found, wrong = checkpoint.latest(saved)
+    assert found is not None
+    assert (found.step, list(wrong)) == (5, ["000006"])
+    assert "damaged" in wrong["000006"]
+
+
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    path.unlink()
+    if how != "gone":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(bytes(data) if how == "flipped" else bytes(data[: len(data) // 2]))
+
+
+def test_a_checkpoint_is_no_place_to_continue_from_when_the_journal_before_it_is_not_what_it_was(saved: Path) -> None:
+    lines = (saved / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3].replace(b"dpo_loss", b"dpo_losz")
+    (saved / "metrics.jsonl").write_bytes(b"".join(lines))
+    found, wrong = checkpoint.latest(saved)
+    assert found is not None
+    assert found.step == 3
+    assert wrong["000006"] == "metrics.jsonl has changed before step 6"
+    (saved / "metrics.jsonl").unlink()
+    assert checkpoint.latest(saved)[0] is None
+
+
+def test_what_came_after_the_checkpoint_is_taken_out(saved: Path) -> None:
+    whole = (saved / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    damage(saved / "checkpoints" / "000006" / checkpoint.WEIGHTS, "cut")
+    (saved / "checkpoints" / ".000007").mkdir()
+    checkpoint.cut_back(saved, checkpoint.latest(saved)[0])
+    assert (saved / "metrics.jsonl").read_bytes() == b"".join(whole[:5])
+    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == [f"{step:06d}" for step in range(1, 6)]
+    assert [row["step"] for row in journal.read(saved / "checkpoints.jsonl")] == [1, 2, 3, 4, 5]
 
 
 def test_a_journal_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:

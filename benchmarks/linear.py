@@ -1,0 +1,117 @@
+"""How the cost of DPO training grows: with the pairs, with the vocabulary, with the length of prompts.
+
+    python benchmarks/linear.py [--steps 3]
+
+One factor is made four times as large at a time, each case in a process of its own. ``time`` and ``arithmetic`` (useful
+FLOP) are per pair and relative to the first case: equal growth is linear cost. ``activations`` is the peak memory
+beyond the process before its first step and what every trained parameter takes (weight, gradient, two moments): it
+must not grow with vocabulary × length. Prints a table and, last, one JSON line.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+BYTES_A_PARAMETER = 16  # float32 weight, gradient and AdamW's two moments
+BASE = {"pairs": 8, "vocabulary": 16_000, "prompt": 128, "completion": 48}
+CASES = {
+    "as it is": {},
+    "pairs ×4": {"pairs": 32},
+    "vocabulary ×4": {"vocabulary": 64_000},
+    "prompts ×4": {"prompt": 512},
+    "vocabulary and prompts ×4": {"vocabulary": 64_000, "prompt": 512},
+}
+
+
+def main() -> None:
+    """Run each case and set it beside the first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(run(BASE | CASES[options.case], options.steps)))
+        return
+    told = {case: measure(case, options.steps) for case in CASES}
+    first = next(iter(told.values()))
+    print(f"{'':28}{'s/pair':>9}{'time ×':>9}{'arithmetic ×':>14}{'activations MB':>16}")
+    for case, found in told.items():
+        found["time_ratio"] = found["seconds"] / first["seconds"]
+        found["arithmetic_ratio"] = found["flop"] / first["flop"]
+        print(
+            f"{case:28}{found['seconds']:9.3f}{found['time_ratio']:9.2f}{found['arithmetic_ratio']:14.2f}"
+            f"{found['activations_mb']:16.0f}"
+        )
+    print(json.dumps(told))
+
+
+def measure(case: str, steps: int) -> dict[str, float]:
+    """One case's figures."""
+    command = [sys.executable, __file__, "--case", case, "--steps", str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def run(case: dict[str, int], steps: int) -> dict[str, float]:
+    """Seconds and useful FLOP a pair, and the memory that activations took."""
+    import torch  # lazy, as below: the parent has no need of it
+    from contender import InOrder, model
+
+    from dpo_core.recipe import TrainSettings
+    from dpo_core.train.flops import Shape, peak_memory
+    from dpo_core.train.loop import Run
+    from dpo_core.train.loop import steps as train_steps
+    from dpo_core.train.packing import branches, build
+    from dpo_core.train.reference import OnTheFly
+
+    shape = {
+        "vocab_size": case["vocabulary"],
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+    }
+    policy = model({"config": shape, "lora_rank": 0, "precision": "fp32"})
+    settings = TrainSettings(batch_size=case["pairs"], learning_rate=1e-5, token_budget=2048)
+    rows = InOrder(drawn(case, steps), settings)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, fused=True)
+    before = peak_memory()
+
+    class Uniform(OnTheFly):
+        """A reference that costs nothing: what is measured is the policy."""
+
+        def of(self, indices: list[int], batch: Any) -> torch.Tensor:
+            return torch.zeros(sum(batch.counts))
+
+    run = Run(policy, optimizer, rows, Uniform(policy, "fp32"), settings, token_budget=2048)
+    history = [step.values["batch_time"] for step in train_steps(run)]
+    pairs = [rows[index] for index in range(case["pairs"])]
+    micros = [build("tree", [branches(pair)], torch.device("cpu")) for pair in pairs]
+    parameters = sum(p.numel() for p in policy.parameters())
+    beyond = peak_memory() - before - parameters * (BYTES_A_PARAMETER - 4)  # the weights were there before
+    return {
+        "seconds": min(history[1:]) / case["pairs"],
+        "flop": Shape.of(policy).cost(pairs, micros).useful / case["pairs"],
+        "activations_mb": beyond / 1e6,
+    }
+
+
+def drawn(case: dict[str, int], steps: int) -> list[dict[str, list[int]]]:
+    """Pairs of equal lengths, enough for the steps."""
+    rng = np.random.default_rng(0)
+    lengths = {"prompt_ids": case["prompt"], "chosen_ids": case["completion"], "rejected_ids": case["completion"]}
+    return [
+        {name: rng.integers(10, case["vocabulary"], length).tolist() for name, length in lengths.items()}
+        for _ in range(case["pairs"] * steps)
+    ]
+
+
+if __name__ == "__main__":
+    main()

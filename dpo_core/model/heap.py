@@ -1,0 +1,21 @@
+"""Memory that a CPU process keeps for the next step.
+
+glibc hands every large block back to the kernel when it is freed, and each step gets it again page by page, zeroed:
+a training step on a CPU is made of such blocks.
+"""
+
+import ctypes
+from functools import cache
+
+# mallopt(3)'s parameters, and values: no block is mapped on its own, none is given back.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+LARGEST_INT = 2**31 - 1
+
+
+@cache
+def keep_heap() -> None:
+    """Freed memory stays with this process, for its next allocation; nothing happens where malloc is not glibc's."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
+        mallopt(M_MMAP_MAX, 0)

@@ -1,0 +1,114 @@
+"""When checkpoints are written, behind the training's back, and how many of them stay."""
+
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dpo_core.errors import TrainingError
+from dpo_core.recipe import TrainSettings
+from dpo_core.records import StepMetrics
+from dpo_core.train import checkpoint
+from dpo_core.train.checkpoint import Snapshot
+
+METRIC = "best_metric"
+
+
+class Saver:
+    """Writes snapshots in the background, at most one at a time; a failure is told at the next step.
+
+    Leaving the block waits for what is being written. ``say`` tells the user a line.
+    """
+
+    def __init__(self, log_path: Path, train: TrainSettings, say: Callable[[str], None]) -> None:
+        self.log_path, self.train, self.say = log_path, train, say
+        self.pool = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: tuple[int, Future[None]] | None = None
+        self.last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pool.shutdown(wait=True)
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is wanted after this step."""
+        minutes = self.train.save_every_minutes
+        by_clock = minutes > 0 and time.monotonic() - self.last >= minutes * 60
+        return by_clock or (self.train.save_every > 0 and step % self.train.save_every == 0)
+
+    def save(self, held: Snapshot) -> None:
+        """Begin to write a snapshot, after the one before is done."""
+        self.settle()
+        self.last = time.monotonic()
+        self.pending = held.step, self.pool.submit(self.write, held)
+
+    def write(self, held: Snapshot) -> None:
+        """Write a snapshot now, and remove the checkpoints that it makes superfluous."""
+        checkpoint.write(self.log_path, held)
+        prune(self.log_path, self.train)
+
+    def check(self) -> None:
+        """Tell of a failed write as soon as it is known, without waiting."""
+        if self.pending and self.pending[1].done():
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for what is being written.
+
+        Raises TrainingError when the disk did not take it, unless the recipe lets the run go on.
+        """
+        if self.pending is None:
+            return
+        (step, writing), self.pending = self.pending, None
+        try:
+            writing.result()
+        except OSError as error:
+            refused = not_written(self.log_path, step, error)
+            if self.train.on_save_error == "stop":
+                raise refused from error
+            self.say(f"{refused.found} {refused.rule} The run goes on (on_save_error=continue).")
+
+
+def not_written(log_path: Path, step: int, error: OSError) -> TrainingError:
+    """The error for a checkpoint that the disk did not take."""
+    before = checkpoint.newest_first(log_path)
+    stands = f"The one of step {int(before[0].name)} stands." if before else "There is none yet."
+    return TrainingError(
+        f"The checkpoint of step {step} could not be written: {error.strerror or error}.",
+        stands,
+        "Make room and run the same command again.",
+    )
+
+
+def prune(log_path: Path, train: TrainSettings) -> None:
+    """Remove all checkpoints but the latest ``keep_checkpoints`` and the best by ``best_metric``."""
+    if not train.keep_checkpoints:
+        return
+    known = checkpoint.newest_first(log_path)
+    best = best_of(known, train.best_metric) if train.best_metric else None
+    for path in known[train.keep_checkpoints :]:
+        if path != best:
+            doomed = path.with_name(f".{path.name}.old")
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def best_of(known: list[Path], metric: str) -> Path | None:
+    """The checkpoint with the best value of a metric, less being better behind a minus; the latest of equals."""
+    sign, name = (-1, metric[1:]) if metric.startswith("-") else (1, metric)
+    told = [(path, checkpoint.read_state(path)) for path in known]
+    values = [(sign * state[METRIC][name], path) for path, state in told if state and name in state.get(METRIC, {})]
+    return max(values, key=lambda value: value[0], default=(0.0, None))[1]
+
+
+def score(metric: str | None, metrics: StepMetrics) -> dict[str, Any]:
+    """What a checkpoint notes of its step for :func:`best_of`."""
+    name = (metric or "").removeprefix("-")
+    return {METRIC: {name: metrics.values[name]}} if name in metrics.values else {}

@@ -1,0 +1,83 @@
+"""What a training process prepares before its first step."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dpo_core import weights
+from dpo_core.errors import RecipeError, TrainingError
+from dpo_core.model.load import check_vocabulary
+from dpo_core.model.lora import trainable
+from dpo_core.model.source import describe
+from dpo_core.recipe import ModelSettings, Recipe, TrainSettings
+from dpo_core.train import budget, finish, session
+from tests import tiny
+
+
+def test_compilation_needs_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(RecipeError, match="no GPU"):
+        session.prepared(tiny.llama(), TrainSettings(compile_model=True))
+
+
+def test_the_determinism_flag_reaches_torch() -> None:
+    try:
+        session.deterministic(True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        session.deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_budget_grows_with_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = tiny.rows(tmp_path, tiny.token_pairs(8))
+    told = []
+    for free in (0, 2**27, 2**28, 2**50):
+        monkeypatch.setattr(budget, "free_memory", lambda _, free=free: free)
+        told.append(budget.find(tiny.llama(), split, "tree", "fp32"))
+    assert (told[0], told[-1]) == (budget.LEAST, budget.MOST)
+    assert told[1] < told[2]
+    assert all(tokens % budget.STEP == 0 for tokens in told)
+
+
+def test_a_found_budget_is_kept_for_the_runs_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    request: Any = SimpleNamespace(train=TrainSettings(token_budget="auto"), log_path=tmp_path)
+    split = tiny.rows(tmp_path, tiny.token_pairs(8))
+    first = session.settled_budget(request, tiny.llama(), split, "tree")
+    monkeypatch.setattr(budget, "free_memory", lambda _: 0)
+    assert session.settled_budget(request, tiny.llama(), split, "tree") == first > budget.LEAST
+    assert json.loads((tmp_path / "config.json").read_text())["token_budget"] == first
+
+
+def test_lora_without_a_matching_layer_is_refused() -> None:
+    with pytest.raises(RecipeError, match="LoRA finds no layer"):
+        trainable(tiny.llama(), ModelSettings(lora_rank=4, lora_targets=("no_such_proj",)), seed=0)
+
+
+def test_every_token_needs_an_embedding_and_spare_ones_do_no_harm() -> None:
+    check_vocabulary(tiny.llama(), tiny.VOCABULARY - 1)
+    with pytest.raises(RecipeError, match=f"makes token {tiny.VOCABULARY}, and the model in .* knows"):
+        check_vocabulary(tiny.llama(), tiny.VOCABULARY)
+
+
+def test_a_reference_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    model = describe(tiny.directory(tmp_path / "one"), "one")
+    other = tiny.directory(tmp_path / "other")
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
+    recipe = Recipe.model_validate({"model": {"model_name": "one", "reference_model_name": str(other)}})
+    with pytest.raises(RecipeError, match="another tokenizer"):
+        weights.reference_model(recipe, model)
+
+
+def test_an_export_that_scores_differently_does_not_count() -> None:
+    run: Any = SimpleNamespace(run=SimpleNamespace(settings=TrainSettings(precision="fp32")), log_path=Path("log"))
+    finish.check(torch.zeros(4), torch.full((4,), 5e-4), run)
+    for wrong in (torch.full((4,), 2e-3), torch.full((4,), torch.nan)):
+        with pytest.raises(TrainingError, match="nats a token away from the trained one"):
+            finish.check(torch.zeros(4), wrong, run)
