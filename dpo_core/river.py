@@ -44,8 +44,8 @@ def preflight(recipe: Recipe) -> None:
         check_name(recipe.render.renderer_name)
     run_dir.settle(recipe)
     acquisition.content(acquisition.pin(recipe.data), recipe.data)
-    prompts_source(recipe)
     weights.base(recipe)
+    prompts_source(recipe)
 
 
 def acquire(recipe: Recipe) -> Produced[PairSet]:

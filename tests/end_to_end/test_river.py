@@ -126,6 +126,6 @@ def test_the_files_of_a_run(place: Place) -> None:
     assert rows[1]["dpo_loss"] == pytest.approx(0.693147, abs=1e-6)
     assert rows[1]["accuracy"] == 0.5
     names = [row["name"] for row in journal.read(log_path / "checkpoints.jsonl")]
-    assert names == ["000002", "000004", "final"]
+    assert names == ["000002", "000004", "000006", "final"]
     assert {row["step"] for row in journal.read(log_path / "samples.jsonl")} == {0, 6}
     assert "step 6/6" in (log_path / "logs.log").read_text()
