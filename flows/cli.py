@@ -78,10 +78,15 @@ def execute(recipe_file: Path | None, words: Sequence[str]) -> None:
 
 def refuse_early(recipe: "Recipe") -> None:
     """What would fail later fails now, before a server is started: names, files, hubs, servers."""
-    from dpo_core import river  # lazy: pyarrow and tokenizers
+    from dpo_core import address, river  # lazy: pyarrow and tokenizers
     from flows import orchestrator, server
 
-    server.check_server(server.tracking_uri(recipe.track))
+    uri = server.tracking_uri(recipe.track)
+    if server.is_down(uri):
+        told = "Training goes on, and MLflow is brought up to date when it is back."
+        click.echo(f"warning: nobody answers at tracking_uri={address.shown(uri)}. {told}", err=True)
+    else:
+        server.check_server(uri)
     orchestrator.check_prefect()
     orchestrator.quieten(bool(os.environ.get("DPO_DEBUG")))
     river.preflight(recipe)

@@ -5,6 +5,7 @@ import re
 import socket
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from dpo_core.address import shown
@@ -14,6 +15,7 @@ from dpo_core.recipe import TrackSettings
 DEFAULT_STORE = Path("mlruns/mlflow.db")
 SQLITE = "sqlite:///"
 PATIENCE_S = 5.0
+DEFAULT_PORTS = {"http": 80, "https": 443}
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -68,6 +70,20 @@ def check_server(uri: str) -> None:
             "tracking_uri (or MLFLOW_TRACKING_URI) is the address of a running MLflow server.",
             "Start the server, mend the address, or unset it to use the store in ./mlruns.",
         )
+
+
+def is_down(uri: str) -> bool:
+    """Whether nobody listens at the address of a host that exists, as when a server is being restarted."""
+    parts = urlsplit(uri)
+    if not is_server(uri) or not parts.hostname:
+        return False
+    try:
+        with socket.create_connection((parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme]), PATIENCE_S):
+            return False
+    except socket.gaierror:
+        return False
+    except OSError:
+        return True
 
 
 def check_port(host: str, port: int) -> None:

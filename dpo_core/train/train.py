@@ -1,5 +1,6 @@
 """The train stage: the loop's steps into the journal, onto the terminal, into checkpoints and a final model."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from dpo_core.train.stopping import StopFlag
 from dpo_core.train.watchdog import Watchdog
 
 EXAMPLES_SHOWN = 2
+BYTES_A_WEIGHT = 4
 
 
 def run(request: TrainRequest, draft: Draft) -> None:
@@ -59,10 +61,26 @@ def introduce(session: Session, display: Display) -> None:
             "log_path": str(request.log_path),
         }
     )
-    for line in session.news:
+    for line in session.news + low_disk(session):
         display.say(line)
     rows = session.run.rows
     display.examples(session.renderer, [rows[index] for index in range(min(EXAMPLES_SHOWN, len(rows)))])
+
+
+def low_disk(session: Session) -> list[str]:
+    """A warning when the disk has not the room for the checkpoints and the final model that the run will keep."""
+    train, policy, log_path = session.request.train, session.run.policy, session.log_path
+    whole = sum(p.numel() * BYTES_A_WEIGHT for p in policy.parameters())
+    one = 3 * sum(p.numel() * BYTES_A_WEIGHT for p in policy.parameters() if p.requires_grad)
+    saves = session.run.total // train.save_every if train.save_every else 0
+    needed = whole + one * (1 + min(saves, train.keep_checkpoints or saves))  # the one being written among them
+    free = shutil.disk_usage(log_path).free
+    if needed <= free:
+        return []
+    return [
+        f"Warning: {log_path} has {free / 1e9:.1f} GB free, and the run's checkpoints and final model will take"
+        f" {needed / 1e9:.1f} GB. Make room, or lower keep_checkpoints."
+    ]
 
 
 def loss_line(session: Session) -> str:

@@ -60,7 +60,7 @@ def pairs(write_jsonl: Writer) -> Path:
         (["missing.toml"], 2, ["no recipe file missing.toml"]),
         (["dataset=missing.jsonl", "model_name=./nowhere"], 3, ["no dataset missing.jsonl"]),
         (["renderer_name=role_colom", "model_name=./x"], 2, ["Did you mean role_colon?"]),
-        (["tracking_uri=http://127.0.0.1:9"], 6, ["http://127.0.0.1:9 does not answer"]),
+        (["tracking_uri=http://nowhere.invalid:5000"], 6, ["http://nowhere.invalid:5000 does not answer"]),
     ],
 )
 def test_wrong_words(place: Path, words: list[str], code: int, fragments: list[str]) -> None:
