@@ -4,7 +4,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ class Store:
         if not entry.exists():
             return None
         if damage(entry) is None:
+            tidy(entry)
             return kind.model_validate_json((entry / RECORD).read_text())
         discard(entry)
         return None
@@ -45,9 +46,8 @@ class Store:
         """
         entry = self.entry(stage, key)
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with durable.locked(entry.with_name(f".{key}.lock")) as waited:
-            for left in entry.parent.glob(f".{key}.draft-*"):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+        with durable.locked(lock_of(entry)) as waited:
+            sweep(entry)
             aside = entry.with_name(f".{key}.draft-{uuid.uuid4().hex[:8]}")
             aside.mkdir()
             draft = Draft(aside, entry, there=waited and damage(entry) is None)
@@ -85,6 +85,24 @@ class Draft:
         if self.final.exists():
             discard(self.final)
         durable.rename(self.path, self.final)
+
+
+def lock_of(entry: Path) -> Path:
+    """The file whose lock a writer of the entry holds."""
+    return entry.with_name(f".{entry.name}.lock")
+
+
+def sweep(entry: Path) -> None:
+    """Remove drafts that killed writers left; the caller holds the lock."""
+    for left in entry.parent.glob(f".{entry.name}.draft-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def tidy(entry: Path) -> None:
+    """Remove what a writer left that was killed when its output had just got its name."""
+    if lock_of(entry).exists():
+        with suppress(BlockingIOError), durable.locked(lock_of(entry), wait=False):
+            sweep(entry)
 
 
 def damage(entry: Path) -> str | None:

@@ -1,6 +1,7 @@
 """The command line. Heavy imports wait inside the commands, so that --help and a wrong setting are answered at once."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dpo_core.errors import DPOError
+from dpo_core.errors import DPOError, StoppedError
 
 if TYPE_CHECKING:
     from dpo_core.recipe import Recipe
@@ -70,6 +71,8 @@ def execute(recipe_file: Path | None, words: Sequence[str]) -> None:
 
     recipe = read_recipe(recipe_file, words)
     refuse_early(recipe)
+    # Prefect stops the stage first, and then hands the signal on to this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
     from flows.pipeline import pipeline
     from flows.summary import show
 

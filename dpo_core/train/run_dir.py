@@ -1,6 +1,7 @@
 """A run's directory (``log_path``): its name, and what to do when it is already there."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -15,6 +16,8 @@ from dpo_core.recipe import Recipe
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints.jsonl"
 DIGEST = "digest"
 LOG, SAMPLES, FINAL, ADAPTER = "logs.log", "samples.jsonl", "final", "adapter"
+
+NOT_YET = f".{CONFIG}.new"  # all that a run leaves that was killed while it wrote its first file
 
 # Settings that say where a run goes, how it is shown and kept, and not what it computes.
 ELSEWHERE = {
@@ -101,7 +104,7 @@ def settle(recipe: Recipe) -> None:
     Raises RecipeError when it holds anything else and the behaviour is not delete.
     """
     path = recipe.train.log_path
-    if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if path is None or not path.exists() or (path.is_dir() and not set(os.listdir(path)) - {NOT_YET}):
         return
     behaviour: str = recipe.train.behavior_if_log_dir_exists
     changed = differences(recipe, path)

@@ -186,17 +186,23 @@ def sample(session: Session, step: int) -> None:
 
 
 def stopped(session: Session, metrics: StepMetrics, saver: Saver) -> StoppedError:
-    """Save where the run is, and say how it goes on."""
+    """Save where the run is, and say how it goes on; before the first step there is nothing to save."""
+    again = "Run the same command again to continue from it."
+    if metrics.step == 0:
+        return StoppedError(
+            f"Stopped before the first step{session.stop.why}.", "", again.removesuffix(" from it.") + "."
+        )
     saver.save(held(session, metrics))
     saver.settle()
     return StoppedError(
         f"Stopped after step {metrics.step} of {session.run.total}{session.stop.why}.",
         f"The checkpoint is {checkpoint.newest_first(session.log_path)[0]}.",
-        "Run the same command again to continue from it.",
+        again,
     )
 
 
 def lasting_files(log_path: Path) -> list[Path]:
     """What must stay as it is for the finished run to count as whole."""
-    final = sorted(path for path in (log_path / run_dir.FINAL).rglob("*") if path.is_file())
-    return [log_path / run_dir.CONFIG, log_path / run_dir.METRICS, log_path / run_dir.CHECKPOINTS, *final]
+    directories = (log_path / run_dir.FINAL, checkpoint.newest_first(log_path)[0])
+    parts = [path for directory in directories for path in sorted(directory.rglob("*")) if path.is_file()]
+    return [log_path / run_dir.CONFIG, log_path / run_dir.METRICS, log_path / run_dir.CHECKPOINTS, *parts]

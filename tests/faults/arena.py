@@ -188,7 +188,7 @@ def waited(pid: int, patience: float = PATIENCE_S) -> int:
 
 def said(place: Path) -> str:
     """The end of what the commands in a directory printed."""
-    return (place / "out.txt").read_text()[-2000:]
+    return (place / "out.txt").read_text()[-1000:]
 
 
 def result(place: Path) -> dict[str, Any]:

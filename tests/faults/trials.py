@@ -34,9 +34,10 @@ def settled(arena: Arena, place: Path, *words: str) -> None:
     arena.finish(place, *words)
     found = result(place)
     wrong = [name for name, value in arena.expected.items() if found[name] != value]
-    assert not wrong, f"{', '.join(wrong)} differ from the undisturbed run's: {said(place)}"
-    assert leftovers(place) == []
-    assert processes(place) == []
+    steps = [row["step"] for row in found["journal"]]
+    assert not wrong, f"{', '.join(wrong)} differ from the undisturbed run's, steps {steps}: {said(place)}"
+    assert not leftovers(place), f"left behind: {leftovers(place)}"
+    assert not processes(place), f"still at work: {processes(place)}"
 
 
 def gone(place: Path) -> None:
@@ -44,7 +45,7 @@ def gone(place: Path) -> None:
     end = time.monotonic() + 20
     while processes(place) and time.monotonic() < end:
         time.sleep(0.02)
-    assert processes(place) == []
+    assert not processes(place), f"still at work: {processes(place)}"
 
 
 def worker_of(command: int) -> int | None:
