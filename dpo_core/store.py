@@ -13,6 +13,7 @@ from dpo_core.records import Record
 
 R = TypeVar("R", bound=Record)
 
+DRAFT, DISCARDED = "draft", "discarded"
 RECORD, MANIFEST = "record.json", "manifest.json"
 
 
@@ -48,7 +49,7 @@ class Store:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with durable.locked(lock_of(entry)) as waited:
             sweep(entry)
-            aside = entry.with_name(f".{key}.draft-{uuid.uuid4().hex[:8]}")
+            aside = entry.with_name(f".{key}.{DRAFT}-{uuid.uuid4().hex[:8]}")
             aside.mkdir()
             draft = Draft(aside, entry, there=waited and damage(entry) is None)
             try:
@@ -93,14 +94,15 @@ def lock_of(entry: Path) -> Path:
 
 
 def sweep(entry: Path) -> None:
-    """Remove drafts that killed writers left; the caller holds the lock."""
-    for left in entry.parent.glob(f".{entry.name}.draft-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Remove what killed writers left, drafts and damaged outputs; the caller holds the lock."""
+    for kind in (DRAFT, DISCARDED):
+        for left in entry.parent.glob(f".{entry.name}.{kind}-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def tidy(entry: Path) -> None:
     """Remove what a writer left that was killed when its output had just got its name."""
-    if lock_of(entry).exists():
+    if any(entry.parent.glob(f".{entry.name}.*")):
         with suppress(BlockingIOError), durable.locked(lock_of(entry), wait=False):
             sweep(entry)
 
@@ -122,6 +124,6 @@ def damage(entry: Path) -> str | None:
 
 def discard(entry: Path) -> None:
     """Take an output out of the way at once, then delete it."""
-    doomed = entry.with_name(f".discarded.{uuid.uuid4().hex[:8]}")
+    doomed = entry.with_name(f".{entry.name}.{DISCARDED}-{uuid.uuid4().hex[:8]}")
     entry.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)

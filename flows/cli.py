@@ -73,10 +73,11 @@ def execute(recipe_file: Path | None, words: Sequence[str]) -> None:
     refuse_early(recipe)
     # Prefect stops the stage first, and then hands the signal on to this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
+    from flows import server
     from flows.pipeline import pipeline
     from flows.summary import show
 
-    show(pipeline(recipe))
+    show(pipeline(server.without_password(recipe)))
 
 
 def refuse_early(recipe: "Recipe") -> None:

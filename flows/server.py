@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 from dpo_core.address import shown
 from dpo_core.errors import TrackingError
-from dpo_core.recipe import TrackSettings
+from dpo_core.recipe import Recipe, TrackSettings
 
 DEFAULT_STORE = Path("mlruns/mlflow.db")
 SQLITE = "sqlite:///"
@@ -36,6 +36,16 @@ def tracking_uri(track: TrackSettings) -> str:
     return uri.rstrip("/")
 
 
+def without_password(recipe: Recipe) -> Recipe:
+    """The recipe as a flow's parameter, which Prefect writes down: an address with a password goes to
+    MLFLOW_TRACKING_URI of this process instead."""
+    uri = recipe.track.tracking_uri
+    if not uri or shown(uri) == uri:
+        return recipe
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    return recipe.model_copy(update={"track": recipe.track.model_copy(update={"tracking_uri": None})})
+
+
 def is_server(uri: str) -> bool:
     """Whether the store is behind HTTP, where its own address opens in a browser."""
     return uri.startswith(("http://", "https://"))
@@ -57,7 +67,7 @@ def check_server(uri: str) -> None:
     if not is_server(uri):
         return
     try:
-        with urlopen(f"{uri}/health", timeout=PATIENCE_S) as answer:
+        with urlopen(f"{shown(uri)}/health", timeout=PATIENCE_S) as answer:
             found = f"answers with {answer.read(40)!r}" if answer.status == 200 else f"answers HTTP {answer.status}"
             healthy = found == "answers with b'OK'"
     except HTTPError as error:

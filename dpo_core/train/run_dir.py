@@ -1,7 +1,6 @@
 """A run's directory (``log_path``): its name, and what to do when it is already there."""
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -104,7 +103,11 @@ def settle(recipe: Recipe) -> None:
     Raises RecipeError when it holds anything else and the behaviour is not delete.
     """
     path = recipe.train.log_path
-    if path is None or not path.exists() or (path.is_dir() and not set(os.listdir(path)) - {NOT_YET}):
+    if (
+        path is None
+        or not path.exists()
+        or (path.is_dir() and not {found.name for found in path.iterdir()} - {NOT_YET})
+    ):
         return
     behaviour: str = recipe.train.behavior_if_log_dir_exists
     changed = differences(recipe, path)

@@ -11,7 +11,8 @@ from dpo_core.train import journal, run_dir
 from flows import tracking
 from flows.follower import Follower
 from flows.sync import sync
-from tests.flows.test_tracking import served, steps_of, wait_for, write_journal
+from tests.flows.fake import served, wait_for
+from tests.flows.test_tracking import steps_of, write_journal
 
 
 @pytest.fixture
