@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dpo_core.errors import DPOError, StoppedError
+from dpo_core.errors import DPOError, StoppedError, interrupted
 
 if TYPE_CHECKING:
     from dpo_core.recipe import Recipe
@@ -69,11 +69,18 @@ def execute(recipe_file: Path | None, words: Sequence[str]) -> None:
     # Lazy, each of these: what comes first must not wait for what comes next.
     from dpo_core.settings import read_recipe
 
-    recipe = read_recipe(recipe_file, words)
+    try:
+        start(read_recipe(recipe_file, words))
+    except KeyboardInterrupt:
+        raise interrupted() from None
+
+
+def start(recipe: "Recipe") -> None:
+    """The flow, on a recipe that can work."""
     refuse_early(recipe)
     # Prefect stops the stage first, and then hands the signal on to this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
-    from flows import server
+    from flows import server  # lazy, each of these: prefect and mlflow come after the checks
     from flows.pipeline import pipeline
     from flows.summary import show
 

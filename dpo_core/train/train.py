@@ -203,6 +203,7 @@ def stopped(session: Session, metrics: StepMetrics, saver: Saver) -> StoppedErro
 
 def lasting_files(log_path: Path) -> list[Path]:
     """What must stay as it is for the finished run to count as whole."""
-    directories = (log_path / run_dir.FINAL, checkpoint.newest_first(log_path)[0])
+    directories = (log_path / run_dir.FINAL, log_path / run_dir.ADAPTER, checkpoint.newest_first(log_path)[0])
     parts = [path for directory in directories for path in sorted(directory.rglob("*")) if path.is_file()]
-    return [log_path / run_dir.CONFIG, log_path / run_dir.METRICS, log_path / run_dir.CHECKPOINTS, *parts]
+    names = (run_dir.CONFIG, run_dir.METRICS, run_dir.SAMPLES, run_dir.CHECKPOINTS)
+    return [log_path / name for name in names if (log_path / name).is_file()] + parts

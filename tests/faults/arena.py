@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_core import course, fingerprint, launch, worker
-from dpo_core.errors import DPOError
+from dpo_core.errors import DPOError, interrupted
 from dpo_core.recipe import Recipe
 from dpo_core.settings import read_recipe
 from dpo_core.train import checkpoint, journal, run_dir
@@ -110,7 +110,8 @@ class Arena:
         launch.subprocess.Popen = ForkedWorker  # type: ignore[misc, assignment, attr-defined]
         try:
             course.flow_to(self.recipe(place, *words), last)
-        except DPOError as error:
+        except (DPOError, KeyboardInterrupt) as raised:
+            error = raised if isinstance(raised, DPOError) else interrupted()
             print(f"error: {error}", file=sys.stderr, flush=True)
             return error.exit_code
         except BaseException:  # noqa: BLE001 - the process ends here, whatever it is
@@ -195,8 +196,8 @@ def result(place: Path) -> dict[str, Any]:
     """Everything about a finished run that must be equal to the bit."""
     log_path = place / "run"
     found, wrong = checkpoint.latest(log_path)
-    assert found is not None
-    assert not wrong, wrong
+    assert found is not None, f"no checkpoint is whole: {wrong}"
+    assert not wrong, f"damaged: {wrong}"
     return {
         "journal": [comparable(row) for row in journal.read(log_path / run_dir.METRICS)],
         "samples": journal.read(log_path / run_dir.SAMPLES),
