@@ -23,7 +23,16 @@ Usage = namedtuple("Usage", "total used free")
 
 def request(path: Path, fingerprint: str = "f", lineage: str = "l", **settings: Any) -> Any:
     recipe = Recipe.model_validate({"train": settings}).model_dump(mode="json")
-    return SimpleNamespace(log_path=path / "run", fingerprint=fingerprint, lineage=lineage, recipe=recipe)
+    source = SimpleNamespace(fingerprint="weights", path=path)
+    return SimpleNamespace(
+        log_path=path / "run",
+        fingerprint=fingerprint,
+        lineage=lineage,
+        recipe=recipe,
+        rendered=SimpleNamespace(fingerprint="pairs", renderer_name="role_colon"),
+        model=source,
+        reference=SimpleNamespace(model=source),
+    )
 
 
 def take(path: Path, asked: Any) -> dict[str, Any]:
@@ -44,8 +53,12 @@ def test_a_run_is_extended_under_the_name_it_began_with(tmp_path: Path) -> None:
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
     take(tmp_path, request(tmp_path))
-    with pytest.raises(RecipeError, match="holds run f, and this one is g"):
-        take(tmp_path, request(tmp_path, "g", lineage="other"))
+    asked = request(tmp_path, "g", lineage="other")
+    with pytest.raises(RecipeError, match=r"holds run f \(made by another version of this code\), and this one is g"):
+        take(tmp_path, asked)
+    asked.rendered.fingerprint = "other pairs"
+    with pytest.raises(RecipeError, match=r"holds run f \(with other data or rendering\), and this one is g"):
+        take(tmp_path, asked)
 
 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
