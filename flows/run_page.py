@@ -115,7 +115,8 @@ def note(recipe: Recipe, candidate: Candidate, promotion: Promotion) -> str:
     version = (
         f"Version {promotion.version} of **{promotion.name}**. {promotion.reason[:1].upper()}{promotion.reason[1:]}"
     )
-    return "\n".join([*results, "", version, "", "Repeat it with", "", f"    {command(recipe)}"])
+    gates = [f"- {name.replace('_', ' ')} {told}" for name, told in promotion.gates.items()]
+    return "\n".join([*results, "", version, "", *gates, "", "Repeat it with", "", f"    {command(recipe)}"])
 
 
 def command(recipe: Recipe) -> str:
