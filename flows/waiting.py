@@ -1,7 +1,7 @@
 """``dpo approve``: the answer to a flow that waits for a person, which Prefect's own command line cannot give."""
 
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -61,5 +61,5 @@ def listed(client: SyncPrefectClient) -> None:
         raise RecipeError(f"No flow run waits at {client.api_url}.", "", "PREFECT_API_URL names the server.")
     for run in found:
         timeout = run.state.state_details.pause_timeout if run.state else None
-        left = f", {(timeout - datetime.now(UTC)).total_seconds() / 60:.0f} minutes left" if timeout else ""
+        left = f", {(timeout.timestamp() - time.time()) / 60:.0f} minutes left" if timeout else ""
         print(f"{run.id}  {run.name}{left}")
