@@ -204,6 +204,51 @@ def approve(flow_run: str | None, decline: bool, by: str, note: str) -> None:
     waiting.approve(flow_run, {"approve": not decline, "name": by, "note": note})
 
 
+EXPERIMENT = click.option("--experiment-name", default=None, help="Experiment (default: dpo).")
+
+
+@cli.command()
+@STORE
+@EXPERIMENT
+@click.option("--limit", default=50, show_default=True, help="The newest so many runs.")
+def runs(limit: int, **where: str | None) -> None:
+    """List runs: status, the settings in which they differ, results, and which is a champion."""
+    from flows import run_commands  # lazy: mlflow
+
+    run_commands.runs(where, limit)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True)
+@STORE
+@EXPERIMENT
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the files (default: in runs/comparisons).")
+def compare(runs: tuple[str, ...], out: Path | None, **where: str | None) -> None:
+    """Compare runs, each given by its id, name (or part of it) or log_path, with the first of them."""
+    from flows import run_commands  # lazy: mlflow
+
+    run_commands.compare(where, runs, out)
+
+
+@cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
+@WORDS
+def sweep(words: tuple[str, ...]) -> None:
+    """Run every combination of settings given several values: dpo sweep [recipe.toml] learning_rate=1e-6,5e-6 ...
+
+    A setting that is itself a list is given again for each alternative: lora_targets=all-linear lora_targets=q_proj.
+    """
+    from flows import sweep as plans  # lazy, as in execute: a wrong setting must not wait for what comes next
+
+    files = [word for word in words[:1] if word.endswith(".toml")]
+    recipe, axes = plans.read(Path(files[0]) if files else None, words[len(files) :])
+    planned = plans.plan(recipe, axes)
+    refuse_early(recipe)
+    from flows.sweep_flow import sweep as sweeping
+
+    outcome = sweeping(recipe, {leaf: list(values) for leaf, values in axes.items()})
+    click.echo(f"Best: {outcome.best}, version {outcome.promotion.version}. Members: {planned.place}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: an error meant for the user is one line on stderr, its kind the exit code.
 
