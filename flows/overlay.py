@@ -36,6 +36,7 @@ def draw(curves: Curves, path: Path) -> None:
             axis.set_title(title, loc="left", fontweight="bold")
             if untrained is not None and axis.lines:
                 axis.axhline(untrained, color="#999999", linestyle=":", linewidth=1)
+        figure.supxlabel("optimizer steps done", fontsize=9)
         handles = [axis_line for axis in figure.axes[:1] for axis_line in axis.lines[: len(curves)]]
         if len(handles) == len(curves):
             figure.legend(handles, list(curves), loc="outside lower center", ncols=2, frameon=False)
@@ -55,6 +56,8 @@ def panel(axis: Axes, metric: str, curves: Curves) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not any(told.get(metric) for told in curves.values()):
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#999999")
+        axis.set_xticks([])
+        axis.set_yticks([])
 
 
 def thinned(points: Points) -> Points:

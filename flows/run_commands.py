@@ -7,9 +7,7 @@ from rich.console import Console
 
 from dpo_core.recipe import TrackSettings
 from dpo_core.settings import read_recipe
-from flows import compare as comparing
-from flows import compare_page
-from flows.runs import Experiment, open_experiment, table
+from flows.runs import open_experiment, table
 
 
 def settings(where: Mapping[str, str | None]) -> TrackSettings:
@@ -24,8 +22,12 @@ def runs(where: Mapping[str, str | None], limit: int) -> None:
 
 def compare(where: Mapping[str, str | None], texts: Sequence[str], out: Path | None) -> None:
     """The tables and tests on the terminal; page, picture and data in a directory and with the first run in MLflow."""
+    # Lazy: matplotlib, for which the table of runs must not wait.
+    from flows import compare as comparing
+    from flows import compare_page
+
     track = settings(where)
-    experiment: Experiment = open_experiment(track)
+    experiment = open_experiment(track)
     comparison = comparing.compare(experiment, comparing.resolved(experiment, texts))
     place = out or track.runs_dir / "comparisons" / comparing.folder(comparison)
     page = comparing.write(comparison, place)
