@@ -1,8 +1,9 @@
 """The champion of a registered model: the gates applied, the aliases moved, the reasons written where people look."""
 
 import json
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from flows.servable import BASE_MEASURED, MEASURED, measurements
 from flows.tracking import RunHandle, answering, tag
 
 REASON, PROMOTED = "dpo.promotion", "dpo.promoted"
+
+NOTE, AFTER_IT = "mlflow.note.content", "Repeat it with"
+PARAGRAPH = re.compile(rf"^Version \d+ of \*\*.*?(?=\n\n{AFTER_IT})", re.MULTILINE | re.DOTALL)
 
 Ask = Callable[[Judgement], Gate]
 
@@ -135,11 +139,20 @@ def crown(client: MlflowClient, name: str, version: int, before: int | None) -> 
 
 
 def note(handle: RunHandle, version: ModelVersion, judgement: Judgement) -> None:
-    """Write the judgement down with the version and with its run."""
+    """Write the judgement down with the version and with its run, in whose description it replaces an earlier one."""
     tags = {REASON: judgement.reason, PROMOTED: str(judgement.promoted).lower(), **judgement.tags()}
     for key, value in tags.items():
         handle.client.set_model_version_tag(version.name, str(version.version), key, value)
-    tag(handle, tags)
+    gates = {gate.name: str(gate) for gate in judgement.gates}
+    said = paragraph(version.name, version.version, judgement.reason, gates)
+    before = handle.client.get_run(handle.run_id).data.tags.get(NOTE, "")
+    tag(handle, tags | ({NOTE: re.sub(PARAGRAPH, lambda _: said, before)} if before else {}))
+
+
+def paragraph(name: str, version: int, reason: str, gates: Mapping[str, str]) -> str:
+    """What a run's description says of its version."""
+    lines = [f"- {gate.replace('_', ' ')} {told}" for gate, told in gates.items()]
+    return "\n".join([f"Version {version} of **{name}**. {reason[:1].upper()}{reason[1:]}", "", *lines])
 
 
 def read_measurements(client: MlflowClient, version: Found, file: str = MEASURED) -> Measured:

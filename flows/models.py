@@ -64,7 +64,7 @@ def named(registry: Registry, name: str | None) -> str:
         return names[0]
     if name is None and names:
         raise RecipeError(
-            f"There are {len(names)} registered models.", "One must be meant.", near("", names, "They")
+            f"There are {len(names)} registered models.", "One must be meant.", near("", names, "Registered models")
         ) from None
     if name is None or name not in names:
         found = f"There is no registered model {name!r}" if name else "There is no registered model"
@@ -92,7 +92,9 @@ def find(registry: Registry, reference: str, name: str | None = None) -> Found:
             versions = registry.client.search_model_versions(f"name = '{model}'", max_results=200)
     known = [*sorted(entry.aliases), *(str(version.version) for version in versions)]
     raise RecipeError(
-        f"{model} has no version {which!r}.", "A version goes by its number or its alias.", near(which, known, "They")
+        f"{model} has no version {which!r}.",
+        "A version goes by its number or its alias.",
+        near(which, known, "Versions"),
     )
 
 
@@ -195,6 +197,7 @@ def table(registry: Registry, name: str) -> Table:
         found = list(registry.client.search_model_versions(query, max_results=200, order_by=["version_number DESC"]))
         aliases = registry.client.get_registered_model(name).aliases
         runs = runs_of(registry.client, found)
+    made.caption = None if found else "no versions: dpo run registers them"
     for version in found:
         run = runs.get(version.run_id or "")
         held = sorted(alias for alias, number in aliases.items() if str(number) == str(version.version))

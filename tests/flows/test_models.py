@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from dpo_core.errors import RecipeError, TrackingError
+from dpo_core.recipe import Recipe
 from dpo_core.records import Promotion
-from flows import champion, models, registry_commands, tracking
+from flows import champion, models, registry_commands, run_page, tracking
+from flows.cli import cli
 from flows.models import Registry
 from flows.registry import Candidate
 from tests.flows.fake import evaluation
@@ -260,3 +263,41 @@ def test_weights_are_where_they_lie(two: tracking.RunHandle, registry: Registry,
         models.weights("models:/dpo-test@champion", registry.uri),
     ):
         pass
+
+
+def test_the_commands_as_they_are_typed(two: tracking.RunHandle, registry: Registry) -> None:
+    def typed(*words: str) -> str:
+        told = CliRunner().invoke(cli, [*words, "--tracking-uri", registry.uri], catch_exceptions=False)
+        assert told.exit_code == 0, told.output
+        return told.output.replace("\n", " ")
+
+    assert "champion" in typed("models")
+    assert "dpo-test" in typed("models", "dpo-test")
+    assert "not being worse" in typed("promote", "2", "require_improvement=false", "--name", "dpo-test")
+    assert "promoted by hand (it was a mistake)" in typed("promote", "--force", "--reason", "it was a mistake", "1")
+    assert "version 2 is the champion again" in typed("rollback", "--reason", "no")
+    with pytest.raises(RecipeError, match="Did you mean min_test_accuracy"):
+        typed("promote", "1", "min_tset_accuracy=0.5")
+
+
+def test_a_model_without_versions(registry: Registry) -> None:
+    registry.client.create_registered_model("empty")
+    assert "no versions: dpo run registers them" in shown(models.table(registry, "empty"))
+    with pytest.raises(RecipeError, match=r"empty has no version '1'.*There are no versions yet"):
+        models.find(registry, "1")
+
+
+def test_a_later_decision_replaces_the_first_in_the_description(
+    two: tracking.RunHandle, registry: Registry, candidate: Candidate, recipe: Recipe
+) -> None:
+    case = champion.case(models.record(two, models.find(registry, "2")), candidate.before, candidate.after)
+    run_page.describe(two, recipe, candidate, champion.promote(two, case, models.PromoteSettings()))
+    first = two.client.get_run(two.run_id).data.tags["mlflow.note.content"]
+    assert "for want of evidence" in first
+    by_hand(registry, "2", forced=r"it \g<0> is better")
+    second = two.client.get_run(two.run_id).data.tags["mlflow.note.content"]
+    assert second.count("Version 2 of **dpo-test**.") == 1
+    assert r"promoted by hand (it \g<0> is better)" in second
+    assert r"- forced passed: it \g<0> is better" in second
+    assert second.split("Repeat it with")[1] == first.split("Repeat it with")[1]
+    assert second.split("Version 2")[0] == first.split("Version 2")[0]
