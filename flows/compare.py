@@ -113,8 +113,8 @@ def tested(one: Contestant, first: Contestant) -> list[str]:
         lost = sum(first.outcomes[key] and not one.outcomes[key] for key in common)
         cells = f"{gained} only it follows, {lost} only the other; McNemar's exact p = {mcnemar(gained, lost):.3g}"
         told.append(f"{one.label} {follows(ours, theirs).sentence}: {cells}.")
-    else:
-        told.append(f"{one.label} and {first.label} were not evaluated on the same prompts: no paired test.")
+    elif one.outcomes or first.outcomes:
+        told.append(f"{one.label} and {first.label} were not evaluated on the same prompts: no paired test of those.")
     if ours.num_pairs and theirs.num_pairs and one.pairs_digest == first.pairs_digest:
         told.append(f"{one.label} {prefers(ours, theirs).sentence}.")
     return told

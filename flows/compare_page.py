@@ -18,6 +18,7 @@ table { border-collapse: collapse; margin: .5rem 0 1.5rem }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd }
 th { text-align: left } td { font-variant-numeric: tabular-nums } img { max-width: 100% }
 """
+TESTS = "Against the first"
 NO_DIFFERENCE = "The recipes are the same."
 SEVERAL = "p-values are of each test alone: of many tests, some come out small by chance."
 
@@ -58,7 +59,12 @@ def html(comparison: "Comparison", picture: bytes) -> str:
         ]
         table = f"<table><tr>{heads}</tr>{''.join(lines)}</table>" if rows else f"<p>{NO_DIFFERENCE}</p>"
         body += [f"<h2>{title}</h2>", table]
-    body += ["<ul>", *(f"<li>{escape(sentence)}</li>" for sentence in sentences(comparison)), "</ul>"]
+    body += [
+        f"<h2>{TESTS}</h2>",
+        "<ul>",
+        *(f"<li>{escape(sentence)}</li>" for sentence in sentences(comparison)),
+        "</ul>",
+    ]
     body.append(f'<img alt="curves" src="data:image/png;base64,{b64encode(picture).decode()}">')
     head = f'<meta charset="utf-8"><title>Comparison</title><style>{STYLE}</style>'
     return f"<!doctype html>\n<html><head>{head}</head><body>\n{chr(10).join(body)}\n</body></html>\n"
@@ -69,7 +75,7 @@ def markdown(comparison: "Comparison") -> str:
     lines = []
     for title, rows in parts(comparison):
         lines += [f"## {title}", "", *(grid(comparison.labels, rows) if rows else [NO_DIFFERENCE]), ""]
-    return "\n".join([*lines, *(f"- {sentence}" for sentence in sentences(comparison)), ""])
+    return "\n".join([*lines, f"## {TESTS}", "", *(f"- {sentence}" for sentence in sentences(comparison)), ""])
 
 
 def grid(labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:

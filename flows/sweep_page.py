@@ -85,9 +85,11 @@ def bars(results: Sequence[Result], path: Path) -> None:
             told = axis.barh([one.member.name for one in done], values, color=BLUE)
             axis.bar_label(told, fmt="{:.3f}", padding=3)
             bases = {one.outcome.base.metrics.get(name) for one in done if one.outcome}
-            for base in bases - {None} if len(bases) == 1 else ():
-                axis.axvline(base, color=INK, linestyle=":", linewidth=1)
-            axis.set_title(f"{METRICS[name]} (dotted: base)", loc="left", fontweight="bold")
+            shared = bases.pop() if len(bases) == 1 else None
+            if shared is not None:
+                axis.axvline(shared, color=INK, linestyle=":", linewidth=1)
+            told_of = "" if shared is None else " (dotted: base)"
+            axis.set_title(f"{METRICS[name]}{told_of}", loc="left", fontweight="bold")
             axis.margins(x=0.15)
         axes[0].invert_yaxis()
         figure.savefig(path, metadata={"Software": None})

@@ -164,7 +164,7 @@ def test_a_paired_test_by_hand(experiment: Experiment) -> None:
 
 def test_other_prompts_have_no_paired_test(experiment: Experiment) -> None:
     told = compared(experiment, "two", "three").tests
-    assert "were not evaluated on the same prompts: no paired test" in told[0]
+    assert "were not evaluated on the same prompts: no paired test of those" in told[0]
     assert not any("McNemar" in line for line in told)
 
 

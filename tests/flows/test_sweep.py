@@ -245,8 +245,3 @@ def test_a_sweep_killed_in_the_middle_is_continued_and_its_best_promoted(tmp_pat
     assert scores[best.run_id or ""] == max(scores.values())
     assert best.tags["dpo.gate.against_champion"].startswith("passed")
     assert "Repeat it with" in parent.data.tags["mlflow.note.content"]
-
-    third = place.start()
-    assert third.wait(300) == 0, place.said[-3000:]
-    assert len(client.search_runs([experiment.experiment_id])) == 4
-    assert len(client.search_model_versions("name = 'swept'")) == 2
