@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from dpo_core.errors import RecipeError, TrackingError
-from dpo_core.recipe import Recipe
+from dpo_core.recipe import Recipe, TrackSettings, TrainSettings
 from flows import compare as comparing
 from flows import compare_page, overlay, run_page, runs, tracking
 from flows.cli import cli
@@ -34,11 +35,11 @@ def add(recipe: Recipe, candidate: Candidate, name: str, **train: Any) -> tracki
     return handle
 
 
-@pytest.fixture
-def three(recipe: Recipe, candidate: Candidate, tmp_path: Path) -> list[tracking.RunHandle]:
+def filled(recipe: Recipe, place: Path) -> list[tracking.RunHandle]:
     """Two that were asked the same prompts, and one that was asked others."""
-    worse = replace(candidate, after=fake.evaluation(tmp_path / "worse", [False] * 40 + [True] * 60, 0.7))
-    other = fake.evaluation(tmp_path / "other", [True] * 100, 0.9)
+    candidate = fake.candidate(place / "candidate")
+    worse = replace(candidate, after=fake.evaluation(place / "worse", [False] * 40 + [True] * 60, 0.7))
+    other = fake.evaluation(place / "other", [True] * 100, 0.9)
     text = (other.path / "outcomes.jsonl").read_text().replace('"prompt ', '"question ')
     (other.path / "outcomes.jsonl").write_text(text)
     return [
@@ -48,8 +49,23 @@ def three(recipe: Recipe, candidate: Candidate, tmp_path: Path) -> list[tracking
     ]
 
 
+@pytest.fixture(scope="module")
+def three(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tracking.RunHandle]:
+    """The runs in a store that the tests only read."""
+    place = tmp_path_factory.mktemp("three")
+    shutil.copyfile(empty_store, place / "mlflow.db")
+    track = TrackSettings(tracking_uri=f"sqlite:///{place}/mlflow.db", experiment_name="tests")
+    return filled(Recipe(track=track, train=TrainSettings(learning_rate=3e-5, batch_size=32)), place)
+
+
 @pytest.fixture
-def experiment(recipe: Recipe, three: list[tracking.RunHandle]) -> Experiment:
+def experiment(three: list[tracking.RunHandle]) -> Experiment:
+    return Experiment(three[0].uri, three[0].client, three[0].experiment_id, "tests")
+
+
+@pytest.fixture
+def own(recipe: Recipe, run: tracking.RunHandle) -> Experiment:
+    """A store of the test's own, with one run."""
     return runs.open_experiment(recipe.track)
 
 
@@ -60,9 +76,9 @@ def shown(made: Any) -> str:
 
 
 def test_the_table_shows_what_differs_results_and_the_champion(
-    experiment: Experiment, three: list[tracking.RunHandle], candidate: Candidate
+    experiment: Experiment, three: list[tracking.RunHandle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    promoted(three[1], register(three[1], candidate, "dpo-test", {}).record, candidate)
+    monkeypatch.setattr(Experiment, "champions", lambda _: {three[1].run_id: "dpo-test/1"})
     told = shown(runs.table(experiment, 10))
     rows = {name: next(line for line in told.splitlines() if name in line) for name in ("[one]", "two", "three")}
     assert "dpo_beta" in told
@@ -72,6 +88,12 @@ def test_the_table_shows_what_differs_results_and_the_champion(
     assert "★ dpo-test/1" in rows["two"]
     assert "★" not in rows["[one]"] + rows["three"]
     assert "finished" in rows["three"]
+
+
+def test_a_champion_is_known_by_its_run(own: Experiment, run: tracking.RunHandle, candidate: Candidate) -> None:
+    assert own.champions() == {}
+    promoted(run, register(run, candidate, "dpo-test", {}).record, candidate)
+    assert own.champions() == {run.run_id: "dpo-test/1"}
 
 
 def test_the_table_asks_for_no_history(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,10 +107,12 @@ def test_the_newest_come_first_and_no_more_than_asked_for(experiment: Experiment
     assert "[one]" not in told
 
 
-def test_many_differences_are_named_below(experiment: Experiment, recipe: Recipe, candidate: Candidate) -> None:
-    train = {"seed": 3, "batch_size": 7, "num_epochs": 2, "warmup_steps": 4, "adam_beta1": 0.5, "weight_decay": 0.1}
-    add(recipe, candidate, "much", **train)
-    assert "They also differ in" in shown(runs.table(experiment, 10))
+def test_many_differences_are_named_below(own: Experiment, recipe: Recipe) -> None:
+    train = {"seed": 3, "batch_size": 7, "num_epochs": 2, "warmup_steps": 4, "adam_beta1": 0.5, "loss": "ipo"}
+    train["weight_decay"] = 0.1
+    other = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+    tracking.open_run(other.track, other, "much", "much")
+    assert "They also differ in" in shown(runs.table(own, 10))
 
 
 def test_a_run_goes_by_id_name_part_and_directory(
@@ -120,10 +144,10 @@ def test_a_run_that_is_not_there_or_not_one(experiment: Experiment, text: str, t
         runs.find(experiment, text)
 
 
-def test_a_deleted_run_is_not_found(experiment: Experiment, three: list[tracking.RunHandle]) -> None:
-    experiment.client.delete_run(three[1].run_id)
+def test_a_deleted_run_is_not_found(own: Experiment, run: tracking.RunHandle) -> None:
+    own.client.delete_run(run.run_id)
     with pytest.raises(RecipeError, match="No run in experiment"):
-        runs.find(experiment, three[1].run_id)
+        runs.find(own, run.run_id)
 
 
 def test_a_directory_that_mlflow_does_not_hold(experiment: Experiment, tmp_path: Path) -> None:
@@ -134,15 +158,15 @@ def test_a_directory_that_mlflow_does_not_hold(experiment: Experiment, tmp_path:
         runs.find(experiment, str(tmp_path))
 
 
-def test_experiments_that_cannot_be_listed(experiment: Experiment, recipe: Recipe) -> None:
+def test_experiments_that_cannot_be_listed(own: Experiment, recipe: Recipe) -> None:
     other = recipe.track.model_copy(update={"experiment_name": "tezts"})
     with pytest.raises(RecipeError, match=r"There is no experiment 'tezts' .* Did you mean tests"):
         runs.open_experiment(other)
-    assert experiment.client.get_experiment_by_name("tezts") is None
-    empty = experiment.client.create_experiment("empty")
+    assert own.client.get_experiment_by_name("tezts") is None
+    empty = own.client.create_experiment("empty")
     with pytest.raises(RecipeError, match="'empty' has no runs"):
-        runs.table(replace(experiment, id=empty, name="empty"), 5)
-    experiment.client.delete_experiment(experiment.id)
+        runs.table(replace(own, id=empty, name="empty"), 5)
+    own.client.delete_experiment(own.id)
     with pytest.raises(TrackingError, match="'tests' was deleted"):
         runs.open_experiment(recipe.track)
 
@@ -168,9 +192,9 @@ def test_other_prompts_have_no_paired_test(experiment: Experiment) -> None:
     assert not any("McNemar" in line for line in told)
 
 
-def test_an_unfinished_run_is_compared_by_what_it_has(experiment: Experiment, recipe: Recipe) -> None:
-    tracking.open_run(recipe.track, recipe, "fresh", "fresh")
-    comparison = compared(experiment, "two", "fresh")
+def test_an_unfinished_run_is_compared_by_what_it_has(own: Experiment, recipe: Recipe, candidate: Candidate) -> None:
+    add(recipe, candidate, "two")
+    comparison = compared(own, "two", "a-run")
     assert comparison.results["IFEval"] == ("0.9000", "—")
     assert comparison.curves[comparison.labels[1]] == {}
 
@@ -227,10 +251,8 @@ def test_a_long_curve_keeps_its_ends() -> None:
     assert overlay.thinned([]) == []
 
 
-def test_the_commands_print_and_log(
-    experiment: Experiment, three: list[tracking.RunHandle], recipe: Recipe, tmp_path: Path
-) -> None:
-    where = ["--tracking-uri", str(recipe.track.tracking_uri), "--experiment-name", "tests"]
+def test_the_commands_print_and_log(experiment: Experiment, three: list[tracking.RunHandle], tmp_path: Path) -> None:
+    where = ["--tracking-uri", experiment.uri, "--experiment-name", "tests"]
     told = CliRunner().invoke(cli, ["compare", "[one]", "two", *where, "--out", str(tmp_path / "out")])
     assert told.exit_code == 0, told.output
     assert "McNemar" in told.output

@@ -1,6 +1,7 @@
 """Versions listed, promoted by hand, rolled back, and found by whatever names them; two candidates at once."""
 
 import io
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from dpo_core.errors import RecipeError, TrackingError
-from dpo_core.recipe import Recipe
+from dpo_core.recipe import Recipe, TrackSettings
 from dpo_core.records import Promotion
 from flows import champion, models, registry_commands, run_page, tracking
 from flows.cli import cli
 from flows.models import Registry
 from flows.registry import Candidate
+from tests.flows import fake
 from tests.flows.fake import evaluation
 from tests.flows.test_registry import files, promoted, registered
 
@@ -29,10 +31,24 @@ def registry(run: tracking.RunHandle) -> Registry:
 @pytest.fixture
 def two(run: tracking.RunHandle, candidate: Candidate, tmp_path: Path) -> tracking.RunHandle:
     """Version 1 is the champion; version 2 is as good, and no more than a candidate."""
+    return filled(run, candidate, tmp_path)
+
+
+def filled(run: tracking.RunHandle, candidate: Candidate, place: Path) -> tracking.RunHandle:
     promoted(run, registered(run, candidate), candidate)
-    twin = replace(candidate, after=evaluation(tmp_path / "twin", [False] * 10 + [True] * 90, 0.901))
+    twin = replace(candidate, after=evaluation(place / "twin", [False] * 10 + [True] * 90, 0.901))
     promoted(run, registered(run, twin), twin)
     return run
+
+
+@pytest.fixture(scope="module")
+def read_only(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """The same in a store that the tests only read."""
+    place = tmp_path_factory.mktemp("two")
+    shutil.copyfile(empty_store, place / "mlflow.db")
+    track = TrackSettings(tracking_uri=f"sqlite:///{place}/mlflow.db", experiment_name="tests")
+    run = filled(tracking.open_run(track, Recipe(track=track), "a-run", "f00d"), fake.candidate(place), place)
+    return Registry(run.uri, run.client)
 
 
 def aliases(run: tracking.RunHandle) -> dict[str, int]:
@@ -74,10 +90,8 @@ def test_the_table_tells_aliases_numbers_and_reasons(
         ("models:/dpo-test/1", "1"),
     ],
 )
-def test_a_version_goes_by_number_and_alias(
-    two: tracking.RunHandle, registry: Registry, reference: str, version: str
-) -> None:
-    assert str(models.find(registry, reference).version) == version
+def test_a_version_goes_by_number_and_alias(read_only: Registry, reference: str, version: str) -> None:
+    assert str(models.find(read_only, reference).version) == version
 
 
 @pytest.mark.parametrize(
@@ -89,9 +103,9 @@ def test_a_version_goes_by_number_and_alias(
         ("a/b/c", "is no version"),
     ],
 )
-def test_a_version_that_is_not_there(two: tracking.RunHandle, registry: Registry, reference: str, told: str) -> None:
+def test_a_version_that_is_not_there(read_only: Registry, reference: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told.replace("?", r"\?")):
-        models.find(registry, reference)
+        models.find(read_only, reference)
 
 
 def test_an_empty_registry_says_how_to_fill_it(registry: Registry) -> None:

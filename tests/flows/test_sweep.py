@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,7 @@ class Place:
             "renderer_name=role_colon",
             "lora_rank=0",
             "batch_size=4",
-            "max_steps=300",
+            "max_steps=150",
             "max_length=128",
             "eval_every=10",
             "infrequent_eval_every=0",
@@ -189,7 +190,16 @@ class Place:
     def start(self, *words: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", "from flows.cli import main; main()", "sweep", *self.words, *words]
         with (self.path / "out").open("a") as out:
-            return subprocess.Popen(command, cwd=self.path, env=self.environment, stdout=out, stderr=out, text=True)
+            self.sweep = subprocess.Popen(
+                command, cwd=self.path, env=self.environment, stdout=out, stderr=out, text=True
+            )
+        return self.sweep
+
+    def stop(self) -> None:
+        """Whatever the test came to, nothing goes on."""
+        if self.sweep.poll() is None:
+            self.sweep.send_signal(signal.SIGINT)
+            self.sweep.wait(200)
 
     @property
     def said(self) -> str:
@@ -197,24 +207,30 @@ class Place:
 
 
 def wait_until(place: Place, sweep: "subprocess.Popen[str]", text: str) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while text not in place.said:
         assert sweep.poll() is None, place.said[-3000:]
         assert time.monotonic() < deadline, place.said[-3000:]
         time.sleep(0.5)
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    made.stop()
+
+
 @pytest.mark.slow
-def test_a_sweep_killed_in_the_middle_is_continued_and_its_best_promoted(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    killed = place.start()
-    wait_until(place, killed, "learning_rate=5e-4: started")
-    killed.send_signal(signal.SIGINT)
-    assert killed.wait(200) == 75, place.said[-3000:]
+def test_a_sweep_stopped_in_the_middle_is_continued_and_its_best_promoted(place: Place, tmp_path: Path) -> None:
+    stopped = place.start()
+    wait_until(place, stopped, "learning_rate=5e-4: started")
+    stopped.send_signal(signal.SIGINT)
+    assert stopped.wait(200) == 75, place.said[-3000:]
     assert "The same command continues it." in place.said
 
     (tmp_path / "out").write_text("")
-    again = place.start()
+    again = place.start("members_at_once=2")
     assert again.wait(400) == 0, place.said[-3000:]
     assert "learning_rate=1e-12: stopped early (at step " in place.said
     [folder] = (tmp_path / "runs" / "sweeps").iterdir()
