@@ -1,7 +1,10 @@
 """Versions listed, promoted by hand, rolled back, and found by whatever names them; two candidates at once."""
 
 import io
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,7 @@ from flows import champion, models, registry_commands, run_page, tracking
 from flows.cli import cli
 from flows.models import Registry
 from flows.registry import Candidate
+from tests.conftest import shared
 from tests.flows import fake
 from tests.flows.fake import evaluation
 from tests.flows.test_registry import files, promoted, registered
@@ -315,3 +319,23 @@ def test_a_later_decision_replaces_the_first_in_the_description(
     assert r"- forced passed: it \g<0> is better" in second
     assert second.split("Repeat it with")[1] == first.split("Repeat it with")[1]
     assert second.split("Version 2")[0] == first.split("Version 2")[0]
+
+
+@pytest.mark.slow
+def test_generate_takes_a_registered_version(run: tracking.RunHandle, candidate: Candidate) -> None:
+    for path in shared("models", "stories260K").iterdir():
+        (candidate.checkpoint.path / path.name).write_bytes(path.read_bytes())
+    registered(run, candidate)
+
+    def generate(reference: str) -> "subprocess.CompletedProcess[str]":
+        words = ["generate", reference, "Once upon a time", "--max-new-tokens", "8"]
+        command = [sys.executable, "-c", "from flows.cli import main; main()", *words]
+        environment = os.environ | {"MLFLOW_TRACKING_URI": run.uri}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+    told = generate("models:/dpo-test@candidate")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip()
+    told = generate("models:/dpo-test@champion")
+    assert told.returncode == 2
+    assert told.stderr.startswith("error: dpo-test has no version 'champion'.")
