@@ -218,7 +218,27 @@ class PromoteSettings(Section):
     registered_model_name: str | None = None
     """name in the model registry (None: dpo-<dataset>-<model>)"""
     auto_promote: bool = True
-    """move the champion alias when the evidence allows it; false only records the comparison"""
+    """move the champion alias when the gates allow it; false only records their verdicts"""
+    min_prompt_strict_acc: Annotated[float, Field(ge=0, le=1)] | None = None
+    """gate: share of prompts that a champion follows strictly (IFEval) at least (None: no minimum)"""
+    min_test_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    """gate: held-out preference accuracy of a champion at least (None: no minimum)"""
+    require_improvement: bool = True
+    """gate: better than the champion on one measure and worse on none; false: not significantly worse is enough"""
+    require_approval: bool = False
+    """a person must approve: the flow pauses, the Prefect UI or dpo approve answers; no answer leaves the champion"""
+    approval_minutes: Positive = 60
+    """how long the flow waits for the approval"""
+
+
+class SweepSettings(Section):
+    """How dpo sweep runs its members."""
+
+    members_at_once: Count = 1
+    """members of a sweep that run at the same time"""
+    stop_hopeless_after: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+    """share of its steps after which a member is stopped whose best held-out accuracy, the upper end of its 95 %
+    interval, is below the median of the other members' by then (None: never)"""
 
 
 class Recipe(Section):
@@ -232,6 +252,7 @@ class Recipe(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     track: TrackSettings = TrackSettings()
     promote: PromoteSettings = PromoteSettings()
+    sweep: SweepSettings = SweepSettings()
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "Recipe":

@@ -164,10 +164,11 @@ class ModelVersion(Record):
 
 
 class Promotion(Record):
-    """Whether the champion alias moved, and why, in one sentence."""
+    """Whether the champion alias moved, and why, in one sentence; ``gates``: each gate's verdict and reason."""
 
     promoted: bool
     reason: str
     name: str
     version: int
     champion_version: int | None
+    gates: dict[str, str] = {}

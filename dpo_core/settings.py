@@ -3,7 +3,7 @@
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +70,32 @@ def read_recipe(
 def from_words(words: Iterable[str]) -> Tree:
     """``learning_rate=1e-5``, ``train.learning_rate=1e-5`` and ``--train.learning-rate 1e-5`` all mean the same."""
     tree: Tree = {}
+    for name, value in assignments(words):
+        put(tree, name, value, "the command line")
+    return tree
+
+
+def assignments(words: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Names and values in the order in which they are typed.
+
+    Raises RecipeError for a word that is neither.
+    """
     waiting: str | None = None
     for word in words:
         if waiting is not None:
-            put(tree, waiting, word, "the command line")
+            yield waiting, word
             waiting = None
         elif word.startswith("--") and "=" not in word:
             waiting = option_name(word)
         elif "=" in word:
             name, value = word.split("=", 1)
-            put(tree, option_name(name), value, "the command line")
+            yield option_name(name), value
         else:
             raise RecipeError(f"{word!r} is not an assignment.", "Settings are written key=value.", hint(word, LEAVES))
     if waiting is not None:
         raise RecipeError(
             f"--{waiting} has no value.", "An option is followed by its value.", f"Write {waiting}=value."
         )
-    return tree
 
 
 def option_name(word: str) -> str:
@@ -138,12 +147,17 @@ def parsed(leaf: str, value: Any) -> Any:
     """A word as TOML would give it: ``none`` is None, lists are comma-separated; pydantic does the rest."""
     if not isinstance(value, str):
         return value
-    annotation = SECTIONS[LEAVES[leaf]].model_fields[leaf].annotation
-    if str(annotation).startswith("tuple"):
+    if is_list(leaf):
         return tuple(
             item.strip() for item in value.split(",") if item.strip() and item.strip().lower() not in NONE_WORDS
         )
+    annotation = SECTIONS[LEAVES[leaf]].model_fields[leaf].annotation
     return None if value.strip().lower() in NONE_WORDS and "None" in str(annotation) else value
+
+
+def is_list(leaf: str) -> bool:
+    """Whether a setting's value is itself a list."""
+    return str(SECTIONS[LEAVES[leaf]].model_fields[leaf].annotation).startswith("tuple")
 
 
 def hint(word: str, names: Iterable[str]) -> str:

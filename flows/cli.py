@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -116,24 +116,32 @@ def data(words: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.argument("prompts", nargs=-1, required=True)
 @click.option("--max-new-tokens", default=256, show_default=True, help="Tokens of an answer at most.")
-def generate(model: Path, prompts: tuple[str, ...], max_new_tokens: int) -> None:
-    """Answer prompts with a model directory, as a run's final/."""
-    from dpo_core.launch import call_module  # lazy: as above
-
-    call_module("dpo_core", ["generate", str(model), *prompts, f"max_new_tokens={max_new_tokens}"])
+def generate(model: str, prompts: tuple[str, ...], max_new_tokens: int) -> None:
+    """Answer prompts with a model: a directory, as a run's final/, or models:/NAME@champion."""
+    try_model("generate", model, [*prompts, f"max_new_tokens={max_new_tokens}"])
 
 
 @cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option("--max-new-tokens", default=256, show_default=True, help="Tokens of an answer at most.")
-def chat(model: Path, max_new_tokens: int) -> None:
-    """Talk with a model directory, as a run's final/."""
-    from dpo_core.launch import call_module  # lazy: as above
+def chat(model: str, max_new_tokens: int) -> None:
+    """Talk with a model: a directory, as a run's final/, or models:/NAME@champion."""
+    try_model("chat", model, [f"max_new_tokens={max_new_tokens}"])
 
-    call_module("dpo_core", ["chat", str(model), f"max_new_tokens={max_new_tokens}"])
+
+def try_model(command: str, model: str, words: Sequence[str]) -> None:
+    """Start generate or chat with a directory, or with the weights of a registered version."""
+    from dpo_core.launch import call_module  # lazy: the other commands do not launch
+
+    if not model.startswith("models:"):
+        return call_module("dpo_core", [command, model, *words])
+    from flows.models import weights  # lazy: mlflow, for registered models only
+
+    with weights(model) as path:
+        call_module("dpo_core", [command, str(path), *words])
 
 
 @cli.command()
@@ -159,6 +167,102 @@ def sync(log_path: Path, tracking_uri: str | None, experiment_name: str | None) 
     from flows.sync import sync as bring  # lazy: mlflow
 
     click.echo(bring(log_path.expanduser().resolve(), tracking_uri, experiment_name))
+
+
+STORE = click.option("--tracking-uri", default=None, help="Store or server (default: MLFLOW_TRACKING_URI or ./mlruns).")
+MODEL = click.option("--name", default=None, help="Registered model (default: the only one there is).")
+
+
+@cli.command()
+@click.argument("name", required=False)
+@STORE
+def models(name: str | None, tracking_uri: str | None) -> None:
+    """List the versions of the registered models: aliases, run, results, and why each was promoted or not."""
+    from flows import registry_commands  # lazy: mlflow
+
+    registry_commands.models(name, tracking_uri)
+
+
+@cli.command(context_settings=FREE_FORM | {"allow_interspersed_args": True})
+@click.argument("version")
+@WORDS
+@MODEL
+@STORE
+@click.option("--force", is_flag=True, help="Whatever the gates say; needs --reason.")
+@click.option("--reason", default=None, help="Why the gates are overruled; recorded.")
+def promote(version: str, words: tuple[str, ...], **options: Any) -> None:
+    """Make a version the champion, through the gates of its recipe: dpo promote 3 [min_test_accuracy=0.7 ...]."""
+    from flows import registry_commands  # lazy: mlflow
+
+    registry_commands.promote(version, words, options)
+
+
+@cli.command()
+@MODEL
+@STORE
+@click.option("--reason", default=None, help="Why; recorded.")
+def rollback(name: str | None, tracking_uri: str | None, reason: str | None) -> None:
+    """Give the alias champion back to the version that had it before."""
+    from flows import registry_commands  # lazy: mlflow
+
+    registry_commands.rollback(name, tracking_uri, reason)
+
+
+@cli.command()
+@click.argument("flow_run", required=False)
+@click.option("--decline", is_flag=True, help="Leave the champion as it is.")
+@click.option("--by", default="", help="Who says so.")
+@click.option("--note", default="", help="Why.")
+def approve(flow_run: str | None, decline: bool, by: str, note: str) -> None:
+    """Answer a flow that waits for approval (require_approval); without its id, list those that wait."""
+    from flows import waiting  # lazy: prefect
+
+    waiting.approve(flow_run, {"approve": not decline, "name": by, "note": note})
+
+
+EXPERIMENT = click.option("--experiment-name", default=None, help="Experiment (default: dpo).")
+
+
+@cli.command()
+@STORE
+@EXPERIMENT
+@click.option("--limit", default=50, show_default=True, help="The newest so many runs.")
+def runs(limit: int, **where: str | None) -> None:
+    """List runs: status, the settings in which they differ, results, and which is a champion."""
+    from flows import run_commands  # lazy: mlflow
+
+    run_commands.runs(where, limit)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True)
+@STORE
+@EXPERIMENT
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the files (default: in runs/comparisons).")
+def compare(runs: tuple[str, ...], out: Path | None, **where: str | None) -> None:
+    """Compare runs, each given by its id, name (or part of it) or log_path, with the first of them."""
+    from flows import run_commands  # lazy: mlflow
+
+    run_commands.compare(where, runs, out)
+
+
+@cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
+@WORDS
+def sweep(words: tuple[str, ...]) -> None:
+    """Run every combination of settings given several values: dpo sweep [recipe.toml] learning_rate=1e-6,5e-6 ...
+
+    A setting that is itself a list is given again for each alternative: lora_targets=all-linear lora_targets=q_proj.
+    """
+    from flows import sweep as plans  # lazy, as in execute: a wrong setting must not wait for what comes next
+
+    files = [word for word in words[:1] if word.endswith(".toml")]
+    recipe, axes = plans.read(Path(files[0]) if files else None, words[len(files) :])
+    planned = plans.plan(recipe, axes)
+    refuse_early(recipe)
+    from flows.sweep_flow import sweep as sweeping
+
+    outcome = sweeping(recipe, {leaf: list(values) for leaf, values in axes.items()})
+    click.echo(f"Best: {outcome.best}, version {outcome.promotion.version}. Members: {planned.place}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -58,22 +58,18 @@ class Decision:
     reason: str
 
 
-def decide(candidate: Measured, champion: Measured | None, base: Measured) -> Decision:
+def decide(candidate: Measured, rival: Measured) -> Decision:
     """Promote on evidence only: better on one measure at least, significantly worse on none.
 
-    The rival is the champion or, for a first version, the candidate's own base. A rival that was measured on other
-    prompts or other pairs cannot be compared with, and stays.
+    A rival that was measured on other prompts or other pairs cannot be compared with, and stays.
     """
-    rival = champion or base
     if other := differing(candidate, rival):
         return Decision(
             False,
             f"{candidate.name} is not promoted: {rival.name} was measured on other {other}, so the two cannot be"
             f" compared until both are evaluated on the same.",
         )
-    comparisons = [prefers(candidate, rival)]
-    if candidate.followed:
-        comparisons.insert(0, follows(candidate, rival))
+    comparisons = compared(candidate, rival)
     verdicts = {comparison.verdict for comparison in comparisons}
     told = ", and ".join(comparison.sentence for comparison in comparisons)
     if "worse" in verdicts:
@@ -85,6 +81,12 @@ def decide(candidate: Measured, champion: Measured | None, base: Measured) -> De
             False, f"{candidate.name} is not promoted for want of evidence against {rival.name}: it {told}."
         )
     return Decision(True, f"{candidate.name} is promoted over {rival.name}: it {told}.")
+
+
+def compared(candidate: Measured, rival: Measured) -> list[Comparison]:
+    """The two on every measure that there is."""
+    asked = [follows(candidate, rival)] if candidate.followed else []
+    return [*asked, prefers(candidate, rival)]
 
 
 def differing(candidate: Measured, rival: Measured) -> str | None:

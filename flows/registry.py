@@ -20,7 +20,7 @@ from dpo_core.errors import RecipeError
 from dpo_core.produce import Produced
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, PairSet, RenderedSet
-from flows.servable import MEASURED, WEIGHTS, measurements, upload
+from flows.servable import BASE_MEASURED, MEASURED, WEIGHTS, measurements, upload
 from flows.tracking import AFTER, FINGERPRINT, RunHandle, answering
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -113,7 +113,9 @@ def add_version(handle: RunHandle, candidate: Candidate, name: str, tags: Mappin
             handle.experiment_id, name=name, source_run_id=handle.run_id, tags=dict(tags), model_type="dpo"
         )
         undo.callback(discard, client, model)
-        upload(client, model, candidate.checkpoint, measurements(candidate.after, "the champion"))
+        results = {MEASURED: candidate.after, BASE_MEASURED: candidate.before}
+        told = {file: measurements(result, "it") for file, result in results.items()}
+        upload(client, model, candidate.checkpoint, told)
         client.finalize_logged_model(model.model_id, "READY")
         log_metrics(handle, model.model_id)
         if created(client, name):
@@ -176,7 +178,11 @@ def created(client: MlflowClient, name: str) -> bool:
     with suppress(MlflowException):
         client.get_registered_model(name)
         return False
-    client.create_registered_model(name, description="Trained with DPO; champion is the version to serve.")
+    try:
+        client.create_registered_model(name, description="Trained with DPO; champion is the version to serve.")
+    except MlflowException:
+        client.get_registered_model(name)  # another process made it at this moment; else that fails as making it did
+        return False
     return True
 
 

@@ -13,6 +13,7 @@ from dpo_core.data.report import JSON, TEXT
 from dpo_core.recipe import Recipe
 from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, RenderedSet
 from dpo_core.train import journal, run_dir
+from flows import champion
 from flows.data_plot import lengths
 from flows.plots import curves
 from flows.registry import Candidate
@@ -112,10 +113,8 @@ def note(recipe: Recipe, candidate: Candidate, promotion: Promotion) -> str:
         for name, words in TOLD.items()
         if name in before and name in after
     ]
-    version = (
-        f"Version {promotion.version} of **{promotion.name}**. {promotion.reason[:1].upper()}{promotion.reason[1:]}"
-    )
-    return "\n".join([*results, "", version, "", "Repeat it with", "", f"    {command(recipe)}"])
+    said = champion.paragraph(promotion.name, promotion.version, promotion.reason, promotion.gates)
+    return "\n".join([*results, "", said, "", champion.AFTER_IT, "", f"    {command(recipe)}"])
 
 
 def command(recipe: Recipe) -> str:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -19,7 +20,7 @@ from dpo_core.render.registry import STORED
 from flows.promotion import Measured
 
 WEIGHTS = "artifacts/checkpoint"
-MEASURED = "measured.json"
+MEASURED, BASE_MEASURED = "measured.json", "base_measured.json"
 SERVING = Path(__file__).with_name("served_model.py")
 
 # What loading and serving a checkpoint imports; the versions are those of the environment that trained it.
@@ -50,8 +51,8 @@ SIGNATURE = ModelSignature(
 )
 
 
-def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint, measured: Measured) -> None:
-    """Everything that loading the model needs, and what it measured.
+def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint, measured: Mapping[str, Measured]) -> None:
+    """Everything that loading the model needs, and what was measured, by file name.
 
     MLflow's own way copies the weights to a temporary directory twice; here they go to the store straight from the
     checkpoint, into the place that a model saved with a stand-in keeps for them.
@@ -71,7 +72,8 @@ def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint, mea
             pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
             mlflow_model=Model(model.artifact_location, model.source_run_id, model_uuid=identity, model_id=identity),
         )
-        (saved / MEASURED).write_text(json.dumps(asdict(measured), indent=1))
+        for name, one in measured.items():
+            (saved / name).write_text(json.dumps(asdict(one), indent=1))
         client.log_model_artifacts(identity, str(saved))
     client.log_model_artifacts(identity, str(checkpoint.path), WEIGHTS)
 

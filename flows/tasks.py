@@ -30,7 +30,7 @@ from dpo_core.records import (
     RenderedSet,
 )
 from dpo_core.train.run_dir import origin_of
-from flows import champion, lineage, registry, run_page, tracking
+from flows import approval, champion, lineage, registry, run_page, tracking
 from flows.follower import Follower
 from flows.registry import Candidate
 
@@ -173,7 +173,8 @@ def register(recipe: Recipe, candidate: Candidate) -> Produced[ModelVersion]:
 def promote(recipe: Recipe, candidate: Candidate, version: ModelVersion) -> Produced[Promotion]:
     """The decision about the champion, written down in MLflow and as a Prefect artifact."""
     handle = opened(recipe, candidate)
-    promotion = champion.promote(handle, version, candidate.before, candidate.after, recipe.promote.auto_promote)
+    case = champion.case(version, candidate.before, candidate.after)
+    promotion = champion.promote(handle, case, recipe.promote, approval.asker(recipe.promote))
     run_page.describe(handle, recipe, candidate, promotion)
     tracking.close_run(handle, "FINISHED")
     say(promotion.reason)

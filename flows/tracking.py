@@ -97,14 +97,19 @@ def experiment(client: MlflowClient, uri: str, name: str) -> str:
             client.create_experiment(name, artifact_location=server.artifact_root(uri, name))
         found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage == "deleted":
-        raise TrackingError(
-            f"The MLflow experiment {name!r} was deleted.",
-            "Its name stays taken until it is restored or purged.",
-            "Restore it (mlflow experiments restore), or choose another experiment_name.",
-        )
+        raise deleted(name)
     if found.tags.get(overview.TAG) != overview.view():
         client.set_experiment_tag(found.experiment_id, overview.TAG, overview.view())
     return str(found.experiment_id)
+
+
+def deleted(name: str) -> TrackingError:
+    """The error for an experiment in MLflow's bin."""
+    return TrackingError(
+        f"The MLflow experiment {name!r} was deleted.",
+        "Its name stays taken until it is restored or purged.",
+        "Restore it (mlflow experiments restore), or choose another experiment_name.",
+    )
 
 
 def open_run(track: TrackSettings, recipe: Recipe, name: str, fingerprint: str) -> RunHandle:

@@ -15,8 +15,9 @@ import pytest
 
 from dpo_core.errors import RecipeError, TrackingError
 from dpo_core.recipe import DataSettings, ModelSettings, PromoteSettings, Recipe
+from dpo_core.records import ModelVersion, Promotion
 from flows import registry, tracking
-from flows.champion import promote
+from flows.champion import case, promote
 from flows.registry import Candidate, register, registered_name
 from tests.conftest import shared
 from tests.flows.fake import evaluation, served, wait_for
@@ -27,6 +28,10 @@ MESSAGES = [{"role": "user", "content": "Once upon a time"}]
 
 def registered(run: tracking.RunHandle, candidate: Candidate) -> Any:
     return register(run, candidate, "dpo-test", TAGS).record
+
+
+def promoted(run: tracking.RunHandle, version: ModelVersion, one: Candidate, **rule: Any) -> Promotion:
+    return promote(run, case(version, one.before, one.after), PromoteSettings(**rule))
 
 
 def models(run: tracking.RunHandle) -> list[Any]:
@@ -139,11 +144,11 @@ def test_promotion_moves_the_aliases_and_says_why(
     run: tracking.RunHandle, candidate: Candidate, tmp_path: Path
 ) -> None:
     first = registered(run, candidate)
-    decided = promote(run, first, candidate.before, candidate.after, True)
+    decided = promoted(run, first, candidate)
     assert (decided.promoted, decided.champion_version) == (True, 1)
     better = replace(candidate, after=evaluation(tmp_path / "better", [True] * 100, 0.95))
     second = registered(run, better)
-    decided = promote(run, second, better.before, better.after, True)
+    decided = promoted(run, second, better)
     assert decided.promoted
     assert "version 2 is promoted over version 1: it follows 100.0% of 100 prompts against 90.0%" in decided.reason
     assert run.client.get_registered_model("dpo-test").aliases == {"candidate": 2, "champion": 2, "previous": 1}
@@ -152,9 +157,9 @@ def test_promotion_moves_the_aliases_and_says_why(
 
 
 def test_a_champion_that_is_better_stays(run: tracking.RunHandle, candidate: Candidate, tmp_path: Path) -> None:
-    promote(run, registered(run, candidate), candidate.before, candidate.after, True)
+    promoted(run, registered(run, candidate), candidate)
     worse = replace(candidate, after=evaluation(tmp_path / "worse", [False] * 50 + [True] * 50, 0.9))
-    decided = promote(run, registered(run, worse), worse.before, worse.after, True)
+    decided = promoted(run, registered(run, worse), worse)
     assert (decided.promoted, decided.champion_version) == (False, 1)
     assert "being worse than version 1" in decided.reason
 
@@ -162,21 +167,21 @@ def test_a_champion_that_is_better_stays(run: tracking.RunHandle, candidate: Can
 def test_a_champion_measured_on_other_prompts_stays(
     run: tracking.RunHandle, candidate: Candidate, tmp_path: Path
 ) -> None:
-    promote(run, registered(run, candidate), candidate.before, candidate.after, True)
+    promoted(run, registered(run, candidate), candidate)
     other = replace(candidate, after=evaluation(tmp_path / "other", [True] * 100, 0.99, prompts="others"))
-    decided = promote(run, registered(run, other), other.before, other.after, True)
+    decided = promoted(run, registered(run, other), other)
     assert not decided.promoted
     assert "version 1 was measured on other prompts" in decided.reason
 
 
 def test_deciding_again_changes_nothing(run: tracking.RunHandle, candidate: Candidate) -> None:
     version = registered(run, candidate)
-    decided = promote(run, version, candidate.before, candidate.after, True)
-    assert promote(run, version, candidate.before, candidate.after, True) == decided
+    decided = promoted(run, version, candidate)
+    assert promoted(run, version, candidate) == decided
 
 
 def test_without_auto_promote_the_comparison_is_recorded(run: tracking.RunHandle, candidate: Candidate) -> None:
-    decided = promote(run, registered(run, candidate), candidate.before, candidate.after, False)
+    decided = promoted(run, registered(run, candidate), candidate, auto_promote=False)
     assert (decided.promoted, decided.champion_version) == (False, None)
     assert decided.reason.startswith("The alias is left alone (auto_promote=false), although version 1 is promoted")
     assert run.client.get_registered_model("dpo-test").aliases == {"candidate": 1}
@@ -186,8 +191,8 @@ def test_a_champion_from_elsewhere_is_told(run: tracking.RunHandle, candidate: C
     run.client.create_registered_model("dpo-test")
     foreign = run.client.create_model_version("dpo-test", source="/tmp/somewhere")
     run.client.set_registered_model_alias("dpo-test", "champion", foreign.version)
-    with pytest.raises(TrackingError, match="version 1 of dpo-test, comes without its measurements"):
-        promote(run, registered(run, candidate), candidate.before, candidate.after, True)
+    with pytest.raises(TrackingError, match="Version 1 of dpo-test comes without its measurements"):
+        promoted(run, registered(run, candidate), candidate)
 
 
 @pytest.fixture
@@ -256,6 +261,6 @@ def test_a_server_registers_and_promotes_as_sqlite_does(recipe: Recipe, candidat
         handle = tracking.open_run(track, recipe, "a-run", "f00d")
         tracking.log_result(handle, "after", candidate.after)
         version = register(handle, candidate, "dpo-test", TAGS).record
-        assert promote(handle, version, candidate.before, candidate.after, True).champion_version == 1
+        assert promoted(handle, version, candidate).champion_version == 1
         assert register(handle, candidate, "dpo-test", TAGS).cached
         assert registry.find_version(handle.client, "dpo-test", candidate) is not None

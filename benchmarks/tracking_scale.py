@@ -1,0 +1,174 @@
+"""How long the commands that read MLflow take on a store with many runs and points.
+
+    python benchmarks/tracking_scale.py [--runs 1000] [--points 2000000] [--uri postgresql://…] [--repeats 3]
+
+Inserts runs with parameters, curves and final numbers straight into the store's tables (through MLflow the same would
+take hours), then starts the commands as a user does and takes the best wall time of each. ``empty`` is ``dpo runs`` on
+an experiment with one run: what importing and connecting cost. Without ``--uri`` the store is sqlite in a temporary
+directory; a database that is given must be an empty one, and keeps what was inserted. Prints a table, and a line of
+JSON.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlParam, SqlRun, SqlTag
+
+from dpo_core.recipe import Recipe, TrackSettings
+from flows import tracking
+
+CURVES = ("dpo_loss", "accuracy", "margin", "learning_rate", "progress", "test/dpo_loss", "test/accuracy", "grad_norm")
+FINAL = {"after/prompt_strict_acc": 0.6, "after/test/accuracy": 0.8, "after/test/nll_chosen": 1.2}
+INTERVAL = {"after/test/accuracy_low": 0.78, "after/test/accuracy_high": 0.82, "after/test/num_pairs": 1024.0}
+START, CHUNK, PROMPTS = 1_790_000_000_000, 20_000, 541
+
+
+def main() -> None:
+    arguments = parse()
+    with tempfile.TemporaryDirectory(prefix="dpo-bench-") as place:
+        uri = arguments.uri or f"sqlite:///{place}/mlflow.db"
+        inserted, ids = fill(uri, Path(place), arguments.runs, arguments.points)
+        timings = measure(uri, ids, Path(place), arguments.repeats)
+    print(f"{arguments.runs} runs, {arguments.points} points, inserted in {inserted:.0f} s\n")
+    for name, seconds in timings.items():
+        print(f"{name:<34}{seconds:8.2f} s")
+    told = {"runs": arguments.runs, "points": arguments.points, "store": uri.split(":")[0], **timings}
+    print(json.dumps(told))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--points", type=int, default=2_000_000)
+    parser.add_argument("--uri", default=None, help="an empty database (default: sqlite in a temporary directory)")
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser.parse_args()
+
+
+def fill(uri: str, place: Path, runs: int, points: int) -> tuple[float, list[str]]:
+    """Insert everything; returns the seconds that it took, and the runs' ids."""
+    client = tracking.connect(uri)
+    experiments = [
+        client.create_experiment(name, artifact_location=str(place / "artifacts" / name)) for name in ("many", "one")
+    ]
+    ids = [uuid.uuid4().hex for _ in range(runs)]
+    started = time.perf_counter()
+    engine = sqlalchemy.create_engine(uri)
+    root = str(place / "artifacts" / "many")
+    with engine.begin() as connection:
+        insert(connection, SqlRun, (row(run, index, int(experiments[0]), root) for index, run in enumerate(ids)))
+        insert(connection, SqlTag, (tag for index, run in enumerate(ids) for tag in tags(run, index)))
+        insert(connection, SqlParam, (param for index, run in enumerate(ids) for param in params(run, index)))
+        steps = max(points // runs // len(CURVES), 1)
+        insert(connection, SqlMetric, (point for run in ids for point in curves(run, range(1, steps + 1))))
+        insert(connection, SqlMetric, (point for index, run in enumerate(ids) for point in final(run, index)))
+        last = (point for index, run in enumerate(ids) for point in (*curves(run, [steps]), *final(run, index)))
+        insert(connection, SqlLatestMetric, last)
+    engine.dispose()
+    seconds = time.perf_counter() - started
+    client.create_run(experiments[1])
+    evaluate(client, ids[:3], place)
+    return seconds, ids
+
+
+def insert(connection: sqlalchemy.Connection, table: Any, rows: Iterator[dict[str, Any]]) -> None:
+    """Rows into a table, many at a time."""
+    while chunk := list(islice(rows, CHUNK)):
+        connection.execute(sqlalchemy.insert(table), chunk)
+
+
+def row(run: str, index: int, experiment: int, root: str) -> dict[str, Any]:
+    return {
+        "run_uuid": run,
+        "name": name_of(index),
+        "source_type": "LOCAL",
+        "user_id": "bench",
+        "status": "FINISHED",
+        "start_time": START + index,
+        "end_time": START + index + 1000,
+        "lifecycle_stage": "active",
+        "artifact_uri": f"{root}/{run}/artifacts",
+        "experiment_id": experiment,
+    }
+
+
+def name_of(index: int) -> str:
+    return f"lr{1e-6 * (1 + index % 7):g} beta{0.05 * (1 + index % 5):g} run-{index:05d}"
+
+
+def tags(run: str, index: int) -> Iterator[dict[str, Any]]:
+    for key, value in {"mlflow.runName": name_of(index), tracking.FINGERPRINT: run}.items():
+        yield {"run_uuid": run, "key": key, "value": value}
+
+
+def params(run: str, index: int) -> Iterator[dict[str, Any]]:
+    told = tracking.parameters(Recipe(track=TrackSettings(experiment_name="many")))
+    told |= {"learning_rate": f"{1e-6 * (1 + index % 7):g}", "dpo_beta": f"{0.05 * (1 + index % 5):g}"}
+    for key, value in told.items():
+        yield {"run_uuid": run, "key": key, "value": value}
+
+
+def curves(run: str, steps: Any) -> Iterator[dict[str, Any]]:
+    for step in steps:
+        for key in CURVES:
+            yield metric(run, key, math.exp(-step / 100), step)
+
+
+def final(run: str, index: int) -> Iterator[dict[str, Any]]:
+    for key, value in (FINAL | INTERVAL).items():
+        yield metric(run, key, value + 0.0001 * (index % 100), 0)
+
+
+def metric(run: str, key: str, value: float, step: int) -> dict[str, Any]:
+    return {"run_uuid": run, "key": key, "value": value, "timestamp": START + step, "step": step, "is_nan": False}
+
+
+def evaluate(client: MlflowClient, ids: list[str], place: Path) -> None:
+    """Outcomes on the same prompts for the runs that are compared."""
+    for index, run in enumerate(ids):
+        path = place / f"{run}" / "outcomes.jsonl"
+        path.parent.mkdir()
+        lines = [{"key": n, "prompt": f"p{n}", "strict": [(n + index) % 3 > 0], "error": None} for n in range(PROMPTS)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        client.log_artifact(run, str(path), "evaluation/after")
+
+
+def measure(uri: str, ids: list[str], place: Path, repeats: int) -> dict[str, float]:
+    """The best of some runs of each command, in seconds."""
+    commands = {
+        "dpo runs, empty": ["runs", "--experiment-name", "one"],
+        "dpo runs, the newest 50": ["runs", "--experiment-name", "many"],
+        "dpo runs, all": ["runs", "--experiment-name", "many", "--limit", str(len(ids))],
+        "dpo compare, three runs": ["compare", *ids[:3], "--experiment-name", "many"],
+        "dpo compare, by part of a name": ["compare", "run-00000", "run-00001", "--experiment-name", "many"],
+    }
+    return {name: min(timed(uri, words, place) for _ in range(repeats)) for name, words in commands.items()}
+
+
+def timed(uri: str, words: list[str], place: Path) -> float:
+    """Wall seconds of a command."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DPO_")}
+    environment |= {"MLFLOW_TRACKING_URI": uri, "COLUMNS": "200"}
+    command = [sys.executable, "-c", "from flows.cli import main; main()", *words]
+    started = time.perf_counter()
+    told = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True)
+    if told.returncode:
+        sys.exit(f"dpo {' '.join(words)} failed:\n{told.stderr[-3000:]}")
+    return round(time.perf_counter() - started, 3)
+
+
+if __name__ == "__main__":
+    main()

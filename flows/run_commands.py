@@ -1,0 +1,36 @@
+"""``dpo runs`` and ``dpo compare``: what they print and write."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dpo_core.recipe import TrackSettings
+from dpo_core.settings import read_recipe
+from flows.runs import open_experiment, table
+
+
+def settings(where: Mapping[str, str | None]) -> TrackSettings:
+    """Where runs are: from the options, else as dpo run would have it."""
+    return read_recipe(None, [f"{name}={value}" for name, value in where.items() if value]).track
+
+
+def runs(where: Mapping[str, str | None], limit: int) -> None:
+    """The table."""
+    Console(highlight=False).print(table(open_experiment(settings(where)), limit))
+
+
+def compare(where: Mapping[str, str | None], texts: Sequence[str], out: Path | None) -> None:
+    """The tables and tests on the terminal; page, picture and data in a directory and with the first run in MLflow."""
+    # Lazy: matplotlib, for which the table of runs must not wait.
+    from flows import compare as comparing
+    from flows import compare_page
+
+    track = settings(where)
+    experiment = open_experiment(track)
+    comparison = comparing.compare(experiment, comparing.resolved(experiment, texts))
+    place = out or track.runs_dir / "comparisons" / comparing.folder(comparison)
+    page = comparing.write(comparison, place)
+    comparing.log(experiment, comparison, place)
+    compare_page.show(comparison)
+    print(f"Page: {page}\nCurves: {place / comparing.PICTURE}\nIn MLflow: artifacts of run {comparison.ids[0]}")
