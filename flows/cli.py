@@ -145,6 +145,32 @@ def sync(log_path: Path, tracking_uri: str | None, experiment_name: str | None) 
     click.echo(bring(log_path.expanduser().resolve(), tracking_uri, experiment_name))
 
 
+@cli.command(context_settings=FREE_FORM | {"help_option_names": []})
+@WORDS
+def deploy(words: tuple[str, ...]) -> None:
+    """Register the deployments at PREFECT_API_URL: dpo deploy [recipe.toml] [key=value ...]; dpo deploy --help."""
+    become("deploy", words)
+
+
+@cli.command(context_settings=FREE_FORM | {"help_option_names": []})
+@WORDS
+def submit(words: tuple[str, ...]) -> None:
+    """Ask for a run of a deployment: dpo submit [recipe.toml] [key=value ...]; dpo submit --help."""
+    become("submit", words)
+
+
+@cli.command(context_settings=FREE_FORM | {"help_option_names": []})
+@WORDS
+def serve(words: tuple[str, ...]) -> None:
+    """Run the deployments from this process: dpo serve [recipe.toml] [key=value ...]; dpo serve --help."""
+    become("serve", words)
+
+
+def become(command: str, words: Sequence[str]) -> None:
+    """Go on as a command of ``deployments``, which stands above this package: same process, same signals."""
+    os.execv(sys.executable, [sys.executable, "-m", "deployments", command, *words])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: an error meant for the user is one line on stderr, its kind the exit code.
 

@@ -2,11 +2,12 @@
 
 from prefect import flow
 
-from dpo_core import river, weights
+from dpo_core import produce, river, weights
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Promotion, Record
 from flows import tasks
 from flows.registry import Candidate
+from flows.turn import turn
 
 
 class Outcome(Record):
@@ -22,6 +23,7 @@ class Outcome(Record):
 @flow(name="dpo", description=__doc__, timeout_seconds=None, persist_result=False)
 def pipeline(recipe: Recipe) -> Outcome:
     """Download and render preferences, train with DPO, evaluate, register, and promote on evidence."""
+    produce.TURN.set(turn)
     river.preflight(recipe)
     base = weights.base(recipe)
     pairs = tasks.acquire(recipe)
