@@ -6,8 +6,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from dpo_core.errors import TrackingError
 
@@ -70,18 +73,20 @@ class Service:
         self.sweep()
 
     def kill(self) -> None:
-        """End it and everything in its session at once, as a machine that loses its power."""
-        self.sweep()
+        """End it and all that it started at once, as a computer that loses its power."""
         if self.process is not None:
+            with suppress(psutil.NoSuchProcess):
+                ours = psutil.Process(self.process.pid)
+                for one in [ours, *ours.children(recursive=True)]:
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
             self.process.wait(STOPPING_S)
 
     def sweep(self) -> None:
         """Kill what is left of its process group."""
-        try:
+        with suppress(ProcessLookupError):
             if self.process is not None:
                 os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
 
     def restart(self) -> None:
         """Stop it, then start it with the same command."""

@@ -22,6 +22,7 @@ import click
 from deployments import postgres
 from deployments.processes import HOST, Service, free_port
 from dpo_core.errors import DPOError
+from flows import QUIET
 
 # One worker process and no job runners in MLflow: half a gigabyte in place of three.
 LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -32,6 +33,7 @@ AUTH_INI = """[mlflow]
 default_permission = READ
 database_uri = {database}
 admin_username = {user}
+auth_cache_ttl_seconds = 60
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 """
 
@@ -151,7 +153,7 @@ def prefect_service(home: Path, port: int, access: postgres.Access, keys: Secret
     return Service(
         name="The Prefect server",
         command=[sys.executable, "-m", "prefect", *words],
-        environment=os.environ | settings,
+        environment=os.environ | QUIET | settings,
         log=home / "prefect.log",
         ready=lambda: answers(f"http://{HOST}:{port}/api/admin/version", keys.prefect),
     )
@@ -173,7 +175,7 @@ def mlflow_service(home: Path, port: int, access: postgres.Access, keys: Secrets
     return Service(
         name="The MLflow server",
         command=[sys.executable, "-m", "mlflow", "server", *options, *artifacts],
-        environment=os.environ | LIGHT | settings,
+        environment=os.environ | QUIET | LIGHT | settings,
         log=home / "mlflow.log",
         ready=lambda: answers(url, f"{keys.mlflow_user}:{keys.mlflow}"),
     )
