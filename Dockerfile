@@ -45,7 +45,8 @@ RUN /opt/venv/bin/python -m pip install --quiet \
 FROM ${PYTHON_IMAGE} AS runtime
 RUN useradd --create-home --uid 1000 dpo && mkdir -p /dpo && chown dpo:dpo /dpo
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 DO_NOT_TRACK=true PREFECT_SERVER_ANALYTICS_ENABLED=false \
-    MLFLOW_DISABLE_TELEMETRY=true DPO_HOME=/dpo HF_HOME=/dpo/cache PREFECT_HOME=/dpo/prefect
+    MLFLOW_DISABLE_TELEMETRY=true DPO_HOME=/dpo HF_HOME=/dpo/cache PREFECT_HOME=/dpo/prefect \
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30
 USER 1000
 WORKDIR /dpo
 VOLUME /dpo

@@ -15,10 +15,11 @@ NOTIFY = "FAILURE_WEBHOOK_URL"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 PATIENCE = timedelta(seconds=90)
 BLOCK = "dpo-failures"
+ABANDONED = "Abandoned"
 OURS = ResourceSpecification({"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.dpo"})
 RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 # A run that says one of these is known to be alive, or over.
-SIGNS = ("Completed", "Failed", "Cancelled", "Crashed", "Cancelling", "Paused", "Suspended", "AwaitingRetry")
+SIGNS = ("Completed", "Failed", "Cancelled", "Crashed", "Cancelling", "Paused", "Suspended", ABANDONED)
 PAYLOAD = """{
   "text": "{{ flow_run.name }} is {{ flow_run.state.name }}: {{ flow_run.state.message }}",
   "run": "{{ flow_run | ui_url }}"
@@ -26,10 +27,14 @@ PAYLOAD = """{
 
 
 def abandoned(patience: timedelta = PATIENCE) -> AutomationCore:
-    """A run whose heartbeat stops, as its worker is gone, is scheduled again and goes on from its checkpoint."""
+    """A run whose heartbeat stops, as its worker is gone, is crashed, under a name of its own.
+
+    A run that is over stays as it is, though its last event was lost while the server was away: the server's own rules
+    refuse to crash it.
+    """
     return AutomationCore(
-        name="dpo: an abandoned run goes to another worker",
-        description="A run that is not heard of is scheduled again; it goes on from its last checkpoint.",
+        name="dpo: a run that is not heard of is abandoned",
+        description="Its worker seems to be gone.",
         trigger=EventTrigger(
             after={HEARTBEAT},
             expect={HEARTBEAT, *(f"prefect.flow-run.{name}" for name in SIGNS)},
@@ -42,12 +47,36 @@ def abandoned(patience: timedelta = PATIENCE) -> AutomationCore:
         ),
         actions=[
             ChangeFlowRunState(
-                state=StateType.SCHEDULED,
-                name="AwaitingRetry",
+                state=StateType.CRASHED,
+                name=ABANDONED,
                 message=f"Not heard of for {patience.total_seconds():.0f} s: its worker seems to be gone.",
-                force=True,
             )
         ],
+    )
+
+
+def continued() -> AutomationCore:
+    """An abandoned run is scheduled again at once: another worker takes it, and it goes on from its checkpoint."""
+    return AutomationCore(
+        name="dpo: an abandoned run goes to another worker",
+        description="It goes on from its last checkpoint.",
+        trigger=happened(ABANDONED),
+        actions=[
+            ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="For another worker to go on.")
+        ],
+    )
+
+
+def happened(*states: str) -> EventTrigger:
+    """Whenever a run of ours comes into one of these states."""
+    return EventTrigger(
+        expect={f"prefect.flow-run.{state}" for state in states},
+        match=RUNS,
+        match_related=OURS,
+        for_each={"prefect.resource.id"},
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(0),
     )
 
 
@@ -56,22 +85,14 @@ def failures(webhook: str) -> AutomationCore:
     return AutomationCore(
         name="dpo: a failed run is told",
         description="Posts the run's name, state, message and page.",
-        trigger=EventTrigger(
-            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"},
-            match=RUNS,
-            match_related=OURS,
-            for_each={"prefect.resource.id"},
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
-        ),
+        trigger=happened("Failed", "Crashed", "TimedOut"),
         actions=[CallWebhook(block_document_id=webhook, payload=PAYLOAD)],
     )
 
 
 def ensure(client: SyncPrefectClient, notify: str | None, patience: timedelta = PATIENCE) -> list[str]:
     """Make or renew the automations; returns a line on each."""
-    made = [abandoned(patience)]
+    made = [abandoned(patience), continued()]
     if notify:
         block = Webhook(method="POST", url=SecretStr(notify))
         made.append(failures(str(cast(object, block.save(BLOCK, overwrite=True)))))

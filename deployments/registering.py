@@ -76,7 +76,7 @@ def ensure_pool(client: SyncPrefectClient, name: str, kind: str | None) -> str:
             ) from None
         template = template_of(kind)
         client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
-        return f"work pool {name}: made, {kind}; dpo needs a worker: prefect worker start --pool {name}"
+        return f"work pool {name}: made, {kind}; its worker: prefect worker start --pool {name}"
     if kind not in (None, there.type):
         raise TrackingError(
             f"Work pool {name!r} is of type {there.type}, not {kind}.",
@@ -87,9 +87,8 @@ def ensure_pool(client: SyncPrefectClient, name: str, kind: str | None) -> str:
 
 
 def template_of(kind: str) -> dict[str, Any]:
-    """The base job template of a kind of pool; empty for Prefect's own."""
-    path = TEMPLATES / f"{kind}.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    """The base job template of a kind of pool."""
+    found: dict[str, Any] = json.loads((TEMPLATES / f"{kind}.json").read_text())
     return found
 
 

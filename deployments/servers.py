@@ -28,6 +28,8 @@ from flows import QUIET
 LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 # Slots of a limit that are held while the server restarts are known afterwards, and freed when their holder is gone.
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
+# How often a run is heard of, in seconds; after three times as long another worker gets it (automations.py).
+HEARD_OF = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 ENV_FILE = "env"
 AUTH_INI = """[mlflow]
 default_permission = READ
@@ -81,7 +83,7 @@ class Servers:
         return Service(
             name=f"The worker {name}",
             command=[sys.executable, "-m", "prefect", *words],
-            environment=os.environ | self.environment,
+            environment=os.environ | HEARD_OF | dict(self.environment),
             log=log,
             ready=lambda: b"started!" in log.read_bytes()[began:],
         )

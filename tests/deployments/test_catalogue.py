@@ -109,12 +109,12 @@ def test_what_cannot_be_is_refused_with_the_nearest_right_one(
         registering.wanted(Wishes(**wishes), None, words)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+@pytest.mark.parametrize("kind", registering.KINDS)
 def test_a_job_template_uses_its_variables_and_no_others(kind: str) -> None:
     template = json.loads((POOLS / f"{kind}.json").read_text())
     properties = template["variables"]["properties"]
     used = {place.name for place in find_placeholders(template["job_configuration"])}
     assert used == set(properties)
     is_valid_schema(template["variables"])
-    assert properties["image"]["default"].startswith("dpo-flows:")
-    assert properties["env"]["default"]["DPO_HOME"] == "/dpo"
+    assert properties["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert kind == "process" or properties["image"]["default"].startswith("dpo-flows:")
