@@ -1,7 +1,9 @@
 """An output is found, whole, under the fingerprint of what it depends on; or else it is made."""
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +17,15 @@ R = TypeVar("R", bound=Record)
 T_co = TypeVar("T_co", covariant=True)
 
 NOTHING = nullcontext()
+
+
+def at_once(stage: str) -> AbstractContextManager[None]:
+    """No stage waits for its turn."""
+    return nullcontext()
+
+
+# How a stage that has to be made waits for its turn: set by who shares hardware between runs.
+TURN: ContextVar[Callable[[str], AbstractContextManager[None]]] = ContextVar("turn", default=at_once)
 
 # The data version of each stage's code: raise one when the same input would give another output.
 VERSIONS = {
@@ -65,12 +76,12 @@ def store(recipe: Recipe) -> Store:
 def produce(
     recipe: Recipe, work: Work, kind: type[R], meanwhile: AbstractContextManager[None] = NOTHING
 ) -> Produced[R]:
-    """The output of a stage: found whole, or made now, inside ``meanwhile``."""
+    """The output of a stage: found whole, or made now, in its turn and inside ``meanwhile``."""
     place = store(recipe)
     found = place.find(work.stage, work.key, kind)
     if found is not None:
         return Produced(found, True)
-    with meanwhile:
+    with TURN.get()(work.stage), meanwhile:
         launch(work.stage, work.key, work.request, place)
     made = place.find(work.stage, work.key, kind)
     if made is None:

@@ -5,18 +5,17 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from dpo_core.errors import DPOError, StoppedError, interrupted
+from flows.commands import COMMANDS, FREE_FORM, WORDS
 
 if TYPE_CHECKING:
     from dpo_core.recipe import Recipe
 
 DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
-WORDS = click.argument("words", nargs=-1, type=click.UNPROCESSED)
-FREE_FORM = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False}
 
 
 class RecipeCommand(click.Command):
@@ -47,6 +46,10 @@ def cli() -> None:
 
     Start with: dpo demo. With --debug anywhere, errors show their traceback.
     """
+
+
+for command in COMMANDS:
+    cli.add_command(command)
 
 
 @cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
@@ -158,94 +161,6 @@ def ui(port: int, tracking_uri: str | None, experiment_name: str | None) -> None
     serve(recipe.track, port)
 
 
-@cli.command()
-@click.argument("log_path", type=click.Path(path_type=Path))
-@click.option("--tracking-uri", default=None, help="Store or server (default: the run's own).")
-@click.option("--experiment-name", default=None, help="Experiment (default: the run's own).")
-def sync(log_path: Path, tracking_uri: str | None, experiment_name: str | None) -> None:
-    """Bring MLflow up to a run's journal: dpo sync runs/<run>."""
-    from flows.sync import sync as bring  # lazy: mlflow
-
-    click.echo(bring(log_path.expanduser().resolve(), tracking_uri, experiment_name))
-
-
-STORE = click.option("--tracking-uri", default=None, help="Store or server (default: MLFLOW_TRACKING_URI or ./mlruns).")
-MODEL = click.option("--name", default=None, help="Registered model (default: the only one there is).")
-
-
-@cli.command()
-@click.argument("name", required=False)
-@STORE
-def models(name: str | None, tracking_uri: str | None) -> None:
-    """List the versions of the registered models: aliases, run, results, and why each was promoted or not."""
-    from flows import registry_commands  # lazy: mlflow
-
-    registry_commands.models(name, tracking_uri)
-
-
-@cli.command(context_settings=FREE_FORM | {"allow_interspersed_args": True})
-@click.argument("version")
-@WORDS
-@MODEL
-@STORE
-@click.option("--force", is_flag=True, help="Whatever the gates say; needs --reason.")
-@click.option("--reason", default=None, help="Why the gates are overruled; recorded.")
-def promote(version: str, words: tuple[str, ...], **options: Any) -> None:
-    """Make a version the champion, through the gates of its recipe: dpo promote 3 [min_test_accuracy=0.7 ...]."""
-    from flows import registry_commands  # lazy: mlflow
-
-    registry_commands.promote(version, words, options)
-
-
-@cli.command()
-@MODEL
-@STORE
-@click.option("--reason", default=None, help="Why; recorded.")
-def rollback(name: str | None, tracking_uri: str | None, reason: str | None) -> None:
-    """Give the alias champion back to the version that had it before."""
-    from flows import registry_commands  # lazy: mlflow
-
-    registry_commands.rollback(name, tracking_uri, reason)
-
-
-@cli.command()
-@click.argument("flow_run", required=False)
-@click.option("--decline", is_flag=True, help="Leave the champion as it is.")
-@click.option("--by", default="", help="Who says so.")
-@click.option("--note", default="", help="Why.")
-def approve(flow_run: str | None, decline: bool, by: str, note: str) -> None:
-    """Answer a flow that waits for approval (require_approval); without its id, list those that wait."""
-    from flows import waiting  # lazy: prefect
-
-    waiting.approve(flow_run, {"approve": not decline, "name": by, "note": note})
-
-
-EXPERIMENT = click.option("--experiment-name", default=None, help="Experiment (default: dpo).")
-
-
-@cli.command()
-@STORE
-@EXPERIMENT
-@click.option("--limit", default=50, show_default=True, help="The newest so many runs.")
-def runs(limit: int, **where: str | None) -> None:
-    """List runs: status, the settings in which they differ, results, and which is a champion."""
-    from flows import run_commands  # lazy: mlflow
-
-    run_commands.runs(where, limit)
-
-
-@cli.command()
-@click.argument("runs", nargs=-1, required=True)
-@STORE
-@EXPERIMENT
-@click.option("--out", type=click.Path(path_type=Path), help="Directory of the files (default: in runs/comparisons).")
-def compare(runs: tuple[str, ...], out: Path | None, **where: str | None) -> None:
-    """Compare runs, each given by its id, name (or part of it) or log_path, with the first of them."""
-    from flows import run_commands  # lazy: mlflow
-
-    run_commands.compare(where, runs, out)
-
-
 @cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
 @WORDS
 def sweep(words: tuple[str, ...]) -> None:
@@ -259,10 +174,37 @@ def sweep(words: tuple[str, ...]) -> None:
     recipe, axes = plans.read(Path(files[0]) if files else None, words[len(files) :])
     planned = plans.plan(recipe, axes)
     refuse_early(recipe)
+    from flows import server
     from flows.sweep_flow import sweep as sweeping
 
-    outcome = sweeping(recipe, {leaf: list(values) for leaf, values in axes.items()})
+    outcome = sweeping(server.without_password(recipe), {leaf: list(values) for leaf, values in axes.items()})
     click.echo(f"Best: {outcome.best}, version {outcome.promotion.version}. Members: {planned.place}")
+
+
+@cli.command(context_settings=FREE_FORM | {"help_option_names": []})
+@WORDS
+def deploy(words: tuple[str, ...]) -> None:
+    """Register the deployments at PREFECT_API_URL: dpo deploy [recipe.toml] [key=value ...]; dpo deploy --help."""
+    become("deploy", words)
+
+
+@cli.command(context_settings=FREE_FORM | {"help_option_names": []})
+@WORDS
+def submit(words: tuple[str, ...]) -> None:
+    """Ask for a run of a deployment: dpo submit [recipe.toml] [key=value ...]; dpo submit --help."""
+    become("submit", words)
+
+
+@cli.command(context_settings=FREE_FORM | {"help_option_names": []})
+@WORDS
+def serve(words: tuple[str, ...]) -> None:
+    """Run the deployments from this process: dpo serve [recipe.toml] [key=value ...]; dpo serve --help."""
+    become("serve", words)
+
+
+def become(command: str, words: Sequence[str]) -> None:
+    """Go on as a command of ``deployments``, which stands above this package: same process, same signals."""
+    os.execv(sys.executable, [sys.executable, "-m", "deployments", command, *words])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,28 +1,51 @@
-"""Prefect before it is imported: whether its server answers, and what it says on the terminal."""
+"""Prefect before it is imported: whether its server answers and lets us in, and what it says on the terminal."""
 
+import base64
 import os
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from dpo_core.errors import TrackingError
 
 PATIENCE_S = 5.0
+REFUSALS = (401, 403)
 
 
 def check_prefect() -> None:
-    """Raises TrackingError, within seconds, when PREFECT_API_URL names a server that does not answer."""
+    """Raises TrackingError, within seconds, when PREFECT_API_URL names a server that does not answer or refuses us."""
     api = os.environ.get("PREFECT_API_URL")
     if not api:
         return
+    host = urlsplit(api).hostname
     try:
-        with urlopen(f"{api.rstrip('/')}/health", timeout=PATIENCE_S) as answer:
+        with urlopen(Request(f"{api.rstrip('/')}/admin/version", headers=login()), timeout=PATIENCE_S) as answer:
             answer.read()
+    except HTTPError as error:
+        if error.code in REFUSALS:
+            raise TrackingError(
+                f"The Prefect server at {host} does not take these credentials (HTTP {error.code}).",
+                "PREFECT_API_AUTH_STRING is the user:password that the server asks for.",
+                "Set it, or mend it.",
+            ) from None
+        raise unreachable(host, error) from None
     except (OSError, ValueError) as error:
-        raise TrackingError(
-            f"The Prefect server at {urlsplit(api).hostname} does not answer ({getattr(error, 'reason', error)}).",
-            "PREFECT_API_URL is the address of a running server's API (http://host:4200/api).",
-            "Start it (prefect server start), mend the address, or unset it: the flow then brings its own.",
-        ) from None
+        raise unreachable(host, error) from None
+
+
+def login() -> dict[str, str]:
+    """The header that Prefect's own client would send."""
+    known = os.environ.get("PREFECT_API_AUTH_STRING")
+    return {"Authorization": f"Basic {base64.b64encode(known.encode()).decode()}"} if known else {}
+
+
+def unreachable(host: str | None, error: Exception) -> TrackingError:
+    """The error for a server that is not there."""
+    return TrackingError(
+        f"The Prefect server at {host} does not answer ({getattr(error, 'reason', error)}).",
+        "PREFECT_API_URL is the address of a running server's API (http://host:4200/api).",
+        "Start it (prefect server start), mend the address, or unset it: the flow then brings its own.",
+    )
 
 
 def quieten(debug: bool) -> None:

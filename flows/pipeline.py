@@ -1,12 +1,17 @@
 """The flow: preferences and a model become an evaluated, registered, and perhaps promoted version."""
 
 from prefect import flow
+from prefect.runtime import flow_run
 
-from dpo_core import river, weights
+from dpo_core import produce, river, weights
+from dpo_core.errors import TrainingError
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Promotion, Record
 from flows import tasks
 from flows.registry import Candidate
+from flows.turn import turn
+
+MOST_STARTS = 6  # the first among them
 
 
 class Outcome(Record):
@@ -19,9 +24,21 @@ class Outcome(Record):
     promotion: Promotion
 
 
+def check_starts(count: int) -> None:
+    """Raises TrainingError for a run that took its workers with it time after time, which another would not survive."""
+    if count > MOST_STARTS:
+        raise TrainingError(
+            f"This run was started {count} times and never ended.",
+            f"After {MOST_STARTS} starts the run itself is taken to be the cause, such as by its need of memory.",
+            "Look into its workers' logs; a new run with the same settings goes on from the last checkpoint.",
+        )
+
+
 @flow(name="dpo", description=__doc__, timeout_seconds=None, persist_result=False)
 def pipeline(recipe: Recipe) -> Outcome:
     """Download and render preferences, train with DPO, evaluate, register, and promote on evidence."""
+    check_starts(flow_run.run_count)
+    produce.TURN.set(turn)
     river.preflight(recipe)
     base = weights.base(recipe)
     pairs = tasks.acquire(recipe)
