@@ -38,8 +38,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's keys and values, (slots, heads, capacity, d), zero where nothing was written."""
 
     is_sliding = False
-    keys: Tensor  # type: ignore[assignment]  # None until there is something to keep
-    values: Tensor  # type: ignore[assignment]
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, place: Place) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
