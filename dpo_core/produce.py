@@ -26,7 +26,7 @@ VERSIONS = {
     "warm_start": 2,
     "score_reference": 3,
     "train": 2,
-    "evaluate": 2,
+    "evaluate": 3,
 }
 
 

@@ -10,6 +10,7 @@ from dpo_core.address import public
 from dpo_core.data import acquire as acquisition
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, RecipeError
+from dpo_core.evaluate import task_names
 from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
@@ -44,6 +45,7 @@ def preflight(recipe: Recipe) -> None:
         check_name(recipe.render.renderer_name)
     run_dir.settle(recipe)
     acquisition.content(acquisition.pin(recipe.data), recipe.data)
+    task_names.settle(recipe.evaluate.tasks)
     prompts_source(recipe)
     weights.base(recipe)
 
@@ -80,7 +82,7 @@ def prompts_source(recipe: Recipe) -> str | None:
     Raises DataError when they cannot be found.
     """
     settings = recipe.evaluate
-    if "ifeval" not in settings.tasks:
+    if task_names.IFEVAL not in task_names.settle(settings.tasks):
         return None
     if settings.ifeval_path:
         path = Path(settings.ifeval_path).expanduser()
@@ -235,7 +237,8 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         "rendered": inputs.rendered.fingerprint,
         "reference": inputs.reference.fingerprint,
         "prompts": prompts,
-        "settings": without(settings, "ifeval_path", "ifeval_limit"),
+        "settings": without(settings, "ifeval_path", "ifeval_limit", "tasks"),
+        "tasks": [task_names.identity(name) for name in task_names.settle(settings.tasks)],
         "loss": [train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha],
         "numerics": [train.precision, train.layout, dtype],
     }
