@@ -27,6 +27,8 @@ VERSIONS = {
     "score_reference": 3,
     "train": 2,
     "evaluate": 3,
+    "answer": 1,
+    "judge": 1,
 }
 
 

@@ -10,7 +10,7 @@ from dpo_core.recipe import (
     TrainSettings,
     WarmStartSettings,
 )
-from dpo_core.records import ModelSource, PairSet, PromptSet, Record, ReferenceSet, RenderedSet
+from dpo_core.records import ModelSource, PairSet, PromptSet, Record, ReferenceSet, RenderedSet, TaskResult
 
 
 class AcquireRequest(Record):
@@ -100,3 +100,22 @@ class EvaluateRequest(Record):
     evaluate: EvaluateSettings
     train: TrainSettings
     dtype: str = "float32"
+
+
+class AnswerRequest(Record):
+    """Ask one model one task: its prompts where the task is ours, else at most ``evaluate.task_limit`` samples."""
+
+    model: ModelSource
+    renderer_name: str
+    task: str
+    prompts: PromptSet | None
+    evaluate: EvaluateSettings
+    precision: str
+
+
+class JudgeRequest(Record):
+    """Let ``judge``, a model of inspect-ai's, prefer one of two models' answers to each prompt of a task."""
+
+    judge: str
+    first: TaskResult
+    second: TaskResult

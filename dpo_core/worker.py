@@ -14,7 +14,9 @@ from dpo_core.errors import DiskFullError, DPOError
 from dpo_core.records import Record
 from dpo_core.requests import (
     AcquireRequest,
+    AnswerRequest,
     EvaluateRequest,
+    JudgeRequest,
     MergeRequest,
     PromptsRequest,
     RenderRequest,
@@ -33,6 +35,8 @@ STAGES: dict[str, tuple[str, type[Record]]] = {
     "score_reference": ("dpo_core.train.reference", ScoreRequest),
     "train": ("dpo_core.train.train", TrainRequest),
     "evaluate": ("dpo_core.evaluate.evaluate", EvaluateRequest),
+    "answer": ("dpo_core.evaluate.answer", AnswerRequest),
+    "judge": ("dpo_core.evaluate.judge", JudgeRequest),
 }
 
 ERROR_FILE = "error.json"

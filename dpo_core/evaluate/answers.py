@@ -12,10 +12,11 @@ from dpo_core import fingerprint
 from dpo_core.data.preference import Message
 from dpo_core.errors import DPOError
 from dpo_core.evaluate.ledger import Ledger
+from dpo_core.model.adapter import whose
 from dpo_core.model.generate import Completion, Decoding, Finished, decode, own_streams
 from dpo_core.model.opened import open_weights
 from dpo_core.model.sampling import Scored
-from dpo_core.render.registry import advise, get_renderer, resolve, stored
+from dpo_core.render.registry import advise, get_renderer, resolve
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 
@@ -165,15 +166,18 @@ def sound(outcome: Answer | Exception) -> Answer:
 
 
 def open_answerer(
-    path: Path, batch_size: int | None = None, renderer_name: str | None = None, precision: str = "fp32"
+    path: Path,
+    batch_size: int | None = None,
+    renderer_name: str | None = None,
+    precision: str = "fp32",
+    name: str | None = None,
 ) -> Answerer:
     """The model in a directory, whole or LoRA adapters over the one they name, with the renderer of this name, or else
-    the one that fits it. ``precision`` bf16 holds the weights in bf16.
+    the one that fits it. ``precision`` bf16 holds the weights in bf16. ``name``: what the model is called elsewhere.
 
     Raises RecipeError for a directory that is no model with a tokenizer, or a renderer that does not fit it.
     """
-    opened = open_weights(path, "bfloat16" if precision == "bf16" else "float32")
-    own = path if stored(path) else opened.tokenizer_path
-    advise(renderer_name, opened.name, own)
-    renderer = get_renderer(resolve(renderer_name, opened.name, own), load_tokenizer(opened.tokenizer_path))
-    return Answerer(opened.model, renderer, batch_size)
+    model, tokenizer_path = open_weights(path, "bfloat16" if precision == "bf16" else "float32")
+    own = whose(path, name or path.name)
+    advise(renderer_name, *own)
+    return Answerer(model, get_renderer(resolve(renderer_name, *own), load_tokenizer(tokenizer_path)), batch_size)

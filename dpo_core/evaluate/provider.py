@@ -69,7 +69,9 @@ class DPOModel(ModelAPI):
         if model_args:
             found = f"The provider dpo has no argument {', '.join(sorted(model_args))}."
             raise EvaluationError(found, "It takes renderer_name, batch_size and precision.", "Leave out the others.")
-        self.answerer: Answerer = given or open_answerer(find(model_name), int(size) if size else None, **how)
+        self.answerer: Answerer = given or open_answerer(
+            find(model_name), int(size) if size else None, name=model_name, **how
+        )
         self.waiting: list[Request] = []
         self.asked: Counter[str] = Counter()
         self.turn = anyio.Lock()

@@ -1,5 +1,6 @@
 """Tasks run through inspect-ai: to their end, with every sample in the log, or not at all."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from inspect_ai import Task, eval
 from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, Model, ModelAPI
 
-from dpo_core.errors import EvaluationError
+from dpo_core.errors import DPOError, EvaluationError
 from dpo_core.evaluate.answers import Answerer, Sampling
 from dpo_core.evaluate.entry import dpo
 from dpo_core.evaluate.provider import CONNECTIONS
@@ -41,7 +42,7 @@ def as_model(answerer: Answerer, name: str, sampling: Sampling) -> Model:
     return Model(provider(name, answerer=answerer), config)
 
 
-def run_task(model: Model | str, asked: Asked, connections: int = CONNECTIONS) -> EvalLog:
+def run_task(model: Model | str, asked: Asked) -> EvalLog:
     """Run a task on a model; the log is left in its place.
 
     Raises EvaluationError unless it ended well with every sample in the log.
@@ -51,7 +52,6 @@ def run_task(model: Model | str, asked: Asked, connections: int = CONNECTIONS) -
             asked.task,
             model=model,
             limit=asked.limit,
-            max_samples=connections,
             continue_on_fail=True,
             fail_on_error=MOST_FAILED,
             display="none",
@@ -61,7 +61,9 @@ def run_task(model: Model | str, asked: Asked, connections: int = CONNECTIONS) -
             score_display=False,
             ctl_server=False,
         )
-    except (ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except DPOError:
+        raise
+    except Exception as error:
         raise refused(asked, error) from error
     checked = check(logs)
     Path(checked.location).rename(asked.place / f"{label(asked.name)}.eval")
@@ -70,11 +72,13 @@ def run_task(model: Model | str, asked: Asked, connections: int = CONNECTIONS) -
 
 def refused(asked: Asked, error: Exception) -> EvaluationError:
     """The error for a task or a model that inspect-ai could not begin with."""
-    told = (str(getattr(error, "message", error)).strip() or type(error).__name__).splitlines()[0]
+    # inspect-ai's own words are several lines, with marks for the terminal.
+    words = re.sub(r"\[/?[a-z ]+\]", "", str(getattr(error, "message", error))).split()
+    told = " ".join(words) or type(error).__name__
     remedy = "--debug shows where."
     if isinstance(error, ModuleNotFoundError) and error.name:
         remedy = f"Install what it needs: pip install {error.name.partition('.')[0]}"
-    return EvaluationError(f"{asked.name} could not be started: {told}", "", remedy)
+    return EvaluationError(f"{asked.name} could not be started: {told.rstrip('.')}.", "", remedy)
 
 
 def check(logs: Sequence[EvalLog], expected: int | None = None) -> EvalLog:

@@ -13,11 +13,10 @@ from dpo_core.requests import MergeRequest
 
 
 class Opened(NamedTuple):
-    """A model, where its tokenizer is, and its name, which tells what renderer is its own."""
+    """A model, and where its tokenizer is."""
 
     model: PreTrainedModel
     tokenizer_path: Path
-    name: str
 
 
 def open_weights(path: Path, dtype: str = "float32") -> Opened:
@@ -27,7 +26,7 @@ def open_weights(path: Path, dtype: str = "float32") -> Opened:
     """
     if not adapter.is_adapter(path):
         check_directory(path)
-        return Opened(load_model(path, dtype=dtype), path, path.name)
+        return Opened(load_model(path, dtype=dtype), path)
     # Lazy: peft costs seconds, and a served model is installed without it.
     from dpo_core.model.lora import merged
     from dpo_core.model.merge import adapted
@@ -38,4 +37,4 @@ def open_weights(path: Path, dtype: str = "float32") -> Opened:
     adapter.check_base(path, base.fingerprint, name)
     request = MergeRequest(base=base, adapter=path, name=name)
     whole = merged(adapted(load_model(base.path), request)).to(getattr(torch, dtype))
-    return Opened(whole.eval(), base.path, name)
+    return Opened(whole.eval(), base.path)
