@@ -206,6 +206,8 @@ class EvaluateSettings(Section):
     """prompts generated together; auto: as many as memory has room for"""
     num_samples: Every = 8
     """held-out prompts whose answers are shown before and after"""
+    infrequent_prompts: Every = 0
+    """first so many prompts of IFEval that the policy answers, and is judged on, every infrequent_eval_every steps"""
 
 
 class TrackSettings(Section):

@@ -73,6 +73,7 @@ class TrainRequest(Record):
     kept in ``log_path/config.json`` with ``recipe``.
 
     ``on_the_fly``: the reference is asked in every step. ``frozen_dtype``: type of weights that do not train.
+    ``prompts``: of which the first ``watched`` are asked at each infrequent evaluation (None: none).
     """
 
     rendered: RenderedSet
@@ -84,6 +85,8 @@ class TrainRequest(Record):
     frozen_dtype: str = "float32"
     samples: int
     max_new_tokens: int
+    prompts: PromptSet | None = None
+    watched: int = 0
     log_path: Path
     fingerprint: str
     lineage: str

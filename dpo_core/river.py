@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dpo_core import weights
 from dpo_core.address import public
@@ -192,7 +193,7 @@ def train(
         "model": model.fingerprint,
         "lora": [recipe.model.lora_rank, recipe.model.lora_alpha, recipe.model.lora_targets],
         "on_the_fly": on_the_fly(recipe, rendered),
-        "samples": [recipe.evaluate.num_samples, recipe.evaluate.max_new_tokens],
+        "samples": [recipe.evaluate.num_samples, recipe.evaluate.max_new_tokens, *watched(recipe).values()],
     }
     settings = without(recipe.train, *run_dir.ELSEWHERE)
     depends = reads | {"reference": reference.fingerprint, "train": settings}
@@ -210,6 +211,8 @@ def train(
         frozen_dtype=frozen_dtype(recipe),
         samples=recipe.evaluate.num_samples,
         max_new_tokens=recipe.evaluate.max_new_tokens,
+        prompts=watched_prompts(recipe),
+        watched=recipe.evaluate.infrequent_prompts,
         log_path=run_dir.choose(recipe, key, store(recipe).root),
         fingerprint=key,
         lineage=fingerprint_of("train", lineage),
@@ -217,6 +220,18 @@ def train(
     )
     known_as = run_dir.origin(request.log_path, request.lineage, key)
     return produce(recipe, Work("train", depends, request), Checkpoint, followed(known_as, request.log_path))
+
+
+def watched_prompts(recipe: Recipe) -> PromptSet | None:
+    """The prompts that the policy is asked during training, None where it is asked none."""
+    produced = acquire_prompts(recipe) if recipe.evaluate.infrequent_prompts else None
+    return produced.record if produced else None
+
+
+def watched(recipe: Recipe) -> dict[str, Any]:
+    """What the metrics of infrequent evaluations depend on, beside the policy; nothing where it is asked nothing."""
+    prompts = watched_prompts(recipe)
+    return {"prompts": prompts.fingerprint, "count": recipe.evaluate.infrequent_prompts} if prompts else {}
 
 
 def trained(checkpoint: Checkpoint, base_model: ModelSource) -> ModelSource:
@@ -237,7 +252,7 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         "rendered": inputs.rendered.fingerprint,
         "reference": inputs.reference.fingerprint,
         "prompts": prompts,
-        "settings": without(settings, "ifeval_path", "ifeval_limit", "tasks"),
+        "settings": without(settings, "ifeval_path", "ifeval_limit", "tasks", "infrequent_prompts"),
         "tasks": [task_names.identity(name) for name in task_names.settle(settings.tasks)],
         "loss": [train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha],
         "numerics": [train.precision, train.layout, dtype],
