@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check install clean
+.PHONY: run test check faults install clean
 
 run: install
 	$(BIN)/dpo demo
@@ -18,6 +18,10 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# Two hundred faults injected into real runs, and what became of them.
+faults: install
+	$(BIN)/python -m tests.faults --injections 200
 
 install: $(VENV)/.installed
 

@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from dpo_core.errors import DPOError, RecipeError
+from dpo_core.errors import DPOError, RecipeError, interrupted
 from dpo_core.settings import read_recipe
 
 STAGES = ("acquire", "render", "warm_start", "score_reference", "train", "evaluate", "run")
@@ -29,7 +29,8 @@ def main(words: list[str]) -> int:
         os.environ["DPO_DEBUG"] = "1"
     try:
         act(words[0], [word for word in words[1:] if word != "--debug"])
-    except DPOError as error:
+    except (DPOError, KeyboardInterrupt) as raised:
+        error = raised if isinstance(raised, DPOError) else interrupted()
         if os.environ.get("DPO_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -9,6 +9,8 @@ from dpo_core.recipe import Recipe
 def shown(uri: str) -> str:
     """The address without the password that may be in it."""
     parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri  # as it is: sqlite:////file would not be put together again
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 

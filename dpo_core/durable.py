@@ -2,9 +2,12 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -30,6 +33,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def from_disk(error: Exception) -> OSError | None:
+    """What the system said, where an error comes from the disk: safetensors has a kind of its own. None for others."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 @contextmanager

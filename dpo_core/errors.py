@@ -73,6 +73,11 @@ class StoppedError(DPOError):
     exit_code = 75
 
 
+def interrupted() -> StoppedError:
+    """Ctrl-C where no step had to be finished first."""
+    return StoppedError("Stopped.", "What is done is kept.", "Run the same command again to continue.")
+
+
 KINDS: dict[str, type[DPOError]] = {
     kind.__name__: kind
     for kind in (

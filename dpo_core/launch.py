@@ -30,6 +30,10 @@ def launch(stage: str, key: str, request: Record, store: Store) -> None:
             raise told(error_file) or StoppedError(
                 f"Stopped in stage {stage}.", "Finished stages are kept.", "Run the same command again to continue."
             ) from None
+        except BaseException:  # an orchestrator's way of telling of SIGTERM: its, but what the stage said is said
+            if error := told(error_file):
+                print(f"stopped: {error}", file=sys.stderr, flush=True)
+            raise
         if code:
             raise told(error_file) or unexpected(stage, code)
 

@@ -47,8 +47,8 @@ def preflight(recipe: Recipe) -> None:
     run_dir.settle(recipe)
     acquisition.content(acquisition.pin(recipe.data), recipe.data)
     task_names.settle(recipe.evaluate.tasks)
-    prompts_source(recipe)
     weights.base(recipe)
+    prompts_source(recipe)
 
 
 def acquire(recipe: Recipe) -> Produced[PairSet]:

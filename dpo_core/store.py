@@ -4,7 +4,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from dpo_core.records import Record
 
 R = TypeVar("R", bound=Record)
 
+DRAFT, DISCARDED = "draft", "discarded"
 RECORD, MANIFEST = "record.json", "manifest.json"
 
 
@@ -32,6 +33,7 @@ class Store:
         if not entry.exists():
             return None
         if damage(entry) is None:
+            tidy(entry)
             return kind.model_validate_json((entry / RECORD).read_text())
         discard(entry)
         return None
@@ -45,10 +47,9 @@ class Store:
         """
         entry = self.entry(stage, key)
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with durable.locked(entry.with_name(f".{key}.lock")) as waited:
-            for left in entry.parent.glob(f".{key}.draft-*"):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            aside = entry.with_name(f".{key}.draft-{uuid.uuid4().hex[:8]}")
+        with durable.locked(lock_of(entry)) as waited:
+            sweep(entry)
+            aside = entry.with_name(f".{key}.{DRAFT}-{uuid.uuid4().hex[:8]}")
             aside.mkdir()
             draft = Draft(aside, entry, there=waited and damage(entry) is None)
             try:
@@ -87,6 +88,25 @@ class Draft:
         durable.rename(self.path, self.final)
 
 
+def lock_of(entry: Path) -> Path:
+    """The file whose lock a writer of the entry holds."""
+    return entry.with_name(f".{entry.name}.lock")
+
+
+def sweep(entry: Path) -> None:
+    """Remove what killed writers left, drafts and damaged outputs; the caller holds the lock."""
+    for kind in (DRAFT, DISCARDED):
+        for left in entry.parent.glob(f".{entry.name}.{kind}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def tidy(entry: Path) -> None:
+    """Remove what a writer left that was killed when its output had just got its name."""
+    if any(entry.parent.glob(f".{entry.name}.*")):
+        with suppress(BlockingIOError), durable.locked(lock_of(entry), wait=False):
+            sweep(entry)
+
+
 def damage(entry: Path) -> str | None:
     """What is wrong with an output (a missing or changed file, by name), or None when it is whole."""
     try:
@@ -104,6 +124,6 @@ def damage(entry: Path) -> str | None:
 
 def discard(entry: Path) -> None:
     """Take an output out of the way at once, then delete it."""
-    doomed = entry.with_name(f".discarded.{uuid.uuid4().hex[:8]}")
+    doomed = entry.with_name(f".{entry.name}.{DISCARDED}-{uuid.uuid4().hex[:8]}")
     entry.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -10,6 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
+from dpo_core import durable
 from dpo_core.errors import DiskFullError, DPOError
 from dpo_core.records import Record
 from dpo_core.requests import (
@@ -52,7 +53,7 @@ def main(stage: str, request_file: Path, store: Path, key: str) -> int:
         with Store(store).write(stage, key) as draft:
             if not draft.there:
                 importlib.import_module(module).run(request, draft)
-    except (DPOError, OSError) as raised:
+    except Exception as raised:
         error = raised if isinstance(raised, DPOError) else full_disk(raised)
         if error is None:
             raise
@@ -63,12 +64,13 @@ def main(stage: str, request_file: Path, store: Path, key: str) -> int:
     return 0
 
 
-def full_disk(error: OSError) -> DPOError | None:
+def full_disk(error: Exception) -> DPOError | None:
     """The error for a disk that takes no more, None for any other cause."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    told = durable.from_disk(error)
+    if told is None or told.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None
     return DiskFullError(
-        f"{error.filename or 'A file'} could not be written: {error.strerror}.",
+        f"{told.filename or 'A file'} could not be written: {told.strerror}.",
         "What was whole before is still there.",
         "Make room and run the same command again.",
     )

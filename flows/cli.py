@@ -1,6 +1,7 @@
 """The command line. Heavy imports wait inside the commands, so that --help and a wrong setting are answered at once."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dpo_core.errors import DPOError
+from dpo_core.errors import DPOError, StoppedError, interrupted
 
 if TYPE_CHECKING:
     from dpo_core.recipe import Recipe
@@ -68,20 +69,35 @@ def execute(recipe_file: Path | None, words: Sequence[str]) -> None:
     # Lazy, each of these: what comes first must not wait for what comes next.
     from dpo_core.settings import read_recipe
 
-    recipe = read_recipe(recipe_file, words)
+    try:
+        start(read_recipe(recipe_file, words))
+    except KeyboardInterrupt:
+        raise interrupted() from None
+
+
+def start(recipe: "Recipe") -> None:
+    """The flow, on a recipe that can work."""
     refuse_early(recipe)
+    # Prefect stops the stage first, and then hands the signal on to this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
+    from flows import server  # lazy, each of these: prefect and mlflow come after the checks
     from flows.pipeline import pipeline
     from flows.summary import show
 
-    show(pipeline(recipe))
+    show(pipeline(server.without_password(recipe)))
 
 
 def refuse_early(recipe: "Recipe") -> None:
     """What would fail later fails now, before a server is started: names, files, hubs, servers."""
-    from dpo_core import river  # lazy: pyarrow and tokenizers
+    from dpo_core import address, river  # lazy: pyarrow and tokenizers
     from flows import orchestrator, server
 
-    server.check_server(server.tracking_uri(recipe.track))
+    uri = server.tracking_uri(recipe.track)
+    if server.is_down(uri):
+        told = "Training goes on, and MLflow is brought up to date when it is back."
+        click.echo(f"warning: nobody answers at tracking_uri={address.shown(uri)}. {told}", err=True)
+    else:
+        server.check_server(uri)
     orchestrator.check_prefect()
     orchestrator.quieten(bool(os.environ.get("DPO_DEBUG")))
     river.preflight(recipe)

@@ -5,15 +5,17 @@ import re
 import socket
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from dpo_core.address import shown
 from dpo_core.errors import TrackingError
-from dpo_core.recipe import TrackSettings
+from dpo_core.recipe import Recipe, TrackSettings
 
 DEFAULT_STORE = Path("mlruns/mlflow.db")
 SQLITE = "sqlite:///"
 PATIENCE_S = 5.0
+DEFAULT_PORTS = {"http": 80, "https": 443}
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -32,6 +34,16 @@ def tracking_uri(track: TrackSettings) -> str:
             "Leave it out for the default store.",
         )
     return uri.rstrip("/")
+
+
+def without_password(recipe: Recipe) -> Recipe:
+    """The recipe as a flow's parameter, which Prefect writes down: an address with a password goes to
+    MLFLOW_TRACKING_URI of this process instead."""
+    uri = recipe.track.tracking_uri
+    if not uri or shown(uri) == uri:
+        return recipe
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    return recipe.model_copy(update={"track": recipe.track.model_copy(update={"tracking_uri": None})})
 
 
 def is_server(uri: str) -> bool:
@@ -55,7 +67,7 @@ def check_server(uri: str) -> None:
     if not is_server(uri):
         return
     try:
-        with urlopen(f"{uri}/health", timeout=PATIENCE_S) as answer:
+        with urlopen(f"{shown(uri)}/health", timeout=PATIENCE_S) as answer:
             found = f"answers with {answer.read(40)!r}" if answer.status == 200 else f"answers HTTP {answer.status}"
             healthy = found == "answers with b'OK'"
     except HTTPError as error:
@@ -68,6 +80,20 @@ def check_server(uri: str) -> None:
             "tracking_uri (or MLFLOW_TRACKING_URI) is the address of a running MLflow server.",
             "Start the server, mend the address, or unset it to use the store in ./mlruns.",
         )
+
+
+def is_down(uri: str) -> bool:
+    """Whether nobody listens at the address of a host that exists, as when a server is being restarted."""
+    parts = urlsplit(uri)
+    if not is_server(uri) or not parts.hostname:
+        return False
+    try:
+        with socket.create_connection((parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme]), PATIENCE_S):
+            return False
+    except socket.gaierror:
+        return False
+    except OSError:
+        return True
 
 
 def check_port(host: str, port: int) -> None:

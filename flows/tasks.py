@@ -141,7 +141,7 @@ def followed(recipe: Recipe, fingerprint: str, log_path: Path) -> Iterator[None]
     except BaseException as error:
         if follower.handle:
             with suppress(TrackingError):
-                stopped = isinstance(error, StoppedError | KeyboardInterrupt)
+                stopped = isinstance(error, StoppedError) or not isinstance(error, Exception)  # a signal
                 tracking.close_run(follower.handle, "KILLED" if stopped else "FAILED")
         raise
 

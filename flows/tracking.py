@@ -75,6 +75,8 @@ def connect(uri: str) -> MlflowClient:
     server.check_server(uri)
     # The default of 7 retries blocks for minutes when a server goes away in the middle of a run.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # The run's page is told at the end; MLflow would print it with the password that its address may have.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # It tells every retry, and the failure after the last is told anyhow.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     with answering(uri):

@@ -203,6 +203,8 @@ def cut_back(log_path: Path, found: Found | None) -> None:
     for path in folder.iterdir() if folder.is_dir() else []:
         if not path.name.isdigit() or int(path.name) > last:
             shutil.rmtree(path, ignore_errors=True)
+    for left in log_path.glob(".*.new"):
+        left.unlink()
     known = reversed(newest_first(log_path))
     journal.keep(
         log_path / CHECKPOINTS, [{"name": path.name, "step": int(path.name), "path": str(path)} for path in known]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dpo_core import durable
 from dpo_core.errors import RecipeError
@@ -41,15 +42,36 @@ def check(request: TrainRequest) -> None:
     if there is None and (path / run_dir.CONFIG).exists() and not ours(path, request.lineage):
         raise other(path, "a run whose config.json is damaged", request)
     if there is not None and there["lineage"] != request.lineage:
-        raise other(path, f"run {there['fingerprint']}", request)
+        raise other(path, f"run {there['fingerprint']}{apart(there, request)}", request)
     if there is None or there["fingerprint"] != request.fingerprint:
         told = {
             "fingerprint": request.fingerprint,
             "lineage": request.lineage,
             "origin": there["origin"] if there else request.fingerprint,
             "recipe": request.recipe,
+            "reads": reads(request),
         }
         run_dir.write_config(path, told)
+
+
+def reads(request: TrainRequest) -> dict[str, str]:
+    """What a run depends on beside its settings, each by its fingerprint; a hub model's path names its commit."""
+    return {
+        "data or rendering": request.rendered.fingerprint,
+        "renderer": request.rendered.renderer_name,
+        "initial weights": request.model.fingerprint,
+        "reference": request.reference.model.fingerprint,
+        "model_path": str(request.model.path),
+    }
+
+
+def apart(there: dict[str, Any], request: TrainRequest) -> str:
+    """What of it is not as it was, for a message."""
+    before = there.get("reads", {})
+    changed = [name for name, value in reads(request).items() if name != "model_path" and before.get(name) != value]
+    if not changed and there["recipe"] == request.recipe:
+        return " (made by another version of this code)"
+    return f" (with other {', '.join(changed)})" if changed else ""
 
 
 def ours(path: Path, lineage: str) -> bool:

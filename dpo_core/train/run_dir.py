@@ -16,6 +16,8 @@ CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints.json
 DIGEST = "digest"
 LOG, SAMPLES, FINAL, ADAPTER = "logs.log", "samples.jsonl", "final", "adapter"
 
+NOT_YET = f".{CONFIG}.new"  # all that a run leaves that was killed while it wrote its first file
+
 # Settings that say where a run goes, how it is shown and kept, and not what it computes.
 ELSEWHERE = {
     "log_path",
@@ -101,7 +103,11 @@ def settle(recipe: Recipe) -> None:
     Raises RecipeError when it holds anything else and the behaviour is not delete.
     """
     path = recipe.train.log_path
-    if path is None or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if (
+        path is None
+        or not path.exists()
+        or (path.is_dir() and not {found.name for found in path.iterdir()} - {NOT_YET})
+    ):
         return
     behaviour: str = recipe.train.behavior_if_log_dir_exists
     changed = differences(recipe, path)

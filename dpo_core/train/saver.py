@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dpo_core import durable
 from dpo_core.errors import TrainingError
 from dpo_core.recipe import TrainSettings
 from dpo_core.records import StepMetrics
@@ -69,8 +70,11 @@ class Saver:
         (step, writing), self.pending = self.pending, None
         try:
             writing.result()
-        except OSError as error:
-            refused = not_written(self.log_path, step, error)
+        except Exception as error:
+            cause = durable.from_disk(error)
+            if cause is None:
+                raise
+            refused = not_written(self.log_path, step, cause)
             if self.train.on_save_error == "stop":
                 raise refused from error
             self.say(f"{refused.found} {refused.rule} The run goes on (on_save_error=continue).")

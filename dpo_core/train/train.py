@@ -1,5 +1,6 @@
 """The train stage: the loop's steps into the journal, onto the terminal, into checkpoints and a final model."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from dpo_core.train.stopping import StopFlag
 from dpo_core.train.watchdog import Watchdog
 
 EXAMPLES_SHOWN = 2
+BYTES_A_WEIGHT = 4
 
 
 def run(request: TrainRequest, draft: Draft, watch: Watch = unwatched) -> None:
@@ -60,10 +62,26 @@ def introduce(session: Session, display: Display) -> None:
             "log_path": str(request.log_path),
         }
     )
-    for line in session.news:
+    for line in session.news + low_disk(session):
         display.say(line)
     rows = session.run.rows
     display.examples(session.renderer, [rows[index] for index in range(min(EXAMPLES_SHOWN, len(rows)))])
+
+
+def low_disk(session: Session) -> list[str]:
+    """A warning when the disk has not the room for the checkpoints and the final model that the run will keep."""
+    train, policy, log_path = session.request.train, session.run.policy, session.log_path
+    whole = sum(p.numel() * BYTES_A_WEIGHT for p in policy.parameters())
+    one = 3 * sum(p.numel() * BYTES_A_WEIGHT for p in policy.parameters() if p.requires_grad)
+    saves = session.run.total // train.save_every if train.save_every else 0
+    needed = whole + one * (1 + min(saves, train.keep_checkpoints or saves))  # the one being written among them
+    free = shutil.disk_usage(log_path).free
+    if needed <= free:
+        return []
+    return [
+        f"Warning: {log_path} has {free / 1e9:.1f} GB free, and the run's checkpoints and final model will take"
+        f" {needed / 1e9:.1f} GB. Make room, or lower keep_checkpoints."
+    ]
 
 
 def loss_line(session: Session) -> str:
@@ -170,17 +188,24 @@ def sample(session: Session, step: int) -> None:
 
 
 def stopped(session: Session, metrics: StepMetrics, saver: Saver) -> StoppedError:
-    """Save where the run is, and say how it goes on."""
+    """Save where the run is, and say how it goes on; before the first step there is nothing to save."""
+    again = "Run the same command again to continue from it."
+    if metrics.step == 0:
+        return StoppedError(
+            f"Stopped before the first step{session.stop.why}.", "", again.removesuffix(" from it.") + "."
+        )
     saver.save(held(session, metrics))
     saver.settle()
     return StoppedError(
         f"Stopped after step {metrics.step} of {session.run.total}{session.stop.why}.",
         f"The checkpoint is {checkpoint.newest_first(session.log_path)[0]}.",
-        "Run the same command again to continue from it.",
+        again,
     )
 
 
 def lasting_files(log_path: Path) -> list[Path]:
     """What must stay as it is for the finished run to count as whole."""
-    final = sorted(path for path in (log_path / run_dir.FINAL).rglob("*") if path.is_file())
-    return [log_path / run_dir.CONFIG, log_path / run_dir.METRICS, log_path / run_dir.CHECKPOINTS, *final]
+    directories = (log_path / run_dir.FINAL, log_path / run_dir.ADAPTER, checkpoint.newest_first(log_path)[0])
+    parts = [path for directory in directories for path in sorted(directory.rglob("*")) if path.is_file()]
+    names = (run_dir.CONFIG, run_dir.METRICS, run_dir.SAMPLES, run_dir.CHECKPOINTS)
+    return [log_path / name for name in names if (log_path / name).is_file()] + parts

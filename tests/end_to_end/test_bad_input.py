@@ -1,6 +1,5 @@
 """What a user gets for wrong input: an exit code, one clear line, no traceback, nothing written."""
 
-import json
 import os
 import shutil
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_core.train import run_dir
 from tests.conftest import pair_rows
 
 Writer = Callable[..., Path]
@@ -60,7 +60,7 @@ def pairs(write_jsonl: Writer) -> Path:
         (["missing.toml"], 2, ["no recipe file missing.toml"]),
         (["dataset=missing.jsonl", "model_name=./nowhere"], 3, ["no dataset missing.jsonl"]),
         (["renderer_name=role_colom", "model_name=./x"], 2, ["Did you mean role_colon?"]),
-        (["tracking_uri=http://127.0.0.1:9"], 6, ["http://127.0.0.1:9 does not answer"]),
+        (["tracking_uri=http://nowhere.invalid:5000"], 6, ["http://nowhere.invalid:5000 does not answer"]),
     ],
 )
 def test_wrong_words(place: Path, words: list[str], code: int, fragments: list[str]) -> None:
@@ -127,7 +127,7 @@ def test_an_existing_log_path_of_another_run_is_left_alone(
 ) -> None:
     log_path = tmp_path / "old"
     log_path.mkdir()
-    (log_path / "config.json").write_text(json.dumps({"fingerprint": "f", "recipe": {"train": {"dpo_beta": 0.5}}}))
+    run_dir.write_config(log_path, {"fingerprint": "f", "recipe": {"train": {"dpo_beta": 0.5}}})
     words = [f"dataset={pairs}", f"model_name={stories}", "tasks=", f"log_path={log_path}"]
     told = dpo(place, "run", *words, f"behavior_if_log_dir_exists={behaviour}")
     refused(told, place, 2, fragment, "dpo_beta: 0.5 there, 0.1 now")

@@ -118,6 +118,24 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_continues_to_the_same
 
 
 @pytest.mark.slow
+def test_a_finished_run_is_extended_to_the_end_of_a_longer_one(place: Place) -> None:
+    words = ("lr_schedule=constant", "infrequent_eval_every=0")
+    place.run(*words, "log_path=longer")
+    place.run(*words, "log_path=extended", "max_steps=4")
+    first = (place.path / "extended" / "metrics.jsonl").read_bytes()
+    assert "train" in place.made(*words, "log_path=extended")
+    assert (place.path / "extended" / "metrics.jsonl").read_bytes().startswith(first)
+    extended, longer = (journal.read_steps(place.path / name / "metrics.jsonl") for name in ("extended", "longer"))
+    assert [step.values.get("dpo_loss") for step in extended] == [step.values.get("dpo_loss") for step in longer]
+    final = [place.path / name / "final" / "model.safetensors" for name in ("extended", "longer")]
+    assert final[0].read_bytes() == final[1].read_bytes()
+    assert "Continuing after step 4" in (place.path / "extended" / "logs.log").read_text()
+    shorter = place.start(*words, "log_path=extended", "max_steps=2")
+    assert "max_steps: 6 there, 2 now" in shorter.communicate(timeout=60)[1]
+    assert shorter.returncode == 2
+
+
+@pytest.mark.slow
 def test_the_files_of_a_run(place: Place) -> None:
     log_path = min(place.path.glob("runs/pairs-*"))
     rows = journal.read(log_path / "metrics.jsonl")
@@ -126,6 +144,6 @@ def test_the_files_of_a_run(place: Place) -> None:
     assert rows[1]["dpo_loss"] == pytest.approx(0.693147, abs=1e-6)
     assert rows[1]["accuracy"] == 0.5
     names = [row["name"] for row in journal.read(log_path / "checkpoints.jsonl")]
-    assert names == ["000002", "000004", "final"]
+    assert names == ["000002", "000004", "000006", "final"]
     assert {row["step"] for row in journal.read(log_path / "samples.jsonl")} == {0, 6}
     assert "step 6/6" in (log_path / "logs.log").read_text()

@@ -34,6 +34,7 @@ def test_a_plain_directory_is_refused() -> None:
 
 def test_a_password_is_never_shown() -> None:
     assert shown("http://me:secret@there:5000/x") == "http://there:5000/x"
+    assert shown("sqlite:////there/mlflow.db") == "sqlite:////there/mlflow.db"
     recipe = Recipe(track=TrackSettings(tracking_uri="http://me:secret@there"))
     assert tracking.parameters(recipe)["tracking_uri"] == "http://there"
 
