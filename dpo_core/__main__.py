@@ -14,6 +14,7 @@ USAGE = f"""usage: python -m dpo_core STAGE [recipe.toml] [key=value ...]
 
 STAGE is one of {", ".join(STAGES)} (run = all of them); stages before it are run too, unless their output exists.
 python -m dpo_core data [DATASET | recipe.toml] [key=value ...]: the report of a dataset, and its pairs on a terminal.
+python -m dpo_core eval --model A [--against B] [--task NAME ...] [key=value ...]: measure a model, or compare two.
 python -m dpo_core generate MODEL_DIR PROMPT..., python -m dpo_core chat MODEL_DIR: try a model.
 Registering and promoting need MLflow: that is dpo run. The settings are listed by dpo run --help."""
 
@@ -49,6 +50,11 @@ def act(command: str, words: list[str]) -> None:
         from dpo_core.browse import data_command  # lazy: pyarrow and rich, half a second, for this command only
 
         data_command(words)
+        return
+    if command == "eval":
+        from dpo_core.appraise import eval_command  # lazy: as above
+
+        eval_command(words)
         return
     if command not in STAGES:
         raise RecipeError(f"There is no stage {command!r}.", f"Stages are {', '.join(STAGES)}.", "See --help.")

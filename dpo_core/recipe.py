@@ -187,18 +187,27 @@ class TrainSettings(Section):
 class EvaluateSettings(Section):
     """How the result is measured."""
 
-    tasks: tuple[Literal["ifeval"], ...] = ("ifeval",)
-    """generation tasks, comma-separated; none leaves the held-out preferences alone"""
+    tasks: tuple[str, ...] = ("ifeval",)
+    """generation tasks, comma-separated: ifeval, inspect_evals/<name>, <file>.py@<task> of inspect-ai; none leaves the
+    held-out preferences alone"""
     ifeval_path: str | None = None
     """JSONL of IFEval prompts (demo: the demo's held-out prompts; None: google/IFEval from the hub)"""
     ifeval_limit: Count | None = None
-    """evaluate the first so many prompts"""
+    """evaluate the first so many prompts of IFEval"""
+    task_limit: Count | None = None
+    """evaluate the first so many samples of every other task"""
     max_new_tokens: Count = 1280
     """tokens of an answer at most"""
-    eval_batch_size: Count = 64
-    """prompts generated together"""
+    eval_temperature: Annotated[float, Field(ge=0)] = 0.0
+    """temperature that answers are drawn at; 0 is greedy (a task's own setting comes first)"""
+    eval_seed: int = 0
+    """seed of the draws, where the temperature is above 0"""
+    eval_batch_size: Count | Literal["auto"] = "auto"
+    """prompts generated together; auto: as many as memory has room for"""
     num_samples: Every = 8
     """held-out prompts whose answers are shown before and after"""
+    infrequent_prompts: Every = 0
+    """first so many prompts of IFEval that the policy answers, and is judged on, every infrequent_eval_every steps"""
 
 
 class TrackSettings(Section):

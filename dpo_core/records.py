@@ -152,6 +152,42 @@ class EvalResult(Record):
     metrics: dict[str, float]
 
 
+class TaskResult(Record):
+    """One model's answers to one task, judged. ``path`` holds ``answers.jsonl`` (a line a sample), inspect's log and,
+    of IFEval, ``outcomes.jsonl`` (a line a prompt). ``failed`` of the ``samples`` could not be asked or judged.
+    """
+
+    path: Path
+    fingerprint: str
+    task: str
+    model_name: str
+    model_fingerprint: str
+    samples: int
+    failed: int
+    metrics: dict[str, float]
+
+
+class Judgement(Record):
+    """What a judge preferred between two models' answers to the same prompts, each pair shown in both orders.
+
+    ``path`` holds ``verdicts.jsonl`` (a line a prompt) and inspect's log. ``win_rate`` is the first model's, a tie ½.
+    ``consistent``: share of prompts judged alike in both orders.
+    """
+
+    path: Path
+    fingerprint: str
+    judge: str
+    prompts: int
+    wins: int
+    ties: int
+    losses: int
+    win_rate: float
+    low: float
+    high: float
+    p: float
+    consistent: float
+
+
 class ModelVersion(Record):
     """A version in the registry, and the run that made it."""
 

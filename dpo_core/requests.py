@@ -10,7 +10,7 @@ from dpo_core.recipe import (
     TrainSettings,
     WarmStartSettings,
 )
-from dpo_core.records import ModelSource, PairSet, PromptSet, Record, ReferenceSet, RenderedSet
+from dpo_core.records import ModelSource, PairSet, PromptSet, Record, ReferenceSet, RenderedSet, TaskResult
 
 
 class AcquireRequest(Record):
@@ -73,6 +73,7 @@ class TrainRequest(Record):
     kept in ``log_path/config.json`` with ``recipe``.
 
     ``on_the_fly``: the reference is asked in every step. ``frozen_dtype``: type of weights that do not train.
+    ``prompts``: of which the first ``watched`` are asked at each infrequent evaluation (None: none).
     """
 
     rendered: RenderedSet
@@ -84,6 +85,8 @@ class TrainRequest(Record):
     frozen_dtype: str = "float32"
     samples: int
     max_new_tokens: int
+    prompts: PromptSet | None = None
+    watched: int = 0
     log_path: Path
     fingerprint: str
     lineage: str
@@ -100,3 +103,22 @@ class EvaluateRequest(Record):
     evaluate: EvaluateSettings
     train: TrainSettings
     dtype: str = "float32"
+
+
+class AnswerRequest(Record):
+    """Ask one model one task: its prompts where the task is ours, else at most ``evaluate.task_limit`` samples."""
+
+    model: ModelSource
+    renderer_name: str
+    task: str
+    prompts: PromptSet | None
+    evaluate: EvaluateSettings
+    precision: str
+
+
+class JudgeRequest(Record):
+    """Let ``judge``, a model of inspect-ai's, prefer one of two models' answers to each prompt of a task."""
+
+    judge: str
+    first: TaskResult
+    second: TaskResult

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dpo_core import weights
 from dpo_core.address import public
 from dpo_core.data import acquire as acquisition
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, RecipeError
+from dpo_core.evaluate import task_names
 from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
@@ -44,6 +46,7 @@ def preflight(recipe: Recipe) -> None:
         check_name(recipe.render.renderer_name)
     run_dir.settle(recipe)
     acquisition.content(acquisition.pin(recipe.data), recipe.data)
+    task_names.settle(recipe.evaluate.tasks)
     weights.base(recipe)
     prompts_source(recipe)
 
@@ -80,7 +83,7 @@ def prompts_source(recipe: Recipe) -> str | None:
     Raises DataError when they cannot be found.
     """
     settings = recipe.evaluate
-    if "ifeval" not in settings.tasks:
+    if task_names.IFEVAL not in task_names.settle(settings.tasks):
         return None
     if settings.ifeval_path:
         path = Path(settings.ifeval_path).expanduser()
@@ -190,7 +193,7 @@ def train(
         "model": model.fingerprint,
         "lora": [recipe.model.lora_rank, recipe.model.lora_alpha, recipe.model.lora_targets],
         "on_the_fly": on_the_fly(recipe, rendered),
-        "samples": [recipe.evaluate.num_samples, recipe.evaluate.max_new_tokens],
+        "samples": [recipe.evaluate.num_samples, recipe.evaluate.max_new_tokens, *watched(recipe).values()],
     }
     settings = without(recipe.train, *run_dir.ELSEWHERE)
     depends = reads | {"reference": reference.fingerprint, "train": settings}
@@ -208,6 +211,8 @@ def train(
         frozen_dtype=frozen_dtype(recipe),
         samples=recipe.evaluate.num_samples,
         max_new_tokens=recipe.evaluate.max_new_tokens,
+        prompts=watched_prompts(recipe),
+        watched=recipe.evaluate.infrequent_prompts,
         log_path=run_dir.choose(recipe, key, store(recipe).root),
         fingerprint=key,
         lineage=fingerprint_of("train", lineage),
@@ -215,6 +220,18 @@ def train(
     )
     known_as = run_dir.origin(request.log_path, request.lineage, key)
     return produce(recipe, Work("train", depends, request), Checkpoint, followed(known_as, request.log_path))
+
+
+def watched_prompts(recipe: Recipe) -> PromptSet | None:
+    """The prompts that the policy is asked during training, None where it is asked none."""
+    produced = acquire_prompts(recipe) if recipe.evaluate.infrequent_prompts else None
+    return produced.record if produced else None
+
+
+def watched(recipe: Recipe) -> dict[str, Any]:
+    """What the metrics of infrequent evaluations depend on, beside the policy; nothing where it is asked nothing."""
+    prompts = watched_prompts(recipe)
+    return {"prompts": prompts.fingerprint, "count": recipe.evaluate.infrequent_prompts} if prompts else {}
 
 
 def trained(checkpoint: Checkpoint, base_model: ModelSource) -> ModelSource:
@@ -235,7 +252,8 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         "rendered": inputs.rendered.fingerprint,
         "reference": inputs.reference.fingerprint,
         "prompts": prompts,
-        "settings": without(settings, "ifeval_path", "ifeval_limit"),
+        "settings": without(settings, "ifeval_path", "ifeval_limit", "tasks", "infrequent_prompts"),
+        "tasks": [task_names.identity(name) for name in task_names.settle(settings.tasks)],
         "loss": [train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha],
         "numerics": [train.precision, train.layout, dtype],
     }

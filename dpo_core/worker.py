@@ -15,7 +15,9 @@ from dpo_core.errors import DiskFullError, DPOError
 from dpo_core.records import Record
 from dpo_core.requests import (
     AcquireRequest,
+    AnswerRequest,
     EvaluateRequest,
+    JudgeRequest,
     MergeRequest,
     PromptsRequest,
     RenderRequest,
@@ -32,8 +34,10 @@ STAGES: dict[str, tuple[str, type[Record]]] = {
     "merge": ("dpo_core.model.merge", MergeRequest),
     "warm_start": ("dpo_core.train.warm_start", WarmStartRequest),
     "score_reference": ("dpo_core.train.reference", ScoreRequest),
-    "train": ("dpo_core.train.train", TrainRequest),
+    "train": ("dpo_core.evaluate.watched", TrainRequest),
     "evaluate": ("dpo_core.evaluate.evaluate", EvaluateRequest),
+    "answer": ("dpo_core.evaluate.answer", AnswerRequest),
+    "judge": ("dpo_core.evaluate.judge", JudgeRequest),
 }
 
 ERROR_FILE = "error.json"

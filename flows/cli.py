@@ -161,6 +161,25 @@ def ui(port: int, tracking_uri: str | None, experiment_name: str | None) -> None
     serve(recipe.track, port)
 
 
+@cli.command("eval", cls=RecipeCommand, context_settings=FREE_FORM)
+@WORDS
+def evaluate(words: tuple[str, ...]) -> None:
+    """Measure a model, or compare two: dpo eval [recipe.toml] --model A [--against B] [key=value ...].
+
+    \b
+    A, B     a run's final/ or adapter/, any model directory, a hub id, models:/NAME@champion
+    --task   ifeval (default), inspect_evals/NAME, FILE.py@TASK; may be given again
+    --limit  first so many prompts of each task
+    --judge  PROVIDER/MODEL of inspect-ai that prefers one of two answers, both orders
+    --show   prompts that flipped to show each way (default 3)
+
+    Answers are kept: a second call is a lookup, and one that was cut off goes on.
+    """
+    from dpo_core.launch import call_module  # lazy: as above
+
+    call_module("dpo_core", ["eval", *words])
+
+
 @cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
 @WORDS
 def sweep(words: tuple[str, ...]) -> None:

@@ -1,8 +1,10 @@
 """The rule by which a candidate becomes the champion: two sets of measurements in, a decision and its reason out."""
 
 from dataclasses import dataclass
-from math import comb, hypot, sqrt
+from math import hypot, sqrt
 from typing import Literal
+
+from dpo_core.evaluate.paired import mcnemar
 
 Z_95 = 1.959964
 ALPHA = 0.05
@@ -129,13 +131,6 @@ def prefers(candidate: Measured, rival: Measured) -> Comparison:
         f" against {theirs:.1%} ({points(ours - theirs, low, high)})"
     )
     return Comparison(ours, theirs, low, high, verdict(ours - theirs, low > 0 or high < 0), told)
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p of ``gained`` against ``lost`` discordant pairs, each way as likely: exact (McNemar 1947)."""
-    n = gained + lost
-    tail = sum(comb(n, k) for k in range(min(gained, lost) + 1))
-    return float(min(1.0, 2 * tail / 2**n))
 
 
 def share(part: int, whole: int) -> float:

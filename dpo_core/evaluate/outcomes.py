@@ -1,9 +1,10 @@
 """What came of every prompt, and the shares that the official metrics do not show: types, clean ends, loops."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from inspect_ai.log import EvalSample
+from inspect_ai.scorer import Score, value_to_float
 
 from dpo_core.evaluate.instructions import ROW
 from dpo_core.records import Record
@@ -85,3 +86,67 @@ def longest_echo(words: Sequence[str], lag: int) -> int:
         run = run + 1 if word == before else 0
         longest = max(longest, run)
     return longest
+
+
+class Sampled(Record):
+    """One sample of any task: what was asked and answered, and each score of it as a number.
+
+    ``sizes``: of scores that are sums, how many were summed. ``error`` kept it from being judged.
+    """
+
+    id: str
+    prompt: str
+    response: str
+    values: dict[str, float]
+    sizes: dict[str, float]
+    stop_reason: str
+    tokens: int
+    error: str | None = None
+
+
+TO_NUMBER = value_to_float()
+
+
+def to_sampled(sample: EvalSample) -> Sampled:
+    """A sample of inspect-ai's log as one of ours; scores that are no numbers count as 1 (C, correct), ½ (P), or 0."""
+    usage = sample.output.usage
+    values = {name: value for scorer, score in (sample.scores or {}).items() for name, value in numbers(scorer, score)}
+    return Sampled(
+        id=str(sample.id) if sample.epoch == 1 else f"{sample.id}#{sample.epoch}",
+        prompt=sample.input if isinstance(sample.input, str) else "\n\n".join(one.text for one in sample.input),
+        response=sample.output.completion,
+        values=values,
+        sizes={},
+        stop_reason=sample.output.stop_reason,
+        tokens=usage.output_tokens if usage else 0,
+        error=sample.error.message if sample.error else None,
+    )
+
+
+def numbers(scorer: str, score: Score) -> Iterator[tuple[str, float]]:
+    """A score's values as numbers, by the scorer's name or, of several, by their own."""
+    if isinstance(score.value, dict):
+        yield from ((name, TO_NUMBER(value)) for name, value in score.value.items() if value is not None)
+    elif not isinstance(score.value, list):
+        yield scorer, TO_NUMBER(score.value)
+
+
+def judged(outcome: Outcome) -> Sampled:
+    """A prompt of IFEval as a sample: prompts and instructions followed, strictly and loosely."""
+    count = float(len(outcome.strict))
+    values = {
+        "prompt_strict": float(all(outcome.strict)),
+        "inst_strict": float(sum(outcome.strict)),
+        "prompt_loose": float(all(outcome.loose)),
+        "inst_loose": float(sum(outcome.loose)),
+    }
+    return Sampled(
+        id=str(outcome.key),
+        prompt=outcome.prompt,
+        response=outcome.response,
+        values=values if outcome.error is None else {},
+        sizes={"inst_strict": count, "inst_loose": count},
+        stop_reason=outcome.stop_reason,
+        tokens=outcome.tokens,
+        error=outcome.error,
+    )

@@ -1,7 +1,8 @@
-"""inspect-ai's way to our models: the provider ``dpo``, as in ``inspect eval … --model dpo/<directory>``."""
+"""inspect-ai's way to our models: the provider ``dpo``, as in ``inspect eval … --model dpo/<directory or name>``."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -10,46 +11,43 @@ from inspect_ai.model import (
     ChatMessage,
     ChatMessageAssistant,
     GenerateConfig,
+    Logprob,
+    Logprobs,
     ModelAPI,
     ModelOutput,
     ModelUsage,
+    TopLogprob,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 from tenacity.wait import WaitBaseT, wait_none
 
+from dpo_core import fingerprint
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.answers import Answer, Answerer, Sampling, open_answerer
+from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling, open_answerer
+from dpo_core.model.names import find
 from dpo_core.recipe import EvaluateSettings
+from dpo_core.render.renderer import Renderer
 
 QUIET_S = 0.03
 CONNECTIONS = 4096
 DEFAULT = GenerateConfig()
 
 # Settings of a generation that would change answers and that our decoding does not have: refused, not ignored.
-UNSUPPORTED = (
-    *("top_p", "top_k", "stop_seqs", "num_choices", "logprobs"),
-    *("frequency_penalty", "presence_penalty", "logit_bias", "response_schema"),
-)
+UNSUPPORTED = "best_of", "prompt_logprobs", "frequency_penalty", "presence_penalty", "logit_bias", "response_schema"
 
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One conversation that waits for its answer, or for the failure of its batch."""
+    """One conversation that waits for its answers, as many as ``questions``, or for the failure of one of them."""
 
-    conversation: list[Message]
+    questions: list[Question]
     sampling: Sampling
-    answer: Answer | None = None
-    failure: Exception | None = None
-
-    @property
-    def served(self) -> bool:
-        """Whether nothing remains to be done."""
-        return self.answer is not None or self.failure is not None
+    answers: list[Answer | Exception] = field(default_factory=list)
 
 
 class DPOModel(ModelAPI):
-    """A transformers directory behind inspect-ai; concurrent requests are decoded together."""
+    """A transformers model behind inspect-ai; concurrent requests are decoded together."""
 
     def __init__(
         self,
@@ -59,22 +57,23 @@ class DPOModel(ModelAPI):
         config: GenerateConfig = DEFAULT,
         **model_args: Any,
     ) -> None:
-        """Open the directory ``model_name``; ``-M renderer_name=…`` and ``-M batch_size=…`` as needed.
+        """Open ``model_name``: a directory of weights or of LoRA adapters, a hub id, or a registered model.
 
-        ``answerer``, if given, is a model that is open already. Raises DPOError for a directory that cannot be used.
+        ``-M renderer_name=…``, ``-M batch_size=…`` (default: from memory) and ``-M precision=bf16`` as needed.
+        ``answerer``, if given, is a model that is open already. Raises DPOError for one that cannot be used.
         """
         super().__init__(model_name, base_url, api_key, [], config)
-        settings = EvaluateSettings()
-        self.answerer: Answerer = model_args.pop("answerer", None) or open_answerer(
-            Path(model_name),
-            int(model_args.pop("batch_size", settings.eval_batch_size)),
-            model_args.pop("renderer_name", None),
-        )
+        given = model_args.pop("answerer", None)
+        size = model_args.pop("batch_size", None)
+        how = {name: model_args.pop(name) for name in ("renderer_name", "precision") if name in model_args}
         if model_args:
             found = f"The provider dpo has no argument {', '.join(sorted(model_args))}."
-            raise EvaluationError(found, "It takes renderer_name and batch_size.", "Leave out the others.")
-        self.default_tokens = settings.max_new_tokens
+            raise EvaluationError(found, "It takes renderer_name, batch_size and precision.", "Leave out the others.")
+        self.answerer: Answerer = given or open_answerer(
+            find(model_name), int(size) if size else None, name=model_name, **how
+        )
         self.waiting: list[Request] = []
+        self.asked: Counter[str] = Counter()
         self.turn = anyio.Lock()
 
     async def generate(
@@ -85,14 +84,23 @@ class DPOModel(ModelAPI):
         Whoever's turn it is serves everyone who waits: no task of our own that could outlive the evaluation.
         """
         refuse_unsupported(tools, config)
-        request = Request([to_message(message) for message in input], self.sampling(config))
+        sampling = to_sampling(config)
+        request = Request(self.questions([to_message(message) for message in input], sampling, config), sampling)
         self.waiting.append(request)
         async with self.turn:
-            if not request.served:
+            if not request.answers:
                 await self.serve(request.sampling)
-        if request.answer is None:
-            raise request.failure or RuntimeError("the request was not among those that wait")
-        return to_output(self.model_name, request.answer)
+        answers = [answer for answer in request.answers if isinstance(answer, Answer)]
+        if len(answers) < len(request.questions):
+            raise next(answer for answer in request.answers if isinstance(answer, Exception))
+        return to_output(self.model_name, answers, self.answerer.renderer)
+
+    def questions(self, messages: list[Message], sampling: Sampling, config: GenerateConfig) -> list[Question]:
+        """The conversation once for each answer that is wanted; asked again, it is given other draws."""
+        key = fingerprint.of_value([messages, str(sampling)])
+        first = self.asked[key]
+        self.asked[key] += config.num_choices or 1
+        return [Question(messages, place) for place in range(first, self.asked[key])]
 
     async def serve(self, sampling: Sampling) -> None:
         """Answer everyone who waits for answers drawn in this way, once no more arrive."""
@@ -102,19 +110,13 @@ class DPOModel(ModelAPI):
             await anyio.sleep(QUIET_S)
         batch = [request for request in self.waiting if request.sampling == sampling]
         self.waiting = [request for request in self.waiting if request.sampling != sampling]
-        conversations = [request.conversation for request in batch]
+        questions = [question for request in batch for question in request.questions]
         try:
-            answers = await anyio.to_thread.run_sync(self.answerer.answer, conversations, sampling)
-        except Exception as error:  # noqa: BLE001 - whatever fails belongs to every request of the batch, not to this one
-            for request in batch:
-                request.failure = error
-            return
-        for request, answer in zip(batch, answers, strict=True):
-            request.answer = answer
-
-    def sampling(self, config: GenerateConfig) -> Sampling:
-        """inspect-ai's settings as ours; where it says nothing, greedy."""
-        return Sampling(config.max_tokens or self.default_tokens, config.temperature or 0.0, config.seed or 0)
+            answers = iter(await anyio.to_thread.run_sync(self.answerer.attempt, questions, sampling))
+        except Exception as error:  # noqa: BLE001 - what fails as a whole belongs to every request, not to this one
+            answers = iter([error] * len(questions))
+        for request in batch:
+            request.answers = [next(answers) for _ in request.questions]
 
     def max_connections(self) -> int:
         """As many as there are samples: waiting costs nothing, and the larger the batch the better."""
@@ -125,7 +127,7 @@ class DPOModel(ModelAPI):
         return wait_none()
 
     def connection_key(self) -> str:
-        """Every model directory has its own queue."""
+        """Every model has its own queue."""
         return self.model_name
 
 
@@ -133,8 +135,21 @@ def refuse_unsupported(tools: list[ToolInfo], config: GenerateConfig) -> None:
     """Raises EvaluationError when a request asks for what the provider cannot do."""
     asked = [name for name in UNSUPPORTED if getattr(config, name) is not None] + (["tools"] if tools else [])
     if asked:
-        rule = "It has max_tokens, temperature and seed."
+        rule = "It has max_tokens, temperature, seed, top_p, top_k, stop_seqs, num_choices and logprobs."
         raise EvaluationError(f"The provider dpo does not know {', '.join(asked)}.", rule, "Leave them out.")
+
+
+def to_sampling(config: GenerateConfig) -> Sampling:
+    """inspect-ai's settings as ours; where it says nothing, greedy."""
+    return Sampling(
+        config.max_tokens or EvaluateSettings().max_new_tokens,
+        config.temperature or 0.0,
+        config.seed or 0,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        stop=tuple(config.stop_seqs or ()),
+        logprobs=(config.top_logprobs or 0) if config.logprobs or config.top_logprobs else None,
+    )
 
 
 def to_message(message: ChatMessage) -> Message:
@@ -142,19 +157,37 @@ def to_message(message: ChatMessage) -> Message:
     return {"role": message.role, "content": message.text}
 
 
-def to_output(model_name: str, answer: Answer) -> ModelOutput:
-    """An answer as inspect-ai's, with the true reason of its end and its tokens."""
+def to_output(model_name: str, answers: Sequence[Answer], renderer: Renderer) -> ModelOutput:
+    """Answers as inspect-ai's, with the true reason of their ends and their tokens."""
+    asked, made = answers[0].prompt_tokens, sum(answer.tokens for answer in answers)
     return ModelOutput(
         model=model_name,
         choices=[
             ChatCompletionChoice(
                 message=ChatMessageAssistant(content=answer.text, model=model_name, source="generate"),
                 stop_reason=answer.stop_reason,
+                logprobs=to_logprobs(answer, renderer) if answer.scores else None,
             )
+            for answer in answers
         ],
-        usage=ModelUsage(
-            input_tokens=answer.prompt_tokens,
-            output_tokens=answer.tokens,
-            total_tokens=answer.prompt_tokens + answer.tokens,
-        ),
+        usage=ModelUsage(input_tokens=asked, output_tokens=made, total_tokens=asked + made),
+    )
+
+
+def to_logprobs(answer: Answer, renderer: Renderer) -> Logprobs:
+    """The log-probability of every new token, the end marker included, with the likeliest ones there."""
+    tokenizer = renderer.tokenizer
+
+    def name(token: int) -> str:
+        return str(tokenizer.convert_ids_to_tokens(token))
+
+    return Logprobs(
+        content=[
+            Logprob(
+                token=name(token),
+                logprob=score.logp,
+                top_logprobs=[TopLogprob(token=name(other), logprob=logp) for other, logp in score.top] or None,
+            )
+            for token, score in zip(answer.ids, answer.scores, strict=True)
+        ]
     )

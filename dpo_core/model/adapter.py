@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from dpo_core.errors import RecipeError
+from dpo_core.model.source import locate
 from dpo_core.render.registry import STORED
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -55,3 +56,13 @@ def check_base(path: Path, fingerprint: str, name: str) -> None:
             "Adapters are added into the weights they were trained on.",
             "Give that model as model_name=…, or leave it out: the adapters name it.",
         )
+
+
+def whose(path: Path, name: str) -> tuple[str, Path]:
+    """The name and directory that tell which renderer a model is used with: for adapters that keep no note of it, those
+    of the weights they belong to.
+    """
+    if not is_adapter(path) or (path / STORED).is_file():
+        return name, path
+    base = base_name(path)
+    return base, locate(base, None)

@@ -1,7 +1,8 @@
 """Autoregressive decoding of many prompts together, through the KV cache of any transformers causal LM."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -9,7 +10,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from dpo_core.model.sampling import Scored, Shape, choose, score
+from dpo_core.model.slots import Slots, affordable, fits
+
 WORTH_COMPACTING = 8
+# Rows wait until this part of the slots is free: prompts are read faster together.
+WORTH_ADMITTING = 4
+# Prompt tokens that are read at once, padding included.
+PROMPT_TOKENS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,31 +25,42 @@ class Decoding:
     """How to continue prompts.
 
     ``stop_strings`` are looked for in the text that ``tokenizer`` makes of the new tokens. ``temperature`` 0 is greedy;
-    above it, row i draws from its own stream of (``seed``, i), so that neighbours change nothing.
+    above it, each row draws from a stream of its own, so that neighbours change nothing. ``batch_size`` None: as many
+    rows at a time as memory has room for. ``logprobs``: how many of the likeliest tokens are scored beside each new
+    one; None scores nothing.
     """
 
     max_new_tokens: int
     stop_token_ids: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
     tokenizer: PreTrainedTokenizerBase | None = None
-    batch_size: int = 64
+    batch_size: int | None = 64
     temperature: float = 0.0
     seed: int = 0
+    top_k: int | None = None
+    top_p: float | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.stop_strings and self.tokenizer is None:
             raise ValueError("stop strings are found in text: give the tokenizer that makes it")
 
+    @property
+    def shape(self) -> Shape:
+        """The distribution that tokens are drawn from."""
+        return Shape(self.temperature, self.top_k, self.top_p)
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """New ids, the stop token (or the tokens of the stop string) included.
+    """New ids, the stop token (or the tokens of the stop string) included, and their scores where asked for.
 
     ``ended`` is false when ``max_new_tokens`` or the model's context cut it off.
     """
 
     ids: tuple[int, ...]
     ended: bool
+    scores: tuple[Scored, ...] = ()
 
 
 @dataclass(slots=True)
@@ -54,29 +73,60 @@ class Row:
     draw: random.Random = field(default_factory=random.Random)
     ids: list[int] = field(default_factory=list)
     ended: bool = False
+    scores: list[Scored] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
         """Nothing more may be added."""
         return self.ended or len(self.ids) >= self.limit
 
+    @property
+    def completion(self) -> Completion:
+        """What there is of it."""
+        return Completion(tuple(self.ids), self.ended, tuple(self.scores))
 
-def decode(model: PreTrainedModel, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Completion]:
+
+Finished = Callable[[int, Completion], None]
+
+
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    streams: Sequence[str] | None = None,
+    finished: Finished = lambda index, completion: None,
+) -> list[Completion]:
     """Continue every prompt; results stand in the prompts' order.
 
     A prompt gets ``max_new_tokens`` or what the model's context (``max_position_embeddings``) leaves, whichever is
     less: one that fills the context gets an empty completion that has not ended. In float32 a prompt's greedy tokens
-    do not depend on the other prompts.
+    do not depend on the other prompts. A draw depends on the seed and the row's name in ``streams`` (None: its tokens,
+    and how often they came before). ``finished`` is told of each completion as soon as it is there.
     """
+    names = streams or own_streams(prompts)
     rows = [
-        Row(index, prompt, room(model, prompt, decoding), random.Random(f"{decoding.seed}/{index}"))
-        for index, prompt in enumerate(prompts)
+        Row(index, prompt, room(model, prompt, decoding), random.Random(f"{decoding.seed}/{name}"))
+        for index, (prompt, name) in enumerate(zip(prompts, names, strict=True))
     ]
     waiting = sorted((row for row in rows if not row.finished), key=lambda row: len(row.prompt))
+    for row in rows:
+        if row.finished:
+            finished(row.index, row.completion)
     with evaluating(model), torch.no_grad():
-        for start in range(0, len(waiting), decoding.batch_size):
-            decode_batch(model, waiting[start : start + decoding.batch_size], decoding)
-    return [Completion(tuple(row.ids), row.ended) for row in rows]
+        for done in through_slots(model, waiting, decoding) if fits(model) else in_batches(model, waiting, decoding):
+            finished(done.index, done.completion)
+    return [row.completion for row in rows]
+
+
+def own_streams(prompts: Sequence[Sequence[int]]) -> list[str]:
+    """A name for each prompt by its tokens, whatever stands beside it; the same prompt again has another."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    names = []
+    for prompt in prompts:
+        key = tuple(prompt)
+        names.append(f"{key}/{seen[key]}")
+        seen[key] += 1
+    return names
 
 
 def room(model: PreTrainedModel, prompt: Sequence[int], decoding: Decoding) -> int:
@@ -98,6 +148,52 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
+def batch_size(model: PreTrainedModel, rows: Sequence[Row], decoding: Decoding) -> int:
+    """Rows that are decoded at a time."""
+    longest = max((len(row.prompt) + row.limit for row in rows), default=1)
+    return min(decoding.batch_size or affordable(model, longest), max(1, len(rows)))
+
+
+def through_slots(model: PreTrainedModel, waiting: list[Row], decoding: Decoding) -> Iterator[Row]:
+    """Every row as it finishes; one that waits takes the place of one that is done, the longest prompts first."""
+    if not waiting:
+        return
+    size = batch_size(model, waiting, decoding)
+    slots = Slots(model, size, len(waiting[-1].prompt))
+    live: list[Row] = []
+    tokens = torch.zeros(0, dtype=torch.int64, device=model.device)
+    while waiting or live:
+        free = size - len(live)
+        if waiting and (not live or free * WORTH_ADMITTING >= size):
+            new = together(waiting, free)
+            logits, rows, fresh = slots.admit(*pad_left([row.prompt for row in new], model.device)), [*live, *new], new
+        else:
+            logits, rows, fresh = slots.step(tokens), live, live
+        chosen = take(fresh, logits, decoding)
+        tokens = chosen if fresh is live else torch.cat([tokens, chosen])
+        yield from (row for row in fresh if row.finished)
+        order = slots.keep([place for place, row in enumerate(rows) if not row.finished])
+        if len(order) < len(rows):
+            tokens = tokens[torch.tensor(order, dtype=torch.int64, device=tokens.device)]
+        live = [rows[place] for place in order]
+
+
+def together(waiting: list[Row], free: int) -> list[Row]:
+    """Take the longest prompts that wait, as many as are free and as are read at once."""
+    count = max(1, min(free, PROMPT_TOKENS // len(waiting[-1].prompt)))
+    new, waiting[:] = waiting[-count:], waiting[:-count]
+    return new
+
+
+def in_batches(model: PreTrainedModel, waiting: list[Row], decoding: Decoding) -> Iterator[Row]:
+    """Batch by batch, through transformers' own cache: for models that the slots do not fit."""
+    size = batch_size(model, waiting, decoding)
+    for start in range(0, len(waiting), size):
+        batch = waiting[start : start + size]
+        decode_batch(model, batch, decoding)
+        yield from batch
+
+
 def decode_batch(model: PreTrainedModel, rows: list[Row], decoding: Decoding) -> None:
     """Fill the rows with tokens, all a step at a time, until each has ended or reached its limit."""
     ids, mask = pad_left([row.prompt for row in rows], model.device)
@@ -112,8 +208,7 @@ def decode_batch(model: PreTrainedModel, rows: list[Row], decoding: Decoding) ->
             use_cache=True,
             logits_to_keep=1,
         )
-        tokens = choose(output.logits[:, -1].float(), rows, decoding.temperature)
-        take(rows, tokens.tolist(), decoding)
+        tokens = take(rows, output.logits[:, -1].float(), decoding)
         live = [place for place, row in enumerate(rows) if not row.finished]
         if not live:
             return
@@ -134,25 +229,17 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return ids.to(device), mask.to(device)
 
 
-def choose(logits: Tensor, rows: Sequence[Row], temperature: float) -> Tensor:
-    """The next token of every row, (B,) int64, from float32 logits (B, V): the likeliest, or one draw a row.
-
-    A draw inverts the cumulative distribution at one uniform number of the row's own stream.
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    cumulative = torch.softmax(logits / temperature, dim=-1).cumsum(dim=-1)
-    uniform = torch.tensor([[row.draw.random()] for row in rows], dtype=logits.dtype, device=logits.device)
-    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    return drawn.squeeze(1).clamp(max=logits.shape[-1] - 1)
-
-
-def take(rows: Sequence[Row], tokens: Sequence[int], decoding: Decoding) -> None:
-    """Give each unfinished row its token, and see whether that ends it."""
-    for row, token in zip(rows, tokens, strict=True):
+def take(rows: Sequence[Row], logits: Tensor, decoding: Decoding) -> Tensor:
+    """Give each unfinished row its next token, (B,) int64 of all, and see whether that ends it."""
+    tokens = choose(logits, [row.draw for row in rows], decoding.shape)
+    scores = None if decoding.logprobs is None else score(logits, tokens, decoding.logprobs)
+    for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
         if not row.finished:
             row.ids.append(token)
             row.ended = token in decoding.stop_token_ids or stopped_by_text(row.ids, decoding)
+            if scores is not None:
+                row.scores.append(scores[place])
+    return tokens
 
 
 def stopped_by_text(ids: Sequence[int], decoding: Decoding) -> bool:

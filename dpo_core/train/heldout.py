@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dpo_core.pair import Pair
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Rows, open_split
+from dpo_core.train import length_bias
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.loop import evidence_of
 from dpo_core.train.loss import Evidence, LossSettings, pair_losses, rewards, wins
@@ -30,13 +31,23 @@ class HeldOutSettings:
 def measure(
     model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: HeldOutSettings
 ) -> dict[str, float]:
-    """Metrics ``test/…`` of the test split; the model is used as it is, without gradients."""
-    return held_out(model, open_split(rendered.path, "test"), open_references(reference.path, "test"), settings)
+    """Metrics ``test/…`` of the test split, and how they go with length (:mod:`dpo_core.train.length_bias`); the model
+    is used as it is, without gradients."""
+    split_rows, references = open_split(rendered.path, "test"), open_references(reference.path, "test")
+    table = compared(model, split_rows, references, settings)
+    won, chosen, rejected = (table[:, column].numpy() for column in (1, 2, 3))
+    lengths = (table[:, column].numpy() for column in (6, 7))
+    return summary(table) | length_bias.measures(won, chosen - rejected, *lengths)
+
+
+def held_out(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> dict[str, float]:
+    """``test/nll`` is −Σ logp·w / Σ w over chosen and rejected tokens together, as upstream defines it."""
+    return summary(compared(model, rows, references, settings))
 
 
 @torch.no_grad()
-def held_out(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> dict[str, float]:
-    """``test/nll`` is −Σ logp·w / Σ w over chosen and rejected tokens together, as upstream defines it."""
+def compared(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> Tensor:
+    """The columns of every pair, (N, 8) float64 on the CPU; their order is that of the microbatches."""
     device = next(model.parameters()).device
     items = [branches(rows[index]) for index in range(len(rows))]
     parts = []
@@ -45,7 +56,7 @@ def held_out(model: nn.Module, rows: Rows, references: Reference, settings: Held
         policy = completion_logps(model, batch, settings.precision)
         evidence = evidence_of(policy, references.of(group, batch), batch.counts)
         parts.append(columns(pair_losses(evidence, settings.losses), evidence, settings.losses.beta))
-    return summary(torch.cat(parts).double().cpu())
+    return torch.cat(parts).double().cpu()
 
 
 def columns(losses: Tensor, evidence: Evidence, beta: float) -> Tensor:

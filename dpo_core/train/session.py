@@ -1,6 +1,7 @@
 """A training process's work on a run: everything loaded, and continued from the last whole checkpoint."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,13 @@ from dpo_core.train.packing import Layout
 from dpo_core.train.reference import OnTheFly, Reference, References, open_references
 from dpo_core.train.stopping import StopFlag
 
+Watch = Callable[[nn.Module, Renderer], dict[str, float]]
+
+
+def unwatched(policy: nn.Module, renderer: Renderer) -> dict[str, float]:
+    """Nobody asks the policy anything of their own."""
+    return {}
+
 
 @dataclass(frozen=True)
 class Session:
@@ -37,6 +45,7 @@ class Session:
     done: int
     stop: StopFlag
     news: list[str]
+    watch: Watch = unwatched
 
     @property
     def log_path(self) -> Path:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from dpo_core.errors import StoppedError
@@ -20,7 +21,7 @@ from dpo_core.train.heldout import HeldOutSettings, held_out
 from dpo_core.train.logps import autocast
 from dpo_core.train.loop import steps
 from dpo_core.train.saver import Saver, score
-from dpo_core.train.session import Session, begin
+from dpo_core.train.session import Session, Watch, begin, unwatched
 from dpo_core.train.stopping import StopFlag
 from dpo_core.train.watchdog import Watchdog
 
@@ -28,14 +29,14 @@ EXAMPLES_SHOWN = 2
 BYTES_A_WEIGHT = 4
 
 
-def run(request: TrainRequest, draft: Draft) -> None:
-    """Train to the end; publish the final Checkpoint.
+def run(request: TrainRequest, draft: Draft, watch: Watch = unwatched) -> None:
+    """Train to the end; publish the final Checkpoint. ``watch`` adds metrics of its own to infrequent evaluations.
 
     Raises StoppedError, with a checkpoint saved, when asked to stop or when its time is up.
     """
     stop = StopFlag(request.train.max_minutes)
     with claimed(request, draft):
-        session = begin(request, stop)
+        session = replace(begin(request, stop), watch=watch)
         total, done = session.run.total, session.done
         with Display(request.log_path / run_dir.LOG, total, done, request.train.show_every) as display:
             introduce(session, display)
@@ -158,6 +159,7 @@ def observations(session: Session, step: int) -> dict[str, float]:
         values = held_out(session.run.policy, *session.test_split, settings)
     if train.infrequent_eval_every and (last or due(train.infrequent_eval_every, step)):
         sample(session, step)
+        values |= session.watch(session.run.policy, session.renderer)
     return values | ({"time/evaluation": time.perf_counter() - started} if values else {})
 
 

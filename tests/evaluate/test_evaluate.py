@@ -13,7 +13,7 @@ from inspect_ai.log import read_eval_log
 
 from dpo_core.data.preference import Preference, write_pairs
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate import evaluate, prompts
+from dpo_core.evaluate import evaluate, prompts, running
 from dpo_core.evaluate.instructions import Verdict, score
 from dpo_core.model.source import describe
 from dpo_core.pair import Pair
@@ -189,10 +189,10 @@ def test_failing_prompts_fail_the_stage_and_leave_nothing(
 def test_an_interrupted_evaluation_is_an_error() -> None:
     """inspect-ai returns from an interrupt without an exception, and with no log."""
     with pytest.raises(EvaluationError, match="interrupted"):
-        evaluate.check([], 4)
+        running.check([], 4)
 
 
 def test_a_log_that_lost_samples_is_an_error(world: World, told: PromptSet) -> None:
     log = read_eval_log(str(world.evaluate(world.request(told), "first").path / "ifeval.eval"))
     with pytest.raises(EvaluationError, match="4 of 5 prompts are in the log"):
-        evaluate.check([log], 5)
+        running.check([log], 5)

@@ -6,13 +6,25 @@ from typing import Any
 
 import anyio
 import pytest
-from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, Model, ModelOutput, get_model
+import torch
+from inspect_ai.model import (
+    ChatMessageSystem,
+    ChatMessageUser,
+    GenerateConfig,
+    Model,
+    ModelOutput,
+    get_model,
+)
 from inspect_ai.tool import ToolInfo
+from peft import LoraConfig, get_peft_model
 
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError, RecipeError
 from dpo_core.evaluate import entry
-from dpo_core.evaluate.answers import Answer, Answerer, Sampling, open_answerer
+from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling, open_answerer
+from dpo_core.model.export import save_model
+from dpo_core.model.load import load_model
+from dpo_core.model.lora import merged, no_deprecations
 
 TEXTS = ["Hello.", "Tell me of the dog that went to the park.", "Why?", "And then? " * 9, "Who is Tom?"]
 
@@ -20,15 +32,17 @@ TEXTS = ["Hello.", "Tell me of the dog that went to the park.", "Why?", "And the
 class Recorder:
     """Stands in for a model: notes each batch, answers with the question."""
 
+    renderer = None
+
     def __init__(self, failures: int = 0) -> None:
         self.batches: list[int] = []
         self.failures = failures
 
-    def answer(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Answer]:
-        self.batches.append(len(conversations))
+    def attempt(self, questions: Sequence[Question], sampling: Sampling) -> list[Answer | Exception]:
+        self.batches.append(len(questions))
         if len(self.batches) <= self.failures:
             raise MemoryError("the batch does not fit")
-        return [Answer(messages[-1]["content"], "stop", 3, sampling.max_new_tokens) for messages in conversations]
+        return [Answer(asked.messages[-1]["content"], "stop", 3, sampling.max_new_tokens) for asked in questions]
 
 
 def recorded(recorder: Recorder) -> Model:
@@ -112,11 +126,102 @@ def test_a_failed_batch_fails_all_of_it_and_nothing_after_it() -> None:
     assert all(isinstance(output, ModelOutput) for output in ask(model, TEXTS, config))
 
 
-@pytest.mark.parametrize("setting", [{"top_p": 0.9}, {"stop_seqs": ["."]}, {"num_choices": 2}])
+@pytest.mark.parametrize("setting", [{"prompt_logprobs": 1}, {"frequency_penalty": 0.5}, {"logit_bias": {5: 1.0}}])
 def test_settings_that_it_does_not_have_are_refused(setting: dict[str, Any]) -> None:
     [error] = ask(recorded(Recorder()), ["Hello."], GenerateConfig(**setting))
     assert isinstance(error, EvaluationError)
     assert "does not know" in error.found
+
+
+def test_one_prompt_that_fails_takes_no_other_with_it(answerer: Answerer) -> None:
+    """A token that the model has no embedding for."""
+    prompts = [[1, 5], [1, 6], [1, 9999], [1, 7], [1, 8]]
+    outcomes = answerer.continue_all(prompts, [str(prompt) for prompt in prompts], Sampling(5))
+    assert isinstance(outcomes.pop(2), IndexError)
+    assert outcomes == answerer.answer_ids([*prompts[:2], *prompts[3:]], Sampling(5))
+
+
+def test_choices_and_log_probabilities(stories: Path, answerer: Answerer) -> None:
+    """Greedy choices are all the same; the log-probabilities are those of the answer's tokens."""
+    model = get_model(f"dpo/{stories}", memoize=False)
+    config = GenerateConfig(max_tokens=8, num_choices=2, logprobs=True, top_logprobs=2)
+    [output] = ask(model, ["Hello."], config)
+    assert isinstance(output, ModelOutput)
+    assert output.usage is not None
+    assert [choice.message.text for choice in output.choices] == [output.completion] * 2
+    assert output.usage.output_tokens == 16
+    logprobs = output.choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.content) == 8
+    for one in logprobs.content:
+        assert one.top_logprobs is not None
+        assert (one.top_logprobs[0].token, one.top_logprobs[0].logprob) == (one.token, one.logprob)
+        assert one.top_logprobs[1].logprob < one.logprob < 0
+
+
+def test_draws_follow_the_seed_whatever_else_is_asked(stories: Path) -> None:
+    """A second choice, and the same question again, are other draws; a new process makes the same ones."""
+    config = GenerateConfig(max_tokens=12, temperature=1.0, seed=5, num_choices=2)
+
+    def drawn(*texts: str) -> list[str]:
+        model = get_model(f"dpo/{stories}", memoize=False)
+        outputs = ask(model, texts, config)
+        return sorted(
+            choice.message.text for output in outputs if isinstance(output, ModelOutput) for choice in output.choices
+        )
+
+    alone = drawn("Hello.")
+    twice = drawn("Hello.", "Hello.")
+    assert len(set(twice)) == 4
+    assert set(alone) < set(twice)
+    assert set(twice) < set(drawn("Why?", "Hello.", "Who is Tom?", "Hello."))
+
+
+def test_stop_sequences_end_an_answer_and_are_not_in_it(stories: Path) -> None:
+    model = get_model(f"dpo/{stories}", memoize=False)
+    whole, cut = (ask(model, ["Hello."], GenerateConfig(max_tokens=60, stop_seqs=stops))[0] for stops in (None, ["."]))
+    assert isinstance(whole, ModelOutput)
+    assert isinstance(cut, ModelOutput)
+    assert cut.completion == whole.completion.partition(".")[0]
+    assert (cut.stop_reason, whole.stop_reason) == ("stop", "max_tokens")
+
+
+def test_adapters_answer_as_the_model_that_they_make(stories: Path, tmp_path: Path) -> None:
+    """A directory as a run leaves it: adapters, and the renderer that they were trained with."""
+    torch.manual_seed(0)
+    with no_deprecations():
+        policy = get_peft_model(
+            load_model(stories), LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear")
+        )
+    policy.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "dpo.json").write_text('{"renderer_name": "role_colon"}')
+    save_model(merged(policy), stories, "role_colon", tmp_path / "whole")
+    outputs = [
+        ask(get_model(f"dpo/{path}", memoize=False), TEXTS, GenerateConfig(max_tokens=15, max_connections=8))
+        for path in (tmp_path / "adapter", tmp_path / "whole", stories)
+    ]
+    said = [[output.completion for output in told if isinstance(output, ModelOutput)] for told in outputs]
+    assert said[0] == said[1] != said[2]
+
+
+def test_what_is_no_directory_is_asked_of_the_registries(
+    stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that registers itself under dpo_core.models, as ours does."""
+    package = tmp_path / "other-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[dpo_core.models]\nother = other_registry:where\n")
+    (tmp_path / "other_registry.py").write_text(
+        f"from pathlib import Path\ndef where(name):\n    return Path({str(stories)!r}) if name == 'tales' else None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    [output] = ask(get_model("dpo/tales", memoize=False), ["Hello."], GenerateConfig(max_tokens=3))
+    assert isinstance(output, ModelOutput)
+    assert output.usage is not None
+    assert output.usage.output_tokens == 3
+    with pytest.raises(RecipeError, match="There is no model 'tale'"):
+        get_model("dpo/tale", memoize=False)
 
 
 def test_tools_are_refused() -> None:

@@ -1,7 +1,9 @@
 """Decoding: neighbours change nothing, ends are honest, results keep their order."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -15,8 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dpo_core.model.generate import Completion, Decoding, Row, choose, decode
+from dpo_core.model.generate import Completion, Decoding, decode
 from dpo_core.model.load import load_model, load_tokenizer
+from dpo_core.model.sampling import Shape, choose, cut
+from dpo_core.render.rendered import Completion as SideOfPair
+from dpo_core.train.logps import completion_logps
+from dpo_core.train.packing import Branches, build
 
 BEGINNING = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
 BOS = 1
@@ -75,6 +81,21 @@ def test_neighbours_change_nothing(
     assert len({len(completion.ids) for completion in alone}) > 3
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 16, None])
+def test_the_documented_text_in_every_batch_size_and_beside_any_neighbours(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], batch_size: int | None
+) -> None:
+    """Rows that finish make room for others in the middle of the text."""
+    full_stop = tokenizer.convert_tokens_to_ids(".")
+    decoding = Decoding(60, frozenset([full_stop]), batch_size=batch_size)
+    told: dict[int, Completion] = {}
+    completions = decode(model, [*prompts, [BOS], *prompts], decoding, finished=told.__setitem__)
+    assert completions == [told[index] for index in range(len(completions))]
+    text = tokenizer.decode(completions[len(prompts)].ids).strip()
+    assert text == BEGINNING[: BEGINNING.index(".") + 1]
+    assert completions[: len(prompts)] == completions[len(prompts) + 1 :]
+
+
 @pytest.mark.parametrize("name", ["llama", "sliding window", "absolute positions"])
 def test_batches_equal_the_library_s_own_decoding(name: str) -> None:
     model = small_models()[name]
@@ -86,7 +107,8 @@ def test_batches_equal_the_library_s_own_decoding(name: str) -> None:
     ]
     stop = int(peer[1][5])
     expected = [cut_at(ids.tolist(), stop) for ids in peer]
-    assert decode(model, prompts, Decoding(20, frozenset([stop]), batch_size=5)) == expected
+    for batch_size in (5, 2):
+        assert decode(model, prompts, Decoding(20, frozenset([stop]), batch_size=batch_size)) == expected
     assert {completion.ended for completion in expected} == {True, False}
 
 
@@ -128,12 +150,38 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(model: PreTrainedMode
 def test_draws_follow_the_distribution() -> None:
     """4,000 draws at temperature 2 from logits 2·ln p: each share within four standard errors of p."""
     shares = torch.tensor([0.5, 0.3, 0.0, 0.2])
-    rows = [Row(index, [1], 1) for index in range(4000)]
-    for row in rows:
-        row.draw.seed(row.index)
-    drawn = choose((2 * shares.log()).expand(4000, 4), rows, temperature=2.0)
+    drawn = choose((2 * shares.log()).expand(4000, 4), [random.Random(seed) for seed in range(4000)], Shape(2.0))
     counts = torch.bincount(drawn, minlength=4) / 4000
     assert torch.all((counts - shares).abs() <= 4 * (shares * (1 - shares) / 4000).sqrt())
+
+
+def test_draws_stay_within_top_k_and_top_p() -> None:
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+    assert cut(logits, Shape(1.0, top_k=2)).isfinite().tolist() == [[False, True, False, True]]
+    assert cut(logits, Shape(1.0, top_p=0.65)).isfinite().tolist() == [[False, True, False, True]]
+    assert cut(logits, Shape(1.0, top_p=0.75)).isfinite().tolist() == [[False, True, True, True]]
+    assert cut(logits, Shape(1.0, top_p=0.01)).isfinite().tolist() == [[False, True, False, False]]
+
+
+def test_scores_are_the_trainer_s_log_probabilities(model: PreTrainedModel, prompts: list[list[int]]) -> None:
+    completions = decode(model, prompts, Decoding(25, temperature=1.0, seed=1, batch_size=4, logprobs=3))
+    items = [
+        Branches(np.array(prompt, dtype=np.int32), (whole(completion.ids),))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    expected = completion_logps(model, build("padded", items, model.device))
+    told = [score.logp for completion in completions for score in completion.scores]
+    assert told == pytest.approx(expected.tolist(), abs=2e-4)
+    for completion in completions:
+        for token, score in zip(completion.ids, completion.scores, strict=True):
+            values = [logp for _, logp in score.top]
+            assert values == sorted(values, reverse=True)
+            assert dict(score.top).get(token, score.logp) == pytest.approx(score.logp, abs=1e-6)
+            assert score.logp <= values[0] + 1e-6
+
+
+def whole(ids: tuple[int, ...]) -> SideOfPair:
+    return SideOfPair(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=np.bool_))
 
 
 def test_dropout_is_off_and_the_mode_is_restored() -> None:

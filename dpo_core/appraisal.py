@@ -1,0 +1,164 @@
+"""What one or two models' answers came to, on a terminal: tables, intervals, and the prompts that flipped."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dpo_core.evaluate.paired import Paired, compare
+from dpo_core.records import Judgement, TaskResult
+
+ANSWERS, OUTCOMES = "answers.jsonl", "outcomes.jsonl"
+LONGEST_SHOWN = 600
+Lines = list[dict[str, object]]
+
+
+def show(results: Sequence[TaskResult], most: int, console: Console) -> None:
+    """One model's results, or the first one's against the second's with ``most`` prompts that flipped each way."""
+    first = results[0]
+    console.print(f"\n{first.task}: {first.samples:,} samples", style="bold")
+    for result in results:
+        failed = f", {result.failed} failed" if result.failed else ""
+        console.print(f"{result.model_name}{failed}: {result.path}", markup=False, soft_wrap=True)
+    if len(results) == 1:
+        console.print(metrics_table(first))
+    else:
+        compared = comparisons(*results)
+        console.print(comparison_table(compared, results))
+        name, main = next(iter(compared.items()))
+        console.print(sentence(name, main), markup=False, soft_wrap=True)
+    if (first.path / OUTCOMES).is_file():
+        console.print(instruction_table(results))
+    if len(results) == 2 and most:
+        show_flips(main, results, most, console)
+
+
+def read(result: TaskResult, name: str = ANSWERS) -> Lines:
+    """The lines of one of a result's files."""
+    return [json.loads(line) for line in (result.path / name).read_text().splitlines()]
+
+
+def metrics_table(result: TaskResult) -> Table:
+    """Every metric that is not an instruction's, with its standard error where it has one."""
+    table = columns("metric", "value", "standard error")
+    errors = {"accuracy": "stderr", "mean": "stderr"}
+    for name, value in result.metrics.items():
+        if name.endswith("stderr") or name.startswith(f"{result.task}/"):
+            continue
+        stem, slash, leaf = name.rpartition("/")
+        error = result.metrics.get(stem + slash + errors.get(leaf, leaf.replace("_acc", "_stderr")))
+        table.add_row(name, f"{value:.4g}", "" if error is None or error == value else f"± {error:.3f}")
+    return table
+
+
+def comparisons(ours: TaskResult, theirs: TaskResult) -> dict[str, Paired]:
+    """Every score that both have, paired by prompt; samples that failed for either are left out."""
+    one, other = ({line["id"]: line for line in read(result) if line["error"] is None} for result in (ours, theirs))
+    names = dict.fromkeys(name for line in one.values() for name in line["values"])  # type: ignore[attr-defined]
+    return {
+        name: compare(scores(one, name), scores(other, name), scores(one, name, "sizes", 1.0))
+        for name in names
+        if scores(one, name).keys() & scores(other, name).keys()
+    }
+
+
+def scores(
+    lines: Mapping[object, Mapping[str, object]], name: str, field: str = "values", default: float | None = None
+) -> dict[str, float]:
+    """One score of every sample that has it."""
+    told = {str(key): line[field].get(name, default) for key, line in lines.items()}  # type: ignore[attr-defined]
+    return {key: float(value) for key, value in told.items() if value is not None}
+
+
+def comparison_table(compared: Mapping[str, Paired], results: Sequence[TaskResult]) -> Table:
+    """Measure by measure: both models, their difference with its interval, p, and how many prompts went which way."""
+    table = columns("measure", *names(results), "difference", "95% interval", "p", "better", "worse")
+    for name, told in compared.items():
+        interval = f"{told.low:+.3f} to {told.high:+.3f}"
+        shares = f"{told.ours:.3f}", f"{told.theirs:.3f}", f"{told.difference:+.3f}", interval, f"{told.p:.2g}"
+        table.add_row(name, *shares, str(len(told.gained)), str(len(told.lost)))
+    return table
+
+
+def sentence(name: str, told: Paired) -> str:
+    """The main measure in words."""
+    what = "The first is better" if told.difference > 0 else "The second is better"
+    if told.p >= 0.05:
+        what = "The evidence does not tell them apart"
+    evidence = f"{len(told.gained)} prompts against {len(told.lost)}, exact McNemar p = {told.p:.2g}"
+    return f"{what}: {name} {told.ours:.1%} against {told.theirs:.1%} of {told.prompts} prompts, {evidence}."
+
+
+def instruction_table(results: Sequence[TaskResult]) -> Table:
+    """How many instructions of each type were followed strictly."""
+    counted = [by_instruction(result) for result in results]
+    table = columns("instruction", "asked", *names(results))
+    for name in sorted(counted[0]):
+        shares = [told.get(name, []) for told in counted]
+        cells = [f"{sum(marks) / len(marks):.3f}" if marks else "" for marks in shares]
+        table.add_row(name, str(len(shares[0])), *cells)
+    return table
+
+
+def by_instruction(result: TaskResult) -> dict[str, list[bool]]:
+    """The strict verdicts on every type of instruction."""
+    marks: dict[str, list[bool]] = defaultdict(list)
+    for line in read(result, OUTCOMES):
+        if line["error"] is None:
+            for name, mark in zip(line["instruction_id_list"], line["strict"], strict=True):  # type: ignore[call-overload]
+                marks[name].append(mark)
+    return marks
+
+
+def show_flips(told: Paired, results: Sequence[TaskResult], most: int, console: Console) -> None:
+    """Prompts that one model got right and the other did not, their answers side by side, both ways."""
+    one, other = ({str(line["id"]): line for line in read(result)} for result in results)
+    for title, keys in (("better", told.gained), ("worse", told.lost)):
+        if not keys:
+            continue
+        console.print(f"\nThe first is {title} on {len(keys)} prompts; {min(most, len(keys))} of them:", style="bold")
+        for key in keys[:most]:
+            table = Table(*names(results), title=Text(shortened(one[key]["prompt"])), title_justify="left", expand=True)
+            table.add_row(Text(shortened(one[key]["response"])), Text(shortened(other[key]["response"])))
+            console.print(table)
+
+
+def shortened(text: object) -> str:
+    """A text as far as it is shown."""
+    told = str(text).strip()
+    return told if len(told) <= LONGEST_SHOWN else f"{told[:LONGEST_SHOWN]} …"
+
+
+def show_judgement(told: Judgement, results: Sequence[TaskResult], console: Console) -> None:
+    """What the judge preferred."""
+    first, second = (result.model_name for result in results)
+    for line in (
+        f"\n{told.judge} prefers {first} to {second} in {told.win_rate:.1%} of {told.prompts} prompts"
+        f" (95% interval {told.low:.1%} to {told.high:.1%}, ties half):",
+        f"{told.wins} wins, {told.ties} ties, {told.losses} losses, sign test p = {told.p:.2g};"
+        f" it says the same in both orders of {told.consistent:.0%}.",
+        f"{told.path}",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def names(results: Sequence[TaskResult]) -> Iterator[str]:
+    """The models' names, as short as tells them apart."""
+    paths = [result.model_name.rstrip("/").split("/") for result in results]
+    depth = 1
+    while len(paths) == 2 and paths[0][-depth:] == paths[1][-depth:] and depth < max(map(len, paths)):
+        depth += 1
+    yield from ("/".join(path[-depth:]) for path in paths)
+
+
+def columns(first: str, *others: str) -> Table:
+    """An empty table: names on the left, numbers on the right."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,112 @@
+"""What can be asked of a model, by name: our own IFEval, inspect_evals' tasks, other packages', and files of tasks."""
+
+import ast
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from dpo_core import fingerprint
+from dpo_core.errors import EvaluationError
+
+IFEVAL = "ifeval"
+EVALS = "inspect_evals"
+RULE = "A task is ifeval, inspect_evals/<name>, <package>/<name> of an installed package, or <file>.py@<task>."
+
+logger = logging.getLogger(__name__)
+
+
+def settle(names: Sequence[str]) -> tuple[str, ...]:
+    """The tasks of these names, each once, known to be there.
+
+    ``inspect_evals/ifeval`` is our own wherever the checkers that it imports, which no package index has, are missing:
+    prompts, rules and metrics are the same. Raises EvaluationError for a name that is no task's, with the nearest one,
+    or for a package that is missing, with what installs it.
+    """
+    return tuple(dict.fromkeys(settled(name) for name in names))
+
+
+def settled(name: str) -> str:
+    """One task's name, checked."""
+    if name == IFEVAL:
+        return name
+    if name == f"{EVALS}/{IFEVAL}" and not (find_spec(EVALS) and find_spec("instruction_following_eval")):
+        logger.warning(
+            "%s: its checkers (instruction_following_eval) are not installed; the built-in ifeval runs,"
+            " with the same prompts, rules and metrics.",
+            name,
+        )
+        return IFEVAL
+    path, _, task = name.partition("@")
+    if path.endswith(".py"):
+        check_file(Path(path).expanduser(), task, name)
+        return f"{Path(path).expanduser().resolve()}@{task}" if task else str(Path(path).expanduser().resolve())
+    package, slash, leaf = name.partition("/")
+    if not slash or not leaf:
+        raise unknown(name, [IFEVAL, f"{EVALS}/{IFEVAL}", *known(EVALS)])
+    check_package(package, name)
+    return name
+
+
+def check_package(package: str, name: str) -> None:
+    """Raises EvaluationError when a task's package is not installed, or has no task of this name."""
+    if package == EVALS and not find_spec(EVALS):
+        found = f"The task {name} needs the package inspect-evals, which is not installed."
+        raise EvaluationError(found, RULE, "Install it: pip install inspect-evals")
+    if package != EVALS and package not in {entry.name for entry in entry_points(group="inspect_ai")}:
+        near = difflib.get_close_matches(package, [EVALS], n=1)
+        remedy = f"Did you mean {near[0]}/{name.partition('/')[2]}?" if near else "Install it, or check the name."
+        raise EvaluationError(f"There is no package of tasks {package!r} here.", RULE, remedy)
+    if package == EVALS and (names := known(EVALS)) and name not in names:
+        raise unknown(name, names)
+
+
+def known(package: str) -> list[str]:
+    """The tasks of inspect_evals, which registers them all in one module; none when it is not installed."""
+    spec = find_spec(package)
+    registry = Path(spec.origin).with_name("_registry.py") if spec and spec.origin else None
+    if registry is None or not registry.is_file():
+        return []
+    imports = [node for node in ast.walk(ast.parse(registry.read_text())) if isinstance(node, ast.ImportFrom)]
+    return [f"{package}/{alias.asname or alias.name}" for node in imports for alias in node.names]
+
+
+def check_file(path: Path, task: str, name: str) -> None:
+    """Raises EvaluationError unless the file is there and has the task, or, without a name, one task."""
+    if not path.is_file():
+        raise EvaluationError(f"There is no file {path} for the task {name}.", RULE, "Check the path.")
+    try:
+        tasks = tasks_of(path)
+    except SyntaxError as error:
+        raise EvaluationError(f"{path} is not Python: {error}.", RULE, "Mend the file.") from None
+    if task and task not in tasks:
+        raise unknown(name, [f"{name.partition('@')[0]}@{other}" for other in tasks])
+    if not task and len(tasks) != 1:
+        found = f"{path} has {len(tasks)} tasks{': ' if tasks else ''}{', '.join(tasks)}."
+        raise EvaluationError(found, RULE, "Name one: a function with inspect-ai's decorator @task.")
+
+
+def tasks_of(path: Path) -> list[str]:
+    """The functions of a file that are decorated as tasks; it is not run."""
+    functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return [one.name for one in functions if any("task" in ast.unparse(mark) for mark in one.decorator_list)]
+
+
+def unknown(name: str, names: Iterable[str]) -> EvaluationError:
+    """The error for a name that is no task's."""
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    remedy = f"Did you mean {' or '.join(near)}?" if near else "Check the name."
+    return EvaluationError(f"There is no task {name!r}.", RULE, remedy)
+
+
+def identity(name: str) -> list[str]:
+    """What a task is: its name, and for one in a file the file's content."""
+    path = Path(name.partition("@")[0])
+    return [name.rpartition("/")[2], fingerprint.of_file(path)] if path.suffix == ".py" else [name]
+
+
+def label(name: str) -> str:
+    """A task's short name, as metrics have it before their own."""
+    return name.rpartition("@")[2].rpartition("/")[2].removesuffix(".py")

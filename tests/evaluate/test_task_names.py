@@ -1,0 +1,82 @@
+"""Tasks by name: what there is runs, what there is not is told with what to do."""
+
+import importlib.machinery
+from pathlib import Path
+
+import pytest
+
+from dpo_core.errors import EvaluationError
+from dpo_core.evaluate import task_names
+from dpo_core.evaluate.task_names import identity, label, settle
+
+FILE = """
+from inspect_ai import Task, task
+
+@task
+def capitals():
+    return Task()
+
+@task(name="rivers")
+def rivers():
+    return Task()
+
+def other():
+    raise SystemExit
+"""
+
+
+@pytest.fixture
+def geography(tmp_path: Path) -> Path:
+    path = tmp_path / "geography.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_inspect_evals_ifeval_is_our_own_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Its checkers are in no package index: unless somebody has them, the same task runs under its own name."""
+    assert settle(("inspect_evals/ifeval", "ifeval")) == ("ifeval",)
+    assert "the built-in ifeval runs" in caplog.text
+
+
+def test_tasks_of_files_are_found_without_running_them(geography: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(geography.parent)
+    assert settle(("geography.py@rivers",)) == (f"{geography}@rivers",)
+    assert label(f"{geography}@rivers") == "rivers"
+    before = identity(f"{geography}@rivers")
+    geography.write_text(FILE + "\n")
+    assert identity(f"{geography}@rivers") != before
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ifevall", r"no task 'ifevall'.*Did you mean ifeval"),
+        ("gsm8k", r"no task 'gsm8k'"),
+        ("{file}@capital", r"Did you mean .*geography\.py@capitals "),
+        ("{file}", r"has 2 tasks: capitals, rivers"),
+        ("missing.py@x", r"no file missing\.py"),
+        ("inspect_eval/gsm8k", r"Did you mean inspect_evals/gsm8k\?"),
+    ],
+)
+def test_what_is_not_there_is_told_with_the_nearest(name: str, told: str, geography: Path) -> None:
+    with pytest.raises(EvaluationError, match=told):
+        settle((name.format(file=geography),))
+
+
+def test_a_missing_package_comes_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_names, "find_spec", lambda name: None)
+    with pytest.raises(EvaluationError, match="pip install inspect-evals"):
+        settle(("inspect_evals/gsm8k",))
+
+
+def test_an_installed_package_names_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As inspect_evals lists them: imports in its registry."""
+    package = tmp_path / "inspect_evals"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "_registry.py").write_text("from inspect_evals.gsm8k import gsm8k\nfrom .arc import arc_easy as arc\n")
+    spec = importlib.machinery.ModuleSpec("inspect_evals", None, origin=str(package / "__init__.py"))
+    monkeypatch.setattr(task_names, "find_spec", lambda name: spec if name == "inspect_evals" else None)
+    assert settle(("inspect_evals/gsm8k",)) == ("inspect_evals/gsm8k",)
+    with pytest.raises(EvaluationError, match=r"Did you mean inspect_evals/gsm8k "):
+        settle(("inspect_evals/gsm8",))
