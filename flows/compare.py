@@ -11,9 +11,10 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from dpo_core.errors import RecipeError
+from dpo_core.evaluate.paired import mcnemar
 from dpo_core.train import journal
 from flows import compare_page, overlay
-from flows.promotion import Measured, follows, mcnemar, prefers
+from flows.promotion import Measured, follows, prefers
 from flows.runs import ID, RESULTS, Experiment, differing, find
 from flows.tracking import AFTER, answering
 
