@@ -152,8 +152,8 @@ class TrainSettings(Section):
     """tree: pairs after each other without padding, prompts shared; padded: a row a side; auto: tree where it works"""
     activation_checkpointing: bool = False
     """compute activations again in the backward pass instead of keeping them: less memory, more time"""
-    compile_model: bool = False
-    """compile the model's kernels with torch.compile (GPU only)"""
+    compile_model: bool | Literal["auto"] = "auto"
+    """compile the model's layers with torch.compile; auto: on a GPU, as far as they can be"""
     deterministic: bool = False
     """only kernels that give the same bits every time, on a GPU at some cost"""
     seed: int = 0

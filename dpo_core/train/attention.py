@@ -7,19 +7,18 @@ conversation. Prefix sharing follows arXiv 2410.20305.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, PreTrainedModel
 
 from dpo_core.train.packing import Batch, Span
+from dpo_core.train.tree_mask import tree_mask
 
 NAME = "dpo_tree"
-BLOCK = 128
 # Keys up to which plain matrix products beat the fused kernel in bf16 on a CPU, which spends its time in the backward.
 MATMULS_WIN = 1024
 
@@ -110,56 +109,3 @@ def visible(queries: int, prompt: int, window: int | None, device: torch.device)
 
 
 AttentionInterface.register(NAME, attend)
-
-
-class TreeMask:
-    """FlexAttention's mask of a tree row, the same for every head.
-
-    One function reads tables that are rewritten for each microbatch: a function made anew would be compiled anew. So a
-    microbatch's backward pass must be over before the next one begins, as in the training loop.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.conversation = self.branch = torch.zeros(0, dtype=torch.int64, device=device)
-
-        def sees(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            own = (self.branch[key] == 0) | (self.branch[key] == self.branch[query])
-            return (query >= key) & (self.conversation[query] == self.conversation[key]) & own
-
-        self.sees = sees
-
-    def of(self, spans: tuple[Span, ...], length: int) -> BlockMask:
-        """The block mask of a row of ``length`` places."""
-        if len(self.branch) < length:
-            self.conversation, self.branch = (torch.empty(length, dtype=torch.int64, device=self.device) for _ in "cb")
-        for table, values in zip((self.conversation, self.branch), tables(spans, length), strict=True):
-            table[:length].copy_(values)
-        make = builder(self.device.type)
-        mask: BlockMask = make(self.sees, None, None, length, length, device=self.device, BLOCK_SIZE=BLOCK)
-        return mask
-
-
-@cache
-def tree_mask(device: torch.device) -> TreeMask:
-    """The one of this device."""
-    return TreeMask(device)
-
-
-@cache
-def builder(device: str) -> Any:
-    """The maker of block masks: compiled on a GPU, where it then never holds a whole (T, T) mask."""
-    return torch.compile(create_block_mask) if device == "cuda" else create_block_mask
-
-
-def tables(spans: tuple[Span, ...], length: int) -> tuple[Tensor, Tensor]:
-    """(length,) int64 each: a place's conversation, and its branch (0 the prompt, 1 … its completions)."""
-    conversation, branch = torch.full((length,), -1), torch.zeros(length, dtype=torch.int64)
-    place = 0
-    for index, span in enumerate(spans):
-        conversation[place : place + span.tokens] = index
-        place += span.prompt
-        for number, completion in enumerate(span.completions, start=1):
-            branch[place : place + completion] = number
-            place += completion
-    return conversation, branch

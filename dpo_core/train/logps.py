@@ -6,6 +6,7 @@ the full (T, V) logits nor anything else of vocabulary × length ever exists.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from dpo_core.train.attention import tree_arguments, tree_attention
 from dpo_core.train.packing import Batch, token_groups
 
-# Logits that exist at once: 128 MiB in float32, 64 in bf16.
-MOST_LOGITS = 2**25
-# Of them, those whose probabilities are computed at once: 4 MiB in a CPU's cache, 64 MiB on a GPU.
-IN_CACHE, ON_GPU = 2**20, 2**24
+# Logits that exist at once: 128 MiB in float32, 64 in bf16; on a GPU, where each pass over the head's gradient costs as
+# much as thousands of tokens, 2 GiB and 1.
+MOST_LOGITS = {"cpu": 2**25, "cuda": 2**29}
+# Of them, those whose probabilities a CPU computes at once: 4 MiB in its cache.
+IN_CACHE = 2**20
 
 Objective = Callable[[Tensor, slice], Tensor]
 
@@ -128,16 +130,18 @@ def head_logps(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
 class TargetLogps(torch.autograd.Function):
     """log softmax(z)_y = z_y − logsumexp(z) of logits (m, V) at targets (m,), in the memory of the logits alone.
 
-    Computed in float32 (float64 of float64 logits), some rows at a time, so that no copy of all logits in that type is
-    ever made. The gradient, (1_y − softmax(z)) g, is written over the logits, which nothing else may need by then; one
-    backward pass is all there can be.
+    Computed in float32 (float64 of float64 logits), some rows at a time or in fused kernels, so that no copy of all
+    logits in that type is ever made. The gradient, (1_y − softmax(z)) g, is written over the logits, which nothing else
+    may need by then; one backward pass is all there can be.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         """The log-probabilities, (m,)."""
-        parts = torch.split(logits, rows_at_once(logits))
-        normaliser = torch.cat([exactly(rows).logsumexp(-1) for rows in parts])
+        if logits.is_cuda:
+            normaliser: Tensor = fused(normalisers)(logits)
+        else:
+            normaliser = torch.cat([normalisers(rows) for rows in torch.split(logits, rows_in_cache(logits))])
         ctx.save_for_backward(logits, targets, normaliser)
         return exactly(logits.gather(-1, targets[:, None])[:, 0]) - normaliser
 
@@ -145,13 +149,32 @@ class TargetLogps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """The logits' gradient, (m, V), over the logits themselves."""
         logits, targets, normaliser = ctx.saved_tensors
-        size = rows_at_once(logits)
-        columns = (torch.split(part[:, None], size) for part in (targets, normaliser, gradients[0]))
-        parts = (torch.split(logits, size), *columns)
-        for rows, target, offset, upstream in zip(*parts, strict=True):
+        columns = [part[:, None] for part in (targets, normaliser, gradients[0])]
+        if logits.is_cuda:
+            fused(differentiate_at_once)(logits, *columns)
+            return logits, None
+        size = rows_in_cache(logits)
+        for rows, target, offset, upstream in zip(*(torch.split(p, size) for p in (logits, *columns)), strict=True):
             slope = exactly(rows).sub_(offset).exp_().mul_(-upstream)
             rows.copy_(slope.scatter_add_(-1, target, upstream))
         return logits, None
+
+
+def normalisers(logits: Tensor) -> Tensor:
+    """logsumexp of each row (m, V)."""
+    return exactly(logits).logsumexp(-1)
+
+
+def differentiate_at_once(logits: Tensor, targets: Tensor, normaliser: Tensor, upstream: Tensor) -> None:
+    """TargetLogps' gradient over the logits (m, V), in operations that fuse into one; the rest are columns (m, 1)."""
+    hit = torch.arange(logits.shape[1], device=logits.device) == targets
+    logits.copy_((hit.to(upstream.dtype) - (exactly(logits) - normaliser).exp()) * upstream)
+
+
+@cache
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled for a GPU, for any number of rows."""
+    return torch.compile(function, dynamic=True)
 
 
 def exactly(logits: Tensor) -> Tensor:
@@ -159,9 +182,9 @@ def exactly(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def rows_at_once(logits: Tensor) -> int:
-    """Rows whose float32 copy stays small: in a CPU's cache, and beside a GPU's logits nothing."""
-    return max(1, (ON_GPU if logits.is_cuda else IN_CACHE) // logits.shape[1])
+def rows_in_cache(logits: Tensor) -> int:
+    """Rows whose float32 copy stays in a CPU's cache."""
+    return max(1, IN_CACHE // logits.shape[1])
 
 
 def head(model: nn.Module, hidden: Tensor) -> Tensor:
@@ -174,7 +197,8 @@ def head(model: nn.Module, hidden: Tensor) -> Tensor:
 
 def tokens_at_once(model: nn.Module) -> int:
     """Positions that the head takes at once."""
-    return max(1, MOST_LOGITS // int(plain(model).get_output_embeddings().weight.shape[0]))
+    weight = plain(model).get_output_embeddings().weight
+    return max(1, MOST_LOGITS[weight.device.type] // int(weight.shape[0]))
 
 
 def plain(model: nn.Module) -> Any:

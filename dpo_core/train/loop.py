@@ -17,7 +17,7 @@ from dpo_core.train import order, schedule
 from dpo_core.train.flops import Cost, Shape, peak_memory
 from dpo_core.train.logps import autocast, backward
 from dpo_core.train.loss import Evidence, LossSettings, kl_estimate, pair_losses, rewards, wins
-from dpo_core.train.packing import Batch, Layout, branches, build, by_side, split
+from dpo_core.train.packing import Batch, Layout, branches, build, by_side, onto, split
 from dpo_core.train.reference import Reference
 
 SUMS = ("dpo_loss", "accuracy", "chosen_reward", "rejected_reward", "kl")
@@ -58,14 +58,17 @@ def steps(run: Run, done: int = 0) -> Iterator[StepMetrics]:
     Raises TrainingError, with the step not applied, when loss or gradient are not finite or memory runs out.
     """
     shape = Shape.of(run.policy)
+    upcoming = load(run, done)
     for step in range(done, run.total):
         started = time.perf_counter()
         learning_rate = set_learning_rate(run, step)
-        batch = order.batch(step, len(run.rows), run.settings)
-        pairs = [run.rows[index] for index in batch]
-        loaded = time.perf_counter()
+        batch, pairs = upcoming
         sums, micros = within_memory(run, batch, pairs)
-        told = torch.cat([sums, gradient_norm(run.policy)[None].to(sums)]).tolist()  # the step's one copy to the host
+        outcome = torch.cat([sums, gradient_norm(run.policy)[None].to(sums)])
+        asked = time.perf_counter()
+        upcoming = load(run, step + 1)  # while a GPU is still at work
+        loaded = time.perf_counter()
+        told = outcome.tolist()  # the step's one copy to the host
         values = step_values(told, pairs)
         check_finite(values, step, batch)
         computed = time.perf_counter()
@@ -75,11 +78,17 @@ def steps(run: Run, done: int = 0) -> Iterator[StepMetrics]:
         ended = time.perf_counter()
         values |= progress(run, step, learning_rate) | speed(run, shape.cost(pairs, micros), ended - started)
         values |= {
-            "time/data": loaded - started,
-            "time/forward_backward": computed - loaded,
+            "time/data": loaded - asked,
+            "time/forward_backward": computed - started - (loaded - asked),
             "time/optimizer": ended - computed,
         }
         yield StepMetrics(step=step + 1, time=time.time(), values=values)
+
+
+def load(run: Run, step: int) -> tuple[list[int], list[TokenPair]]:
+    """The indices and the pairs of a step; none of one behind the last."""
+    batch = order.batch(step, len(run.rows), run.settings) if step < run.total else []
+    return batch, [run.rows[index] for index in batch]
 
 
 def within_memory(run: Run, batch: list[int], pairs: list[TokenPair]) -> tuple[Tensor, list[Batch]]:
@@ -142,7 +151,7 @@ class Objective:
 
 def evidence_of(logps: Tensor, known: Tensor, counts: Sequence[int]) -> Evidence:
     """Per-token log-probabilities of policy and reference, (M,) each, as the pairs' evidence."""
-    lengths = logps.new_tensor(counts)
+    lengths = onto(torch.tensor(counts, dtype=logps.dtype), logps.device)
     return Evidence(
         ratios=by_side(logps - known, counts),
         logps=by_side(logps, counts),

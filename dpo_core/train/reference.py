@@ -20,7 +20,7 @@ from dpo_core.store import Draft
 from dpo_core.train import order
 from dpo_core.train.layout import choose
 from dpo_core.train.logps import completion_logps
-from dpo_core.train.packing import Batch, Layout, branches, build, split
+from dpo_core.train.packing import Batch, Layout, branches, build, onto, split
 
 # Where each scored pair's tokens begin in the flat ``logps``; its two sides follow each other, chosen first.
 INDEX, OFFSETS, LOGPS = "index", "offsets", "logps"
@@ -49,7 +49,7 @@ class References:
     def of(self, indices: list[int], batch: Batch) -> Tensor:
         """As they were scored, on the batch's device."""
         known = np.concatenate([self.of_pair(index) for index in indices])
-        return torch.from_numpy(known).to(batch.ids.device, non_blocking=True)
+        return onto(torch.from_numpy(known), batch.ids.device)
 
     def of_pair(self, index: int) -> NDArray[np.float32]:
         """One pair's trained tokens, chosen then rejected."""

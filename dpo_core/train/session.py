@@ -18,6 +18,7 @@ from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.requests import TrainRequest
 from dpo_core.train import budget, checkpoint, run_dir
+from dpo_core.train.compiled import compile_layers
 from dpo_core.train.flops import matmul_peak
 from dpo_core.train.layout import choose
 from dpo_core.train.logps import plain
@@ -96,13 +97,10 @@ def prepared(policy: nn.Module, train: TrainSettings) -> nn.Module:
         # Layers are computed again only in training mode; without dropout that mode changes nothing else.
         plain(policy).activation_checkpointing_enable()
         policy.train()
-    if train.compile_model:
-        if device().type != "cuda":
-            raise RecipeError(
-                "compile_model=true, and there is no GPU.", "Only GPU kernels are compiled.", "Leave it out."
-            )
-        # The decoder is what is called; the head has its own way (logps.py).
-        plain(policy).get_decoder().compile(dynamic=False)
+    if train.compile_model is True and device().type != "cuda":
+        raise RecipeError("compile_model=true, and there is no GPU.", "Only GPU kernels are compiled.", "Leave it out.")
+    if train.compile_model and device().type == "cuda":
+        compile_layers(policy, strict=train.compile_model is True)
     return policy
 
 

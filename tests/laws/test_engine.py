@@ -18,7 +18,14 @@ from dpo_core.records import StepMetrics
 from dpo_core.render.rendered import Completion, TokenPair
 from dpo_core.train import logps as logps_module
 from dpo_core.train import loop
-from dpo_core.train.logps import autocast, backward, completion_logps
+from dpo_core.train.logps import (
+    TargetLogps,
+    autocast,
+    backward,
+    completion_logps,
+    differentiate_at_once,
+    normalisers,
+)
 from dpo_core.train.loop import Run, accumulate, steps
 from dpo_core.train.loss import LOSSES
 from dpo_core.train.packing import Batch, Layout, branches, padded, tree
@@ -154,7 +161,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 def test_the_heads_pieces_give_the_gradients_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = []
     for tokens in (100_000, 40, 3):
-        monkeypatch.setattr(logps_module, "MOST_LOGITS", tokens * tiny.VOCABULARY)
+        monkeypatch.setitem(logps_module.MOST_LOGITS, "cpu", tokens * tiny.VOCABULARY)
         model = exact_llama()
         gradients.append(gradients_of(run_over(tmp_path / str(tokens), model, tiny.token_pairs(8))))
     assert torch.allclose(gradients[0], gradients[1], **EXACT)
@@ -340,3 +347,13 @@ def test_a_model_without_attention_functions_takes_padded_rows(tmp_path: Path, m
     assert obstacle(model, rows) is None
     monkeypatch.setattr(LlamaForCausalLM, "_supports_attention_backend", False)
     assert obstacle(model, rows) == "LlamaForCausalLM takes no attention function"
+
+
+def test_the_gradient_in_one_is_the_gradient_row_by_row() -> None:
+    torch.manual_seed(0)
+    logits, targets, upstream = torch.randn(7, 50), torch.randint(50, (7,)), torch.randn(7)
+    leaf = logits.clone().requires_grad_()
+    TargetLogps.apply(leaf * 1.0, targets).backward(upstream)
+    at_once = logits.clone()
+    differentiate_at_once(at_once, targets[:, None], normalisers(logits)[:, None], upstream[:, None])
+    assert torch.allclose(at_once, leaf.grad, atol=1e-6)

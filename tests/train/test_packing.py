@@ -3,9 +3,8 @@ import torch
 
 from dpo_core.pair import Pair
 from dpo_core.render.rendered import Completion, TokenPair
-from dpo_core.train.attention import tables, tree_mask, visible
+from dpo_core.train.attention import visible
 from dpo_core.train.packing import (
-    Span,
     branches,
     by_side,
     microbatches,
@@ -83,31 +82,8 @@ def test_a_quantum_pads_the_row() -> None:
     assert batch.ids[0, 6:].tolist() == [0, 0]
 
 
-def test_flex_attentions_mask_is_that_of_the_conversations() -> None:
-    spans = (Span(3, (2, 2)), Span(2, (1, 3)))
-    length = 16
-    mask = tree_mask(CPU).of(spans, length)
-    places = torch.arange(length)
-    seen = mask.mask_mod(None, None, places[:, None], places[None])
-    conversation, branch = tables(spans, length)
-    for query in range(sum(span.tokens for span in spans)):
-        visible_keys = [
-            key
-            for key in range(query + 1)
-            if conversation[key] == conversation[query] and branch[key] in (0, branch[query])
-        ]
-        assert seen[query].nonzero().flatten().tolist() == visible_keys
-
-
 def test_a_window_is_counted_in_positions() -> None:
     assert visible(2, 3, 2, CPU).tolist() == [[False, False, True, True, False], [False, False, False, True, True]]
-
-
-def test_attended_pairs_of_tokens_are_what_the_mask_shows() -> None:
-    span = Span(3, (2, 4))
-    places = torch.arange(span.tokens)
-    shown = tree_mask(CPU).of((span,), span.tokens).mask_mod(None, None, places[:, None], places[None])
-    assert span.attended == shown.sum().item()
 
 
 def test_sums_by_side() -> None:
