@@ -36,9 +36,8 @@ def model(options: Options) -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlamaConfig(**options["config"], max_position_embeddings=16_384, bos_token_id=1, eos_token_id=2)
     frozen = options["lora_rank"] and options["precision"] == "bf16"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    made = LlamaForCausalLM(config).to(torch.bfloat16 if frozen else torch.float32)
-    return made.to(device)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return LlamaForCausalLM(config).to(torch.bfloat16 if frozen else torch.float32)
 
 
 def ours(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
@@ -51,15 +50,25 @@ def ours(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     from dpo_core.train.flops import matmul_peak
     from dpo_core.train.loop import Run, steps
     from dpo_core.train.reference import OnTheFly, References, score
+    from dpo_core.train.session import adamw, prepared
 
     if not torch.cuda.is_available():
         keep_heap()  # as load_model does
     size, precision = options["batch_size"], options["precision"]
-    train = TrainSettings(batch_size=size, learning_rate=options["learning_rate"], precision=precision, dpo_beta=BETA)
+    train = TrainSettings(
+        batch_size=size,
+        learning_rate=options["learning_rate"],
+        precision=precision,
+        dpo_beta=BETA,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        activation_checkpointing=bool(options["activation_checkpointing"]),
+        compile_model="auto" if options["compile_model"] else False,
+    )
     base = model(options).eval()
-    policy = trainable(base, ModelSettings(lora_rank=options["lora_rank"]), seed=0)
     split = InOrder(rows, train)
     scoring = time.perf_counter()
+    policy = trainable(base, ModelSettings(lora_rank=options["lora_rank"]), seed=0)
     with tempfile.TemporaryDirectory() as place:
         if options["reference"] == "step":
             frozen = policy if options["lora_rank"] else model(options).eval().requires_grad_(False)
@@ -69,15 +78,10 @@ def ours(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
             save_file(tensors, Path(place) / "train.safetensors")
             known = References(Path(place) / "train.safetensors")
     scoring = time.perf_counter() - scoring
-    optimizer = torch.optim.AdamW(
-        [p for p in policy.parameters() if p.requires_grad],
-        lr=options["learning_rate"],
-        betas=BETAS,
-        weight_decay=0.0,
-        fused=True,
-    )
+    prepared(policy, train)
+    optimizer = adamw(policy, train)
     peak = matmul_peak(next(policy.parameters()).device, precision)
-    budget = options["token_budget"] or (16_384 if torch.cuda.is_available() else options["micro"])
+    budget = options["token_budget"] or options["micro"]
     history = list(steps(Run(policy, optimizer, split, known, train, token_budget=budget, peak_flops=peak)))
     timed = history[1:]
     seconds = sum(step.values["batch_time"] for step in timed)
@@ -173,6 +177,7 @@ def theirs(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]
             disable_tqdm=True,
             gradient_checkpointing=False,
             precompute_ref_log_probs=options["reference"] == "cached",
+            use_liger_kernel="liger" in options["whose"],
         )
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 2}, unk_token="<pad>")),

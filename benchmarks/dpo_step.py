@@ -1,6 +1,6 @@
 """Speed and memory of DPO training, ours and TRL's, on the same weights, pairs and order, side by side in one run.
 
-    python benchmarks/dpo_step.py [--shape 40m|1b|8b] [--lengths hh|ultrafeedback] [--lora-rank 0]
+    python benchmarks/dpo_step.py [--shape 40m|1b|8b] [--lengths hh|ultrafeedback|8k] [--lora-rank 0]
                                   [--batch-size 8] [--steps 6] [--only NAME …]
 
 Every contender runs in a process of its own, one after the other: its peak memory is its own, and the first step, which
@@ -62,7 +62,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 # name: (whose, precision, reference, pairs of a TRL microbatch or our token budget)
-CONTENDERS: dict[str, tuple[str, str, str, int]] = {
+ON_CPU: dict[str, tuple[str, str, str, int]] = {
     "trl fp32": ("trl", "fp32", "step", 0),
     "trl fp32, microbatch 2": ("trl", "fp32", "step", 2),
     "trl fp32, microbatch 1": ("trl", "fp32", "step", 1),
@@ -74,6 +74,17 @@ CONTENDERS: dict[str, tuple[str, str, str, int]] = {
     "ours bf16, cached": ("ours", "bf16", "cached", 2048),
     "ours bf16, on the fly": ("ours", "bf16", "step", 2048),
 }
+ON_GPU: dict[str, tuple[str, str, str, int]] = {
+    "trl bf16, microbatch 8": ("trl", "bf16", "step", 8),
+    "trl bf16, precomputed, microbatch 8": ("trl", "bf16", "cached", 8),
+    "trl bf16, precomputed, microbatch 16": ("trl", "bf16", "cached", 16),
+    "trl bf16, precomputed, microbatch 8, Liger": ("trl liger", "bf16", "cached", 8),
+    "trl bf16, precomputed, microbatch 2": ("trl", "bf16", "cached", 2),
+    "trl bf16, precomputed, microbatch 1": ("trl", "bf16", "cached", 1),
+    "ours bf16, cached": ("ours", "bf16", "cached", 16_384),
+    "ours bf16, on the fly": ("ours", "bf16", "step", 16_384),
+}
+CONTENDERS = ON_GPU if Path("/dev/nvidia0").exists() else ON_CPU
 
 
 def main() -> None:
@@ -100,6 +111,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--token-budget", type=int, default=0, help="of ours (0: as the table says)")
+    parser.add_argument("--activation-checkpointing", type=int, default=0, help="1: ours computes activations again")
+    parser.add_argument("--compile-model", type=int, default=1, help="0: our layers are not compiled (on a GPU)")
     parser.add_argument("--only", nargs="*", help="contenders to run, by name")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--place", help=argparse.SUPPRESS)
@@ -132,7 +145,8 @@ def measure(name: str, place: str) -> dict[str, Any] | None:
     told = json.loads((Path(place) / "options.json").read_text())
     words = [
         word
-        for key in ("shape", "lengths", "lora_rank", "batch_size", "steps", "learning_rate", "token_budget")
+        for key in told
+        if key not in ("only", "contender", "place", "config")
         for word in (f"--{key.replace('_', '-')}", str(told[key]))
     ]
     command = [sys.executable, __file__, *words, "--contender", name, "--place", place]
