@@ -47,6 +47,7 @@ def ours(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     from dpo_core.model.heap import keep_heap
     from dpo_core.model.lora import trainable
     from dpo_core.recipe import ModelSettings, TrainSettings
+    from dpo_core.train.compiled import compiled
     from dpo_core.train.flops import matmul_peak
     from dpo_core.train.loop import Run, steps
     from dpo_core.train.reference import OnTheFly, References, score
@@ -78,7 +79,7 @@ def ours(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
             save_file(tensors, Path(place) / "train.safetensors")
             known = References(Path(place) / "train.safetensors")
     scoring = time.perf_counter() - scoring
-    prepared(policy, train)
+    compiled(prepared(policy, train), train, "tree")
     optimizer = adamw(policy, train)
     peak = matmul_peak(next(policy.parameters()).device, precision)
     budget = options["token_budget"] or options["micro"]

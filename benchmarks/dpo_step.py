@@ -78,9 +78,9 @@ ON_GPU: dict[str, tuple[str, str, str, int]] = {
     "trl bf16, microbatch 8": ("trl", "bf16", "step", 8),
     "trl bf16, precomputed, microbatch 8": ("trl", "bf16", "cached", 8),
     "trl bf16, precomputed, microbatch 16": ("trl", "bf16", "cached", 16),
-    "trl bf16, precomputed, microbatch 8, Liger": ("trl liger", "bf16", "cached", 8),
+    "trl bf16, precomputed, microbatch 4, Liger": ("trl liger", "bf16", "cached", 4),
+    "trl bf16, precomputed, microbatch 4": ("trl", "bf16", "cached", 4),
     "trl bf16, precomputed, microbatch 2": ("trl", "bf16", "cached", 2),
-    "trl bf16, precomputed, microbatch 1": ("trl", "bf16", "cached", 1),
     "ours bf16, cached": ("ours", "bf16", "cached", 16_384),
     "ours bf16, on the fly": ("ours", "bf16", "step", 16_384),
 }

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
 
 from dpo_core.train.packing import Batch, Span
 from dpo_core.train.tree_mask import tree_mask
 
-NAME = "dpo_tree"
+ON_CPU, ON_GPU = "dpo_tree", "dpo_tree_flex"
 # Keys up to which plain matrix products beat the fused kernel in bf16 on a CPU, which spends its time in the backward.
 MATMULS_WIN = 1024
 
@@ -28,7 +29,7 @@ def tree_attention(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model's layers attend as trees do: for forward and backward passes alike."""
     config = model.config.get_text_config()
     before = config._attn_implementation
-    config._attn_implementation = "flex_attention" if model.device.type == "cuda" else NAME
+    config._attn_implementation = ON_GPU if model.device.type == "cuda" else ON_CPU
     try:
         yield
     finally:
@@ -108,4 +109,14 @@ def visible(queries: int, prompt: int, window: int | None, device: torch.device)
     return seen if window is None else seen & (query - key < window)
 
 
-AttentionInterface.register(NAME, attend)
+def attend_flex(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: BlockMask, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """FlexAttention on a GPU; the sizes are those of :func:`attend`, the mask is the tree's block mask."""
+    query, key = query.to(value.dtype), key.to(value.dtype)  # in float32 its kernels take several times as long
+    told: tuple[Tensor, Tensor | None] = flex_attention_forward(module, query, key, value, attention_mask, **options)
+    return told
+
+
+AttentionInterface.register(ON_CPU, attend)
+AttentionInterface.register(ON_GPU, attend_flex)

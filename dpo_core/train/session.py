@@ -18,7 +18,7 @@ from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.requests import TrainRequest
 from dpo_core.train import budget, checkpoint, run_dir
-from dpo_core.train.compiled import compile_layers
+from dpo_core.train.compiled import compiled
 from dpo_core.train.flops import matmul_peak
 from dpo_core.train.layout import choose
 from dpo_core.train.logps import plain
@@ -62,7 +62,7 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
     rows = open_split(request.rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
     layout = choose(model, train.layout, request.rendered)
-    policy = prepared(trainable(model, request.settings, train.seed), train)
+    policy = compiled(prepared(trainable(model, request.settings, train.seed), train), train, layout)
     run = Run(
         policy,
         adamw(policy, train),
@@ -88,19 +88,12 @@ def deterministic(wanted: bool) -> None:
 
 
 def prepared(policy: nn.Module, train: TrainSettings) -> nn.Module:
-    """The policy as it trains: without dropout, with what the recipe asks for of recomputation and compilation.
-
-    Raises RecipeError when compilation is asked for without a GPU.
-    """
+    """The policy as it trains: without dropout, with recomputation if the recipe asks for it."""
     without_dropout(policy)
     if train.activation_checkpointing:
         # Layers are computed again only in training mode; without dropout that mode changes nothing else.
         plain(policy).activation_checkpointing_enable()
         policy.train()
-    if train.compile_model is True and device().type != "cuda":
-        raise RecipeError("compile_model=true, and there is no GPU.", "Only GPU kernels are compiled.", "Leave it out.")
-    if train.compile_model and device().type == "cuda":
-        compile_layers(policy, strict=train.compile_model is True)
     return policy
 
 

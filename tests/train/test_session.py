@@ -15,6 +15,7 @@ from dpo_core.model.lora import trainable
 from dpo_core.model.source import describe
 from dpo_core.recipe import ModelSettings, Recipe, TrainSettings
 from dpo_core.train import budget, finish, session
+from dpo_core.train.compiled import compiled
 from tests import tiny
 
 
@@ -22,7 +23,7 @@ def test_compilation_needs_a_gpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(RecipeError, match="no GPU"):
-        session.prepared(tiny.llama(), TrainSettings(compile_model=True))
+        compiled(tiny.llama(), TrainSettings(compile_model=True), "tree")
 
 
 def test_the_determinism_flag_reaches_torch() -> None:
