@@ -79,7 +79,7 @@ def ours(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
             save_file(tensors, Path(place) / "train.safetensors")
             known = References(Path(place) / "train.safetensors")
     scoring = time.perf_counter() - scoring
-    compiled(prepared(policy, train), train, "tree")
+    compiled(prepared(policy, train), train)
     optimizer = adamw(policy, train)
     peak = matmul_peak(next(policy.parameters()).device, precision)
     budget = options["token_budget"] or options["micro"]

@@ -48,8 +48,8 @@ def obstacle(model: nn.Module, rows: Rows) -> str | None:
 LAYOUTS: tuple[Layout, Layout] = ("tree", "padded")
 
 
-def probe(causal: nn.Module, lengths: tuple[int, int, int] = PROBE_LENGTHS) -> TokenPair:
-    """A pair of arbitrary tokens that the model knows; lengths: of its prompt, chosen and rejected side."""
+def probe(causal: nn.Module) -> TokenPair:
+    """A pair of arbitrary tokens that the model knows."""
     vocabulary = min(1000, causal.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     prompt, chosen, rejected = ((np.arange(length) * 7 + length).astype(np.int32) % vocabulary for length in lengths)
     sides = Pair(chosen, rejected).map(lambda ids: Completion(ids, np.ones(len(ids), dtype=np.bool_)))

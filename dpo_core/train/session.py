@@ -62,7 +62,7 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
     rows = open_split(request.rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
     layout = choose(model, train.layout, request.rendered)
-    policy = compiled(prepared(trainable(model, request.settings, train.seed), train), train, layout)
+    policy = compiled(prepared(trainable(model, request.settings, train.seed), train), train)
     run = Run(
         policy,
         adamw(policy, train),

@@ -48,7 +48,7 @@ def fresh(path: Path, lora_rank: int = 0, how: str = "cached", **changes: Any) -
     base = llama()
     known: Any = tiny.references(path, base, split, precision=train.precision)
     policy = trainable(base, ModelSettings(lora_rank=lora_rank), seed=0)
-    policy = compiled(session.prepared(policy, train), train, "tree")
+    policy = compiled(session.prepared(policy, train), train)
     if how == "on_the_fly":
         known = OnTheFly(policy if lora_rank else llama(), train.precision)
     return Run(policy, session.adamw(policy, train), split, known, train)
@@ -72,7 +72,7 @@ def test_a_trees_logps_and_gradients_are_those_of_padded_rows_in_float64(compile
     told = []
     for model, layout, device in ((llama(), "tree", GPU), (llama(CPU, torch.float64), "padded", CPU)):
         if device == GPU:
-            compiled(model, TrainSettings(compile_model=compile_model), "tree")
+            compiled(model, TrainSettings(compile_model=compile_model))
         batch = build(layout, items, device)
         logps = completion_logps(model, batch).double().cpu()
         backward(model, batch, lambda logps, _: (logps * torch.linspace(1, 2, len(logps), device=logps.device)).sum())

@@ -23,7 +23,7 @@ def test_compilation_needs_a_gpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(RecipeError, match="no GPU"):
-        compiled(tiny.llama(), TrainSettings(compile_model=True), "tree")
+        compiled(tiny.llama(), TrainSettings(compile_model=True))
 
 
 def test_the_determinism_flag_reaches_torch() -> None:
