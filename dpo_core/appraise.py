@@ -28,7 +28,15 @@ USAGE = (
 SHOWN = 3
 LIMITS = ("ifeval_limit", "task_limit")
 # Settings that change no answer; what they choose is in the prompts' and the task's own fingerprints.
-ELSEWHERE = ("ifeval_path", "ifeval_limit", "tasks", "num_samples", "eval_batch_size", "infrequent_prompts")
+ELSEWHERE = (
+    "ifeval_path",
+    "ifeval_limit",
+    "tasks",
+    "num_samples",
+    "eval_batch_size",
+    "nltk_data",
+    "infrequent_prompts",
+)
 
 
 @dataclass(frozen=True)

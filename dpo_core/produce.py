@@ -37,8 +37,8 @@ VERSIONS = {
     "warm_start": 2,
     "score_reference": 3,
     "train": 2,
-    "evaluate": 3,
-    "answer": 1,
+    "evaluate": 4,
+    "answer": 2,
     "judge": 1,
 }
 

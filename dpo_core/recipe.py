@@ -194,6 +194,9 @@ class EvaluateSettings(Section):
     """JSONL of IFEval prompts (demo: the demo's held-out prompts; None: google/IFEval from the hub)"""
     ifeval_limit: Count | None = None
     """evaluate the first so many prompts of IFEval"""
+    nltk_data: Path | None = None
+    """directory with tokenizers/punkt_tab/english, which some of IFEval's checkers need (None: where NLTK looks,
+    NLTK_DATA first)"""
     task_limit: Count | None = None
     """evaluate the first so many samples of every other task"""
     max_new_tokens: Count = 1280

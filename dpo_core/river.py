@@ -70,7 +70,11 @@ def acquire_prompts(recipe: Recipe) -> Produced[PromptSet] | None:
         return None
     seed = recipe.train.seed if source == "demo" else 0
     request = PromptsRequest(
-        source=source, demo_pairs=recipe.data.demo_pairs, seed=seed, limit=recipe.evaluate.ifeval_limit
+        source=source,
+        demo_pairs=recipe.data.demo_pairs,
+        seed=seed,
+        limit=recipe.evaluate.ifeval_limit,
+        nltk_data=recipe.evaluate.nltk_data,
     )
     demo_settings = [request.demo_pairs, seed] if source == "demo" else []
     depends = {"content": acquisition.digest(source), "demo": demo_settings, "limit": request.limit}
@@ -213,6 +217,7 @@ def train(
         max_new_tokens=recipe.evaluate.max_new_tokens,
         prompts=watched_prompts(recipe),
         watched=recipe.evaluate.infrequent_prompts,
+        nltk_data=recipe.evaluate.nltk_data,
         log_path=run_dir.choose(recipe, key, store(recipe).root),
         fingerprint=key,
         lineage=fingerprint_of("train", lineage),
@@ -252,7 +257,7 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         "rendered": inputs.rendered.fingerprint,
         "reference": inputs.reference.fingerprint,
         "prompts": prompts,
-        "settings": without(settings, "ifeval_path", "ifeval_limit", "tasks", "infrequent_prompts"),
+        "settings": without(settings, "ifeval_path", "ifeval_limit", "tasks", "nltk_data", "infrequent_prompts"),
         "tasks": [task_names.identity(name) for name in task_names.settle(settings.tasks)],
         "loss": [train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha],
         "numerics": [train.precision, train.layout, dtype],

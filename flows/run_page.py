@@ -15,6 +15,7 @@ from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, Rendere
 from dpo_core.train import journal, run_dir
 from flows import champion
 from flows.data_plot import lengths
+from flows.instruction_plot import instructions
 from flows.plots import curves
 from flows.registry import Candidate
 from flows.tracking import AFTER, BEFORE, RunHandle, answering, log_result, tag
@@ -25,6 +26,7 @@ TOLD = {
     "test/nll_chosen": "held-out NLL of the chosen side",
 }
 SAMPLES, TABLE = "samples.jsonl", "samples.json"
+INSTRUCTIONS = "instructions.png"
 COLUMNS = json.dumps(
     {
         "mlflow_colspec": [
@@ -75,11 +77,15 @@ def log_files(handle: RunHandle, recipe: Recipe, log_path: Path) -> None:
 
 def log_results(handle: RunHandle, candidate: Candidate) -> None:
     """Numbers, outcomes and inspect's logs of the base and of the trained model, and their answers side by side."""
-    with answering(handle.uri):
+    with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
         for when, result in ((BEFORE, candidate.before), (AFTER, candidate.after)):
             log_result(handle, when, result)
             for path in evaluation_files(result):
                 handle.client.log_artifact(handle.run_id, str(path), f"evaluation/{when}")
+        plot = Path(temporary) / INSTRUCTIONS
+        instructions(candidate.before, candidate.after, plot)
+        if plot.is_file():
+            handle.client.log_artifact(handle.run_id, str(plot))
         before, after = (journal.read(result.path / SAMPLES) for result in (candidate.before, candidate.after))
         # As log_table writes it, which would append the same rows again when a run is projected again.
         handle.client.log_dict(handle.run_id, side_by_side(before, after), TABLE)

@@ -12,6 +12,7 @@ from inspect_ai.solver import TaskState, generate
 
 from dpo_core.evaluate.instructions import ROW, Row, Verdict, score
 from dpo_core.evaluate.prompts import read
+from dpo_core.evaluate.task_names import IFEVAL, IFEVAL_VERSION
 
 
 @task
@@ -21,7 +22,12 @@ def ifeval(prompts: str) -> Task:
     By hand: ``inspect eval ifeval -T prompts=<file> --model dpo/<directory>`` (``dpo_core/ifeval`` from a wheel).
     """
     samples = [to_sample(row) for _, row in read(Path(prompts))]
-    return Task(dataset=MemoryDataset(samples, name="ifeval"), solver=generate(), scorer=instruction_following())
+    return Task(
+        dataset=MemoryDataset(samples, name=IFEVAL),
+        solver=generate(),
+        scorer=instruction_following(),
+        version=IFEVAL_VERSION,
+    )
 
 
 def to_sample(row: Row) -> Sample:

@@ -12,7 +12,7 @@ from dpo_core import fingerprint
 from dpo_core.data import demo
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, EvaluationError
-from dpo_core.evaluate.instructions import ROW, Row, registry, score
+from dpo_core.evaluate.instructions import ROW, Row, registry, score, sentences_from
 from dpo_core.records import PromptSet
 from dpo_core.requests import PromptsRequest
 from dpo_core.store import Draft
@@ -32,7 +32,8 @@ def run(request: PromptsRequest, draft: Draft) -> None:
     Raises DataError for a broken or repeated line or a hub out of reach, EvaluationError when a checker's data are
     missing.
     """
-    rows = checked(islice(fetch(request), request.limit))
+    sentences_from(request.nltk_data)
+    rows = checked(islice(fetch(request), request.limit), request.nltk_data)
     file = draft.path / FILE
     file.write_bytes(b"".join(ROW.dump_json(row) + b"\n" for row in rows))
     digest = fingerprint.of_files([file], draft.path)
@@ -86,7 +87,7 @@ def parse(line: bytes, where: str) -> Row:
         raise DataError(f"{where}: {field + ': ' if field else ''}{first['msg']}.", RULE, "Mend that line.") from None
 
 
-def checked(rows: Iterator[tuple[str, Row]]) -> list[Row]:
+def checked(rows: Iterator[tuple[str, Row]], nltk_data: Path | None = None) -> list[Row]:
     """The rows, each known to be scorable and to have a key of its own.
 
     Raises DataError, or EvaluationError when a checker's data are missing.
@@ -97,14 +98,14 @@ def checked(rows: Iterator[tuple[str, Row]]) -> list[Row]:
         if row.key in places:
             raise DataError(f"{where} has the key {row.key} of {places[row.key]}.", "Keys are unique.", "Renumber one.")
         places[row.key] = where
-        check(row, where)
+        check(row, where, nltk_data)
         kept.append(row)
     if not kept:
         raise DataError("There are no prompts.", "IFEval needs at least one.", "Check ifeval_path, or set tasks=none.")
     return kept
 
 
-def check(row: Row, where: str) -> None:
+def check(row: Row, where: str, nltk_data: Path | None = None) -> None:
     """Raises unless the official checkers know every instruction, take its arguments and have the data they need."""
     if len(row.kwargs) != len(row.instruction_id_list):
         found = f"{where} has {len(row.instruction_id_list)} instructions and arguments for {len(row.kwargs)}."
@@ -120,17 +121,18 @@ def check(row: Row, where: str) -> None:
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where} has arguments that its checker refuses: {error}.", RULE, "Mend that line.") from None
     except (LookupError, OSError) as error:
-        raise missing_data(where, error) from None
+        raise missing_data(where, error, nltk_data) from None
 
 
-def missing_data(where: str, error: Exception) -> EvaluationError:
+def missing_data(where: str, error: Exception, nltk_data: Path | None) -> EvaluationError:
     """The error for a checker that cannot split sentences."""
-    told = os.environ.get("NLTK_DATA")
-    reason = f"not in NLTK_DATA={told}" if told else "not installed"
+    places = {"nltk_data": nltk_data, "NLTK_DATA": os.environ.get("NLTK_DATA")}
+    told = [f"{name}={place}" for name, place in places.items() if place]
+    reason = f"not in {' or '.join(told)}" if told else "not installed"
     refusal = f" ({error})" if isinstance(error, OSError) else ""
     return EvaluationError(
         f"{where} needs NLTK's sentence splitter punkt_tab, which is {reason}{refusal}.",
         "Its checker counts sentences or words with it.",
-        "Run python -m nltk.downloader punkt_tab, or set NLTK_DATA to a directory with tokenizers/punkt_tab/english"
-        " (a copy: NLTK follows no links out of it).",
+        "Run python -m nltk.downloader punkt_tab, or set nltk_data=<directory> or NLTK_DATA to one with"
+        " tokenizers/punkt_tab/english (a copy: NLTK follows no links out of it).",
     )

@@ -104,6 +104,17 @@ def check(logs: Sequence[EvalLog], expected: int | None = None) -> EvalLog:
     return log
 
 
+def version(log: EvalLog) -> str:
+    """The version of the task, and of the package that it comes from."""
+    package = log.eval.packages.get((log.eval.task_registry_name or "").partition("/")[0])
+    return f"{log.eval.task_version}" + (f" ({package})" if package else "")
+
+
+def failures(log: EvalLog) -> int:
+    """How many samples could not be asked or judged."""
+    return sum(sample.error is not None for sample in log.samples or [])
+
+
 def measures(log: EvalLog) -> dict[str, float]:
     """The log's metrics by name, each after its scorer's where there are several."""
     scores = log.results.scores if log.results else []

@@ -12,6 +12,8 @@ from dpo_core import fingerprint
 from dpo_core.errors import EvaluationError
 
 IFEVAL = "ifeval"
+# Raise it when the same answers would get other verdicts: what was measured before is then measured again.
+IFEVAL_VERSION = "1"
 EVALS = "inspect_evals"
 RULE = "A task is ifeval, inspect_evals/<name>, <package>/<name> of an installed package, or <file>.py@<task>."
 
@@ -102,9 +104,17 @@ def unknown(name: str, names: Iterable[str]) -> EvaluationError:
 
 
 def identity(name: str) -> list[str]:
-    """What a task is: its name, and for one in a file the file's content."""
+    """What a task is: its name, and its own version, its package's, or the content of its file."""
     path = Path(name.partition("@")[0])
-    return [name.rpartition("/")[2], fingerprint.of_file(path)] if path.suffix == ".py" else [name]
+    if path.suffix == ".py":
+        return [name.rpartition("/")[2], fingerprint.of_file(path)]
+    return [name, IFEVAL_VERSION if name == IFEVAL else package_version(name.partition("/")[0])]
+
+
+def package_version(package: str) -> str:
+    """The installed version of a package of tasks."""
+    found = [entry.dist.version for entry in entry_points(group="inspect_ai", name=package) if entry.dist]
+    return found[0] if found else ""
 
 
 def label(name: str) -> str:

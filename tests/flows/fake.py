@@ -46,6 +46,7 @@ def evaluation(path: Path, followed: list[bool], accuracy: float, **other: str) 
     path.mkdir(parents=True)
     outcomes = [
         {"key": key, "prompt": f"prompt {key}", "response": "…", "strict": [mark], "loose": [mark], "error": None}
+        | {"instruction_id_list": [("punctuation:no_comma", "detectable_format:title")[key % 2]]}
         for key, mark in enumerate(followed)
     ]
     samples = [{"prompt": f"prompt {key}", "answer": f"{path.name} says {key}"} for key in range(3)]
@@ -61,6 +62,9 @@ def evaluation(path: Path, followed: list[bool], accuracy: float, **other: str) 
         model_fingerprint="m",
         prompts_fingerprint=other.get("prompts", "p"),
         pairs_fingerprint=other.get("pairs", "q"),
+        tasks={"ifeval": "1"},
+        settings={"eval_seed": 0},
+        failed=0,
         metrics={"prompt_strict_acc": share, "test/accuracy": accuracy, "test/num_pairs": 300.0, **interval},
     )
 
