@@ -15,6 +15,7 @@ from flows.plots import BLUE, INK
 
 OUTCOMES = "outcomes.jsonl"
 HEIGHT = 0.38
+WHISKERS = {"ecolor": "#999999", "elinewidth": 1}
 
 
 class Followed(NamedTuple):
@@ -58,8 +59,8 @@ def draw(axis: Axes, kinds: list[str], told: dict[str, dict[str, Followed]]) -> 
     for place, (model, colour) in enumerate({"trained": BLUE, "base": INK}.items()):
         found = [told[model][kind] for kind in kinds]
         centres = [index + (place - 0.5) * HEIGHT for index in range(len(kinds))]
-        errors = {"xerr": [one.error for one in found], "error_kw": {"ecolor": "#999999", "elinewidth": 1}}
-        bars = axis.barh(centres, [one.share for one in found], HEIGHT, color=colour, label=model, **errors)
+        shares, errors = [one.share for one in found], [one.error for one in found]
+        bars = axis.barh(centres, shares, HEIGHT, color=colour, label=model, xerr=errors, error_kw=WHISKERS)
         axis.bar_label(bars, fmt="{:.2f}", padding=3, fontsize=7)
     axis.set_yticks(range(len(kinds)), [f"{kind} ({told['trained'][kind].asked})" for kind in kinds])
     axis.set_xlim(0, 1.12)

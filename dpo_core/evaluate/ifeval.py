@@ -9,7 +9,9 @@ from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
 from inspect_ai.solver import TaskState, generate
+from pydantic import ValidationError
 
+from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.instructions import ROW, Row, Verdict, score
 from dpo_core.evaluate.prompts import read
 from dpo_core.evaluate.task_names import IFEVAL, IFEVAL_VERSION
@@ -81,13 +83,26 @@ def instruction_following() -> Scorer:
     """Strict and loose verdicts on every instruction, counted for :func:`accuracies`."""
 
     async def judge(state: TaskState, target: Target) -> Score:
-        row = ROW.validate_python(state.metadata["row"])
+        row = row_of(state)
         response = state.output.completion
         verdict = score(row, response)
         told = {"strict": list(verdict.strict), "loose": list(verdict.loose)}
         return Score(value=counts(verdict), answer=response, explanation=explain(row, verdict), metadata=told)
 
     return judge
+
+
+def row_of(state: TaskState) -> Row:
+    """A sample's row.
+
+    Raises EvaluationError for a log that another task, or another version of this one, has written.
+    """
+    try:
+        return ROW.validate_python(state.metadata["row"])
+    except (KeyError, ValidationError):
+        found = f"Sample {state.sample_id} has no row of IFEval as version {IFEVAL_VERSION} of the task keeps it."
+        rule = "A log is scored by the task, and the version of it, that wrote it."
+        raise EvaluationError(found, rule, "Run the evaluation again.") from None
 
 
 def counts(verdict: Verdict) -> dict[str, str | int | float | bool | None]:
