@@ -12,7 +12,7 @@ from dpo_core.data import acquire as acquisition
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, RecipeError
 from dpo_core.evaluate import task_names
-from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD
+from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
@@ -91,12 +91,17 @@ def prompts_source(recipe: Recipe) -> str | None:
         return None
     if settings.ifeval_path:
         path = Path(settings.ifeval_path).expanduser()
-        if not path.is_file():
+        if not path.exists():
             raise DataError(f"There is no prompt file {path}.", "ifeval_path is a JSONL file.", "Check the path.")
         return str(path.resolve())
     if recipe.data.dataset == "demo":
         return "demo"
-    return f"{HUB_ID}@{check_reachable(Wanted('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
+    try:
+        return f"{HUB_ID}@{check_reachable(Wanted('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
+    except DataError:
+        if (kept := kept_by_inspect()) is not None:
+            return str(kept)
+        raise
 
 
 def render(recipe: Recipe, pairs: PairSet, model: ModelSource) -> Produced[RenderedSet]:

@@ -1,6 +1,7 @@
 """The stage that brings the instruction-following prompts, and makes sure before training that they can be scored."""
 
 import difflib
+import json
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -45,8 +46,35 @@ def fetch(request: PromptsRequest) -> Iterator[tuple[str, Row]]:
     if request.source == "demo":
         prompts = demo.generate(request.demo_pairs, request.seed).prompts
         return ((f"demo prompt {index}", ROW.validate_python(row)) for index, row in enumerate(prompts))
+    if Path(request.source).is_dir():
+        return read_saved(Path(request.source))
     name, at, revision = request.source.partition("@")
     return read(download(name, revision) if at and not Path(request.source).exists() else Path(request.source))
+
+
+def kept_by_inspect() -> Path | None:
+    """The directory in which inspect-ai's ``hf_dataset`` keeps the prompts, once a task of its has read them here."""
+    # Lazy: inspect-ai costs 2 s, for whoever has neither the hub nor its cache.
+    from inspect_ai._util.appdirs import inspect_cache_dir
+
+    kept = sorted(inspect_cache_dir("hf_datasets", create=False).glob(f"{HUB_ID.replace('/', '_')}-*"))
+    return kept[-1] if kept else None
+
+
+def read_saved(path: Path) -> Iterator[tuple[str, Row]]:
+    """The prompts of a directory that ``datasets`` saved, each with its place.
+
+    Raises DataError for a directory that it did not, and for a row that is not a prompt.
+    """
+    from datasets import load_from_disk  # lazy: 1 s that a file of prompts need not pay
+
+    try:
+        rows = load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        found = f"{path} holds no saved dataset: {str(error).splitlines()[0]}."
+        raise DataError(found, "Prompts are a JSONL file, or what datasets saved.", "Check the path.") from None
+    for number, row in enumerate(rows, start=1):
+        yield f"row {number}", parse(json.dumps(row).encode(), f"{path}, row {number}")
 
 
 def download(name: str, revision: str) -> Path:
