@@ -43,11 +43,10 @@ def settled(name: str) -> str:
         return IFEVAL
     path, _, task = name.partition("@")
     if path.endswith(".py"):
-        check_file(Path(path).expanduser(), task, name)
-        return f"{Path(path).expanduser().resolve()}@{task}" if task else str(Path(path).expanduser().resolve())
+        return f"{Path(path).expanduser().resolve()}@{check_file(Path(path).expanduser(), task, name)}"
     package, slash, leaf = name.partition("/")
     if not slash or not leaf:
-        raise unknown(name, [IFEVAL, f"{EVALS}/{IFEVAL}", *known(EVALS)])
+        raise unknown(name, [IFEVAL, f"{EVALS}/{IFEVAL}", *known(EVALS)], f"inspect_evals' is {EVALS}/{name}.")
     check_package(package, name)
     return name
 
@@ -75,8 +74,11 @@ def known(package: str) -> list[str]:
     return [f"{package}/{alias.asname or alias.name}" for node in imports for alias in node.names]
 
 
-def check_file(path: Path, task: str, name: str) -> None:
-    """Raises EvaluationError unless the file is there and has the task, or, without a name, one task."""
+def check_file(path: Path, task: str, name: str) -> str:
+    """The task of a file by its name, or without a name the only one.
+
+    Raises EvaluationError unless file and task are there.
+    """
     if not path.is_file():
         raise EvaluationError(f"There is no file {path} for the task {name}.", RULE, "Check the path.")
     try:
@@ -88,6 +90,7 @@ def check_file(path: Path, task: str, name: str) -> None:
     if not task and len(tasks) != 1:
         found = f"{path} has {len(tasks)} tasks{': ' if tasks else ''}{', '.join(tasks)}."
         raise EvaluationError(found, RULE, "Name one: a function with inspect-ai's decorator @task.")
+    return task or tasks[0]
 
 
 def tasks_of(path: Path) -> list[str]:
@@ -96,10 +99,10 @@ def tasks_of(path: Path) -> list[str]:
     return [one.name for one in functions if any("task" in ast.unparse(mark) for mark in one.decorator_list)]
 
 
-def unknown(name: str, names: Iterable[str]) -> EvaluationError:
+def unknown(name: str, names: Iterable[str], otherwise: str = "Check the name.") -> EvaluationError:
     """The error for a name that is no task's."""
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    remedy = f"Did you mean {' or '.join(near)}?" if near else "Check the name."
+    remedy = f"Did you mean {' or '.join(near)}?" if near else otherwise
     return EvaluationError(f"There is no task {name!r}.", RULE, remedy)
 
 

@@ -233,7 +233,9 @@ def test_a_model_that_emits_nothing_follows_nothing(
 
     monkeypatch.setattr(evaluate, "open_model", silent)
     result = world.evaluate(world.request(told), "first")
-    assert [(one["response"], one["stop_reason"]) for one in lines(result.path / "outcomes.jsonl")] == [("", "stop")] * 4
+    assert [(one["response"], one["stop_reason"]) for one in lines(result.path / "outcomes.jsonl")] == [
+        ("", "stop")
+    ] * 4
     names = ("prompt_strict_acc", "prompt_loose_acc", "ended_share", "answer_tokens", "loop_share")
     assert [result.metrics[name] for name in names] == [0, 0, 1, 1, 0]
 

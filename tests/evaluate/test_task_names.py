@@ -51,7 +51,7 @@ def test_tasks_of_files_are_found_without_running_them(geography: Path, monkeypa
     ("name", "told"),
     [
         ("ifevall", r"no task 'ifevall'.*Did you mean ifeval"),
-        ("gsm8k", r"no task 'gsm8k'"),
+        ("gsm8k", r"no task 'gsm8k'.*inspect_evals' is inspect_evals/gsm8k"),
         ("{file}@capital", r"Did you mean .*geography\.py@capitals "),
         ("{file}", r"has 2 tasks: capitals, rivers"),
         ("missing.py@x", r"no file missing\.py"),
