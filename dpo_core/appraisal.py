@@ -75,7 +75,7 @@ def scores(
 
 
 def comparison_table(compared: Mapping[str, Paired], results: Sequence[TaskResult]) -> Table:
-    """Measure by measure: both models, their difference with its interval, p, and how many prompts flipped which way."""
+    """Measure by measure: both models, the difference with its interval, p, and the prompts that flipped."""
     models = tuple(names(results))
     table = columns("measure", *models, "difference [95%]", "p", "flips", models=models)
     for name, told in compared.items():

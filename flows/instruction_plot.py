@@ -39,7 +39,7 @@ def instructions(base: EvalResult, trained: EvalResult, path: Path) -> None:
         return
     kinds.sort(key=lambda kind: (told["trained"][kind].share - told["base"][kind].share, kind))
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(8, 1.2 + 0.42 * len(kinds)), dpi=120, layout="constrained")
+        figure = Figure(figsize=(6.4, 1.2 + 0.42 * len(kinds)), dpi=110, layout="constrained")
         draw(figure.subplots(), kinds, told)
         figure.savefig(path, metadata={"Software": None})
 

@@ -15,7 +15,7 @@ from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, Rendere
 from dpo_core.train import journal, run_dir
 from flows import champion
 from flows.data_plot import lengths
-from flows.instruction_plot import instructions
+from flows.instruction_plot import by_kind, instructions
 from flows.plots import curves
 from flows.registry import Candidate
 from flows.tracking import AFTER, BEFORE, RunHandle, answering, log_result, tag
@@ -107,8 +107,12 @@ def side_by_side(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> d
 
 
 def describe(handle: RunHandle, recipe: Recipe, candidate: Candidate, promotion: Promotion) -> None:
-    """The run's description: its result in a few lines, and the command that repeats it."""
-    tag(handle, {"mlflow.note.content": note(recipe, candidate, promotion)})
+    """The run's description: its result in a few lines, the command that repeats it, and the bar chart."""
+    told = note(recipe, candidate, promotion)
+    if by_kind(candidate.after):
+        # MLflow's pages show a picture of the run by this address, relative to wherever the server is.
+        told += f"\n\n![Instructions followed](get-artifact?path={INSTRUCTIONS}&run_uuid={handle.run_id})"
+    tag(handle, {"mlflow.note.content": told})
 
 
 def note(recipe: Recipe, candidate: Candidate, promotion: Promotion) -> str:

@@ -33,8 +33,10 @@ def ifeval(prompts: str) -> Task:
 
 
 def to_sample(row: Row) -> Sample:
-    """A prompt as a sample. The row stays one value: a saved log turns integer keys into strings."""
-    return Sample(id=row.key, input=row.prompt, metadata={"row": ROW.dump_python(row)})
+    """A prompt as a sample, its target for the log's reader. The row stays one value: a saved log turns integer keys
+    into strings."""
+    asked = ", ".join(row.instruction_id_list)
+    return Sample(id=row.key, input=row.prompt, target=asked, metadata={"row": ROW.dump_python(row)})
 
 
 @metric
