@@ -20,7 +20,7 @@ Lines = list[dict[str, object]]
 def show(results: Sequence[TaskResult], most: int, console: Console) -> None:
     """One model's results, or the first one's against the second's with ``most`` prompts that flipped each way."""
     first = results[0]
-    console.print(f"\n{first.task}: {first.samples:,} samples", style="bold")
+    console.print(f"\n{first.task}: {counted(first.samples, 'sample')}", style="bold", soft_wrap=True)
     for result in results:
         failed = f", {result.failed} failed" if result.failed else ""
         console.print(f"{result.model_name}{failed}: {result.path}", markup=False, soft_wrap=True)
@@ -95,9 +95,9 @@ def sentence(name: str, told: Paired, models: Sequence[str]) -> str:
     return f"{what}: {name} {told.ours:.1%} against {told.theirs:.1%} of {counted(told.prompts)}, {evidence}."
 
 
-def counted(prompts: int) -> str:
-    """So many prompts."""
-    return f"{prompts} prompt" if prompts == 1 else f"{prompts} prompts"
+def counted(number: int, what: str = "prompt") -> str:
+    """So many of something."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def instruction_table(results: Sequence[TaskResult]) -> Table:
