@@ -86,7 +86,8 @@ class ModelSource(Record):
 class RenderedSet(Record):
     """Token ids of every pair: ``path`` holds ``train.arrow`` and ``test.arrow`` (:mod:`dpo_core.render.rendered`).
 
-    ``tokens`` counts the train split's tokens of both full sequences, the prompt once in each.
+    ``test_sources.json`` beside them names the test pairs' sources, where they have any. ``tokens`` counts the train
+    split's tokens of both full sequences, the prompt once in each.
     ``tokenizer_path`` is the directory whose tokenizer made the ids.
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from inspect_ai import score as rescore
 from inspect_ai.log import read_eval_log
 
@@ -26,6 +27,7 @@ from dpo_core.render import render
 from dpo_core.requests import EvaluateRequest, PromptsRequest, RenderRequest, ScoreRequest
 from dpo_core.store import Store
 from dpo_core.train import reference
+from dpo_core.train.heldout import by_source
 
 # inspect-ai drops streams unclosed, which their collection would report in whatever test runs by then.
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
@@ -77,7 +79,8 @@ class World:
 def preference(index: int) -> Preference:
     user = {"role": "user", "content": f"Tell me story number {index}."}
     sides = Pair("Once upon a time, there was a girl.", f"No {index} no no.")
-    return Preference([user], sides.map(lambda text: [{"role": "assistant", "content": text}]))  # type: ignore[list-item]
+    told = sides.map(lambda text: [{"role": "assistant", "content": text}])
+    return Preference([user], told, source=("even", "odd ones!")[index % 2])  # type: ignore[arg-type, list-item]
 
 
 @pytest.fixture
@@ -153,6 +156,26 @@ def test_the_reference_itself_reads_ln_2_on_held_out_pairs(world: World) -> None
     assert result.metrics["test/accuracy"] == 0.5
     assert result.metrics["test/nll_chosen"] < result.metrics["test/nll_rejected"]
     assert (result.prompts_fingerprint, lines(result.path / "outcomes.jsonl")) == ("", [])
+
+
+def test_pairs_are_told_apart_by_their_sources(world: World) -> None:
+    """Each source's pairs, measured alone, give its numbers."""
+    metrics = world.evaluate(world.request(None, tasks=()), "pairs only").metrics
+    assert {name for name in metrics if name.startswith("source/")} == {
+        f"source/{kind}_{source}" for kind in ("accuracy", "margin", "num_pairs") for source in ("even", "odd ones_")
+    }
+    assert metrics["source/num_pairs_even"] == metrics["source/num_pairs_odd ones_"] == PAIRS / 2
+    assert metrics["source/accuracy_even"] == 0.5
+
+
+def test_a_source_s_numbers_are_those_of_its_rows() -> None:
+    table = torch.zeros(5, 8, dtype=torch.float64)
+    table[:, 1] = torch.tensor([1.0, 0.0, 1.0, 0.5, 1.0])
+    table[:, 2] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    told = by_source(table, ["a", "b", "a", "", "a"])
+    assert (told["source/accuracy_a"], told["source/margin_a"], told["source/num_pairs_a"]) == (1, 3, 3)
+    assert (told["source/accuracy_b"], told["source/accuracy_none"], told["source/margin_none"]) == (0, 0.5, 4)
+    assert by_source(table, ["a"] * 5) == by_source(table, []) == {}
 
 
 def test_without_a_task_held_out_prompts_are_answered(world: World) -> None:
