@@ -73,7 +73,7 @@ def weights(registry: Registry, version: ModelVersion) -> Path:
         location = registry.client.get_logged_model(model_id).artifact_location
         repository = get_artifact_repository(location, tracking_uri=registry.uri)
         if isinstance(repository, LocalArtifactRepository):
-            return Path(repository.download_artifacts(WEIGHTS))
+            return Path(repository.download_artifacts(WEIGHTS))  # type: ignore[no-untyped-call]
         with place.write(STAGE, model_id) as draft:
             if not draft.there:
                 source = fetched(repository, draft.path, f"{SCHEME}{version.name}/{version.version}")

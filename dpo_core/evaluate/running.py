@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from inspect_ai import Task, eval
@@ -75,10 +76,19 @@ def refused(asked: Asked, error: Exception) -> EvaluationError:
     # inspect-ai's own words are several lines, with marks for the terminal.
     words = re.sub(r"\[/?[a-z ]+\]", "", str(getattr(error, "message", error))).split()
     told = " ".join(words) or type(error).__name__
-    remedy = "--debug shows where."
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        remedy = f"Install what it needs: pip install {error.name.partition('.')[0]}"
+    missing = error.name if isinstance(error, ModuleNotFoundError) else missing_module(asked.name)
+    remedy = f"Install what it needs: pip install {missing.partition('.')[0]}" if missing else "--debug shows where."
     return EvaluationError(f"{asked.name} could not be started: {told.rstrip('.')}.", "", remedy)
+
+
+def missing_module(name: str) -> str | None:
+    """What a package of tasks imports and does not find: inspect-ai then knows no task of its, and does not say why."""
+    for entry in entry_points(group="inspect_ai", name=name.partition("/")[0]):
+        try:
+            entry.load()
+        except ModuleNotFoundError as error:
+            return error.name
+    return None
 
 
 def check(logs: Sequence[EvalLog], expected: int | None = None) -> EvalLog:

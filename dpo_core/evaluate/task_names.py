@@ -4,6 +4,7 @@ import ast
 import difflib
 import logging
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,11 +36,7 @@ def settled(name: str) -> str:
     if name == IFEVAL:
         return name
     if name == f"{EVALS}/{IFEVAL}" and not (find_spec(EVALS) and find_spec("instruction_following_eval")):
-        logger.warning(
-            "%s: its checkers (instruction_following_eval) are not installed; the built-in ifeval runs,"
-            " with the same prompts, rules and metrics.",
-            name,
-        )
+        say_that_ours_runs()
         return IFEVAL
     path, _, task = name.partition("@")
     if path.endswith(".py"):
@@ -49,6 +46,17 @@ def settled(name: str) -> str:
         raise unknown(name, [IFEVAL, f"{EVALS}/{IFEVAL}", *known(EVALS)], f"inspect_evals' is {EVALS}/{name}.")
     check_package(package, name)
     return name
+
+
+@cache
+def say_that_ours_runs() -> None:
+    """Once a process: what is asked for is not what runs."""
+    logger.warning(
+        "%s/%s: its checkers (instruction_following_eval) are not installed; the built-in ifeval runs,"
+        " with the same prompts, rules and metrics.",
+        EVALS,
+        IFEVAL,
+    )
 
 
 def check_package(package: str, name: str) -> None:
