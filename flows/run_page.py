@@ -12,6 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from dpo_core.data.report import JSON, TEXT
 from dpo_core.recipe import Recipe
 from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, RenderedSet
+from dpo_core.store import RECORD
 from dpo_core.train import journal, run_dir
 from flows import champion
 from flows.data_plot import lengths
@@ -93,9 +94,9 @@ def log_results(handle: RunHandle, candidate: Candidate) -> None:
 
 
 def evaluation_files(result: EvalResult) -> Iterator[Path]:
-    """What an evaluation left behind, but for the store's own notes."""
+    """What an evaluation left behind, with its record, which says how it was made; not the store's other notes."""
     for path in sorted(result.path.iterdir()):
-        if path.suffix in (".jsonl", ".eval"):
+        if path.suffix in (".jsonl", ".eval") or path.name == RECORD:
             yield path
 
 

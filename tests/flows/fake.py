@@ -53,6 +53,7 @@ def evaluation(path: Path, followed: list[bool], accuracy: float, **other: str) 
     for name, lines in (("outcomes", outcomes), ("samples", samples)):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (path / "ifeval.eval").write_bytes(b"log")
+    (path / "record.json").write_text("{}")
     share = sum(followed) / len(followed)
     interval = {"test/accuracy_low": accuracy - 0.03, "test/accuracy_high": min(1, accuracy + 0.03)}
     return EvalResult(

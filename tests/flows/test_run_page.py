@@ -85,7 +85,7 @@ def test_results_come_as_numbers_files_and_a_table(run: RunHandle, candidate: Ca
     assert (metrics["before/prompt_strict_acc"], metrics["after/prompt_strict_acc"]) == (0.4, 0.9)
     assert steps_of(run, "after/test/accuracy") == [0]
     assert "instructions.png" in files(run)
-    assert "evaluation/after/ifeval.eval" in files(run, "evaluation/after")
+    assert {"evaluation/after/ifeval.eval", "evaluation/after/record.json"} <= files(run, "evaluation/after")
     table = json.loads(Path(run.client.download_artifacts(run.run_id, "samples.json")).read_text())
     assert table["columns"] == ["prompt", "base", "trained"]
     assert table["data"][1] == ["prompt 1", "base says 1", "trained says 1"]
