@@ -1,6 +1,6 @@
 """IFEval as a task of inspect-ai, scored by the official checkers and measured as ``inspect_evals/ifeval`` measures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import cast
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.instructions import ROW, Row, Verdict, score
-from dpo_core.evaluate.prompts import read
+from dpo_core.evaluate.prompts import check, read
 from dpo_core.evaluate.task_names import IFEVAL, IFEVAL_VERSION
 
 
@@ -21,15 +21,26 @@ from dpo_core.evaluate.task_names import IFEVAL, IFEVAL_VERSION
 def ifeval(prompts: str) -> Task:
     """The prompts of a JSONL file in IFEval's schema.
 
-    By hand: ``inspect eval ifeval -T prompts=<file> --model dpo/<directory>`` (``dpo_core/ifeval`` from a wheel).
+    By hand: ``inspect eval ifeval -T prompts=<file> --model dpo/<directory>``. Raises DataError or EvaluationError,
+    before anything is generated, for a file that cannot be scored here.
     """
-    samples = [to_sample(row) for _, row in read(Path(prompts))]
+    samples = [to_sample(row) for row in scorable(Path(prompts))]
     return Task(
         dataset=MemoryDataset(samples, name=IFEVAL),
         solver=generate(),
         scorer=instruction_following(),
         version=IFEVAL_VERSION,
     )
+
+
+def scorable(path: Path) -> Iterator[Row]:
+    """The rows of a file; of each kind of instruction the first is tried, since some need data that may be missing."""
+    tried: set[str] = set()
+    for where, row in read(path):
+        if not tried.issuperset(row.instruction_id_list):
+            check(row, where)
+            tried.update(row.instruction_id_list)
+        yield row
 
 
 def to_sample(row: Row) -> Sample:

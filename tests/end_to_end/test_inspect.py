@@ -9,24 +9,13 @@ from pathlib import Path
 import pytest
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 
+from tests.evaluate.test_answer import TASK
 from tests.flows.conftest import candidate, empty_store, recipe, run, track
 from tests.flows.test_named_model import world
 
 __all__ = ["candidate", "empty_store", "recipe", "run", "track", "world"]
 
 pytestmark = pytest.mark.slow
-
-TASK = """
-from inspect_ai import Task, task
-from inspect_ai.dataset import Sample
-from inspect_ai.scorer import includes
-from inspect_ai.solver import generate
-
-@task
-def words():
-    samples = [Sample(id=name, input=f"Tell me of the {name}.", target="e") for name in ("park", "dog", "ball")]
-    return Task(dataset=samples, solver=generate(), scorer=includes())
-"""
 
 
 def evaluated(place: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from inspect_ai.log import read_eval_log
 from dpo_core.data.preference import Preference, write_pairs
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate import answers, evaluate, prompts, running
-from dpo_core.evaluate.ifeval import instruction_following
+from dpo_core.evaluate.ifeval import ifeval, instruction_following
 from dpo_core.evaluate.instructions import Verdict, score
 from dpo_core.evaluate.task_names import IFEVAL_VERSION
 from dpo_core.model.source import describe
@@ -28,6 +28,7 @@ from dpo_core.requests import EvaluateRequest, PromptsRequest, RenderRequest, Sc
 from dpo_core.store import Store
 from dpo_core.train import reference
 from dpo_core.train.heldout import by_source
+from tests.evaluate.test_answer import TASK
 
 # inspect-ai drops streams unclosed, which their collection would report in whatever test runs by then.
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
@@ -282,6 +283,26 @@ def test_the_record_says_what_was_measured_and_how(world: World, told: PromptSet
     assert result.settings["renderer_name"] == "role_colon"
     log = read_eval_log(str(result.path / "ifeval.eval"), header_only=True)
     assert (str(log.eval.task_version), log.eval.model_generate_config.seed) == (IFEVAL_VERSION, 7)
+
+
+def test_several_tasks_at_once(world: World, told: PromptSet, tmp_path: Path) -> None:
+    (tmp_path / "tales.py").write_text(TASK)
+    result = world.evaluate(world.request(told, tasks=("ifeval", f"{tmp_path / 'tales.py'}@words")), "both")
+    assert {"prompt_strict_acc", "words/accuracy"} <= result.metrics.keys()
+    assert list(result.tasks) == ["ifeval", "words"]
+    assert {path.name for path in result.path.glob("*.eval")} == {"ifeval.eval", "words.eval"}
+
+
+def test_missing_sentence_data_are_told_before_anything_is_asked(
+    prompt_file: PromptFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the task by itself, as inspect eval makes it."""
+    file = prompt_file(
+        {"Count.": {"length_constraints:number_sentences": {"relation": "at least", "num_sentences": 2}}}
+    )
+    monkeypatch.setattr("nltk.data.path", [])
+    with pytest.raises(EvaluationError, match="needs NLTK's sentence splitter punkt_tab"):
+        ifeval(str(file))
 
 
 def test_a_log_of_another_task_cannot_be_scored(world: World, told: PromptSet, tmp_path: Path) -> None:
