@@ -1,20 +1,24 @@
 """Speed of answering IFEval-like prompts through inspect-ai: our provider and inspect-ai's own ``hf``, side by side.
 
     python benchmarks/generate.py [--shape 40m|1b|8b] [--prompts 541] [--max-new-tokens 256] [--precision fp32 bf16]
-                                  [--hf-batches 32 128 541] [--repeat 1]
+                                  [--hf-batches 32 128 541] [--ifeval FILE] [--repeat 1]
 
 Random weights of the shape, prompts as long as IFEval's, greedy answers that all run to their limit; every contender
-in a process of its own, one after the other, its model loaded before the clock starts. ``overhead``: seconds of ours
-that are not generation (inspect-ai, its log, the scoring of every answer). Runs unchanged on a GPU. Prints a table and,
-last, one JSON line.
+in a process of its own, one after the other, on the GPU where there is one, its model loaded and asked once before the
+clock starts. Without ``--hf-batches``, hf's best batch is looked for: from 32 up and down, by factors of two, until it
+gets slower. Answers are scored by IFEval's checkers, in those kinds that need no data of NLTK's, or as a file of
+prompts says (``--ifeval``; then NLTK_DATA is needed). The row "overhead" is what ours takes besides generation:
+inspect-ai, the scoring of every answer, the log. Prints a table and, last, one JSON line with the same figures.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,17 @@ from dpo_step import SHAPES  # this folder's
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
 LENGTHS = (14, 22, 32, 41, 57, 82, 103, 360)
 RESULT = "result: "
+FIRST = 32
+# A prompt has one instruction or two, some of them costly to check (the language of an answer).
+KINDS: list[dict[str, dict[str, Any]]] = [
+    {"punctuation:no_comma": {}, "change_case:english_lowercase": {}},
+    {"length_constraints:number_words": {"relation": "at least", "num_words": 100}},
+    {"keywords:existence": {"keywords": ["w7", "w8"]}, "startend:quotation": {}},
+    {"language:response_language": {"language": "de"}},
+    {"detectable_format:number_highlighted_sections": {"num_highlights": 3}, "detectable_content:postscript": {}},
+    {"length_constraints:number_paragraphs": {"num_paragraphs": 2}},
+]
+Figures = dict[str, Any]
 
 
 def main() -> None:
@@ -34,12 +49,42 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place), options)
-        results = {}
-        for precision in options.precision:
-            for size in [0, *options.hf_batches]:
-                name = f"hf, batch {size}, {precision}" if size else f"ours, {precision}"
-                results[name] = measure(name, options, [place, precision, str(size)])
-    report({name: told for name, told in results.items() if told}, options)
+        found = {name: told for precision in options.precision for name, told in contenders(place, precision, options)}
+    report(found, options)
+
+
+def contenders(place: str, precision: str, options: argparse.Namespace) -> Iterator[tuple[str, Figures]]:
+    """Ours and hf in each of its batch sizes, measured; those that failed are left out."""
+
+    def at(size: int) -> Figures | None:
+        return measure(f"hf, batch {size}, {precision}", options, [place, precision, str(size)])
+
+    ours = measure(f"ours, {precision}", options, [place, precision, "0"])
+    theirs = {size: at(size) for size in options.hf_batches} if options.hf_batches else climb(at, options.prompts)
+    if ours:
+        yield f"ours, {precision}", ours
+    yield from ((f"hf, batch {size}, {precision}", told) for size, told in sorted(theirs.items()) if told)
+
+
+def climb(at: Callable[[int], Figures | None], most: int) -> dict[int, Figures | None]:
+    """Figures by batch size, from the first size up, then down, each way until it gets slower or fails."""
+    first = min(FIRST, most)
+    found = {first: at(first)}
+    up = (min(first * 2**power, most) for power in itertools.count(1))
+    down = (first // 2**power for power in itertools.count(1))
+    for sizes in (up, down):
+        size, before = next(sizes), first
+        while size and size not in found:
+            found[size] = at(size)
+            if speed(found[size]) <= speed(found[before]):
+                break
+            size, before = next(sizes), size
+    return found
+
+
+def speed(told: Figures | None) -> float:
+    """Tokens a second, 0 for a contender that failed."""
+    return float(told["tokens_per_s"]) if told else 0.0
 
 
 def parse() -> argparse.Namespace:
@@ -49,7 +94,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=541)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
-    parser.add_argument("--hf-batches", nargs="*", type=int, default=[32, 128, 541])
+    parser.add_argument("--hf-batches", nargs="*", type=int, default=[], help="by default the best is looked for")
+    parser.add_argument("--ifeval", type=Path, help="prompts in IFEval's schema whose instructions are judged")
     parser.add_argument("--repeat", type=int, default=1, help="the best of so many")
     parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -75,14 +121,24 @@ def prepare(place: Path, options: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     lengths = np.interp(rng.random(options.prompts), QUANTILES, LENGTHS).astype(int)
     texts = [" ".join(f"w{token}" for token in rng.integers(2, shape["vocab_size"], length)) for length in lengths]
-    kind = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
-    rows = [{"key": key, "prompt": text, **kind} for key, text in enumerate(texts)]
+    rows = [
+        {"key": key, "prompt": text, "instruction_id_list": [*kind], "kwargs": [*kind.values()]}
+        for key, (text, kind) in enumerate(zip(texts, itertools.cycle(kinds(options.ifeval)), strict=False))
+    ]
     (place / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def measure(name: str, options: argparse.Namespace, contender: list[str]) -> dict[str, Any] | None:
+def kinds(path: Path | None) -> list[dict[str, dict[str, Any]]]:
+    """The instructions of prompts, with their arguments."""
+    if path is None:
+        return KINDS
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [dict(zip(row["instruction_id_list"], row["kwargs"], strict=True)) for row in rows]
+
+
+def measure(name: str, options: argparse.Namespace, contender: list[str]) -> Figures | None:
     """One contender's best figures, None if it failed (as for want of memory)."""
-    best: dict[str, Any] | None = None
+    best: Figures | None = None
     for _ in range(options.repeat):
         words = ["--max-new-tokens", str(options.max_new_tokens), "--contender", *contender]
         done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
@@ -90,18 +146,17 @@ def measure(name: str, options: argparse.Namespace, contender: list[str]) -> dic
         if done.returncode or not told:
             print(f"{name}: failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
             continue
-        figures: dict[str, Any] = json.loads(told[0].removeprefix(RESULT))
+        figures: Figures = json.loads(told[0].removeprefix(RESULT))
         print(f"{name}: {figures['tokens_per_s']:.0f} tokens/s", flush=True)
-        best = max((one for one in (best, figures) if one), key=lambda one: float(one["tokens_per_s"]))
+        best = max((one for one in (best, figures) if one), key=speed)
     return best
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> Figures:
     """One contender: seconds of a whole evaluation, tokens that it generated, peak memory."""
-    import resource
-
+    import anyio
     from inspect_ai import eval
-    from inspect_ai.model import get_model
+    from inspect_ai.model import GenerateConfig, get_model
 
     from dpo_core.evaluate.ifeval import ifeval
 
@@ -111,6 +166,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         model = get_model(f"hf/{place / 'model'}", memoize=False, dtype=DTYPES[precision], **how)
     else:
         model = get_model(f"dpo/{place / 'model'}", memoize=False, precision=precision)
+    anyio.run(model.generate, "w2 w3", [], None, GenerateConfig(max_tokens=4))
     task, generating = ifeval(str(place / "prompts.jsonl")), [0.0]
     if not size:
         timed(model.api.answerer, generating)
@@ -135,9 +191,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "tokens": tokens,
         "tokens_per_s": tokens / seconds,
         "overhead": seconds - generating[0] if not size else None,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "answers": [sample.output.completion[:80] for sample in (log.samples or [])[:4]],
+        "device": device(),
+        "peak_gb": peak_gb(),
+        "answers": [sample.output.completion.strip()[:80] for sample in (log.samples or [])[:4]],
     }
+
+
+def device() -> str:
+    """What the models ran on."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+
+
+def peak_gb() -> float:
+    """The GPU's memory that was used at most, without one the process's."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -158,26 +233,25 @@ def timed(answerer: Any, seconds: list[float]) -> None:
     kind.attempt = counted
 
 
-def report(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+def report(found: dict[str, Figures], options: argparse.Namespace) -> None:
     """The table, ours beside hf's best, and the same as one JSON line."""
-    print(f"\n{'':28}{'tokens/s':>10}{'seconds':>9}{'tokens':>9}{'overhead':>10}{'peak GB':>9}")
+    print(f"\n{', '.join({told['device'] for told in found.values()})}")
+    print(f"{'':28}{'tokens/s':>10}{'seconds':>9}{'tokens':>9}{'peak GB':>9}")
     for name, told in found.items():
-        overhead = "" if told["overhead"] is None else f"{told['overhead']:.1f}"
-        row = (
-            f"{told['tokens_per_s']:10.0f}{told['seconds']:9.1f}{told['tokens']:9d}{overhead:>10}{told['peak_gb']:9.2f}"
-        )
-        print(f"{name:28}{row}")
-    summary = {}
+        print(f"{name:28}{speed(told):10.0f}{told['seconds']:9.1f}{told['tokens']:9d}{told['peak_gb']:9.2f}")
+        if told["overhead"] is not None:
+            print(f"{'  overhead':28}{'':10}{told['overhead']:9.1f}")
+    summary: dict[str, float | bool] = {}
     for precision in options.precision:
         theirs = [one for name, one in found.items() if name.startswith("hf") and name.endswith(precision)]
         ours = found.get(f"ours, {precision}")
         if ours and theirs:
-            best = max(theirs, key=lambda one: float(one["tokens_per_s"]))
-            summary[f"ours {precision}, times hf's best"] = ours["tokens_per_s"] / best["tokens_per_s"]
+            best = max(theirs, key=speed)
+            summary[f"ours {precision}, times hf's best"] = speed(ours) / speed(best)
             summary[f"first answers equal, {precision}"] = ours["answers"] == best["answers"]
     for line, value in summary.items():
         print(f"{line}: {value if isinstance(value, bool) else f'{value:.2f}'}")
-    print(json.dumps({"options": vars(options), "contenders": found, "summary": summary}))
+    print(json.dumps({"options": vars(options), "contenders": found, "summary": summary}, default=str))
 
 
 if __name__ == "__main__":

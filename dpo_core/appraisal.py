@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -20,7 +20,7 @@ Lines = list[dict[str, object]]
 def show(results: Sequence[TaskResult], most: int, console: Console) -> None:
     """One model's results, or the first one's against the second's with ``most`` prompts that flipped each way."""
     first = results[0]
-    console.print(f"\n{first.task}: {first.samples:,} samples", style="bold")
+    console.print(f"\n{first.task}: {counted(first.samples, 'sample')}", style="bold", soft_wrap=True)
     for result in results:
         failed = f", {result.failed} failed" if result.failed else ""
         console.print(f"{result.model_name}{failed}: {result.path}", markup=False, soft_wrap=True)
@@ -30,7 +30,7 @@ def show(results: Sequence[TaskResult], most: int, console: Console) -> None:
         compared = comparisons(*results)
         console.print(comparison_table(compared, results))
         name, main = next(iter(compared.items()))
-        console.print(sentence(name, main), markup=False, soft_wrap=True)
+        console.print(sentence(name, main, tuple(names(results))), markup=False, soft_wrap=True)
     if (first.path / OUTCOMES).is_file():
         console.print(instruction_table(results))
     if len(results) == 2 and most:
@@ -75,28 +75,36 @@ def scores(
 
 
 def comparison_table(compared: Mapping[str, Paired], results: Sequence[TaskResult]) -> Table:
-    """Measure by measure: both models, their difference with its interval, p, and how many prompts went which way."""
-    table = columns("measure", *names(results), "difference", "95% interval", "p", "better", "worse")
+    """Measure by measure: both models, the difference with its interval, p, and the prompts that flipped."""
+    models = tuple(names(results))
+    table = columns("measure", *models, "difference [95%]", "p", "flips", models=models)
     for name, told in compared.items():
-        interval = f"{told.low:+.3f} to {told.high:+.3f}"
-        shares = f"{told.ours:.3f}", f"{told.theirs:.3f}", f"{told.difference:+.3f}", interval, f"{told.p:.2g}"
-        table.add_row(name, *shares, str(len(told.gained)), str(len(told.lost)))
+        difference = f"{told.difference:+.3f} [{told.low:+.3f}, {told.high:+.3f}]"
+        flips = f"+{len(told.gained)} −{len(told.lost)}"
+        table.add_row(name, f"{told.ours:.3f}", f"{told.theirs:.3f}", Text(difference), f"{told.p:.2g}", flips)
     return table
 
 
-def sentence(name: str, told: Paired) -> str:
+def sentence(name: str, told: Paired, models: Sequence[str]) -> str:
     """The main measure in words."""
-    what = "The first is better" if told.difference > 0 else "The second is better"
+    first, second = models
+    what = f"{first if told.difference > 0 else second} is better"
     if told.p >= 0.05:
         what = "The evidence does not tell them apart"
-    evidence = f"{len(told.gained)} prompts against {len(told.lost)}, exact McNemar p = {told.p:.2g}"
-    return f"{what}: {name} {told.ours:.1%} against {told.theirs:.1%} of {told.prompts} prompts, {evidence}."
+    evidence = f"{counted(len(told.gained))} gained and {len(told.lost)} lost, exact McNemar p = {told.p:.2g}"
+    return f"{what}: {name} {told.ours:.1%} against {told.theirs:.1%} of {counted(told.prompts)}, {evidence}."
+
+
+def counted(number: int, what: str = "prompt") -> str:
+    """So many of something."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def instruction_table(results: Sequence[TaskResult]) -> Table:
     """How many instructions of each type were followed strictly."""
     counted = [by_instruction(result) for result in results]
-    table = columns("instruction", "asked", *names(results))
+    models = tuple(names(results))
+    table = columns("instruction", "asked", *models, models=models)
     for name in sorted(counted[0]):
         shares = [told.get(name, []) for told in counted]
         cells = [f"{sum(marks) / len(marks):.3f}" if marks else "" for marks in shares]
@@ -120,7 +128,9 @@ def show_flips(told: Paired, results: Sequence[TaskResult], most: int, console: 
     for title, keys in (("better", told.gained), ("worse", told.lost)):
         if not keys:
             continue
-        console.print(f"\nThe first is {title} on {len(keys)} prompts; {min(most, len(keys))} of them:", style="bold")
+        shown = "" if len(keys) <= most else f", of which {most}"
+        line = f"\n{next(names(results))} is {title} on {counted(len(keys))}{shown}:"
+        console.print(Text(line), style="bold", soft_wrap=True)
         for key in keys[:most]:
             table = Table(*names(results), title=Text(shortened(one[key]["prompt"])), title_justify="left", expand=True)
             table.add_row(Text(shortened(one[key]["response"])), Text(shortened(other[key]["response"])))
@@ -148,17 +158,18 @@ def show_judgement(told: Judgement, results: Sequence[TaskResult], console: Cons
 
 def names(results: Sequence[TaskResult]) -> Iterator[str]:
     """The models' names, as short as tells them apart."""
-    paths = [result.model_name.rstrip("/").split("/") for result in results]
+    paths = [result.model_name.removeprefix("models:/").rstrip("/").split("/") for result in results]
     depth = 1
     while len(paths) == 2 and paths[0][-depth:] == paths[1][-depth:] and depth < max(map(len, paths)):
         depth += 1
     yield from ("/".join(path[-depth:]) for path in paths)
 
 
-def columns(first: str, *others: str) -> Table:
-    """An empty table: names on the left, numbers on the right."""
+def columns(first: str, *others: str, models: Collection[str] = ()) -> Table:
+    """An empty table: names on the left, numbers on the right; the long name of a model is broken into lines."""
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
+    table.add_column(Text(first), no_wrap=True)
     for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
+        broken = name in models
+        table.add_column(Text(name), justify="right", no_wrap=not broken, overflow="fold", min_width=5)
     return table

@@ -1,7 +1,9 @@
 """``dpo eval``: one model's results, or two models compared on the same prompts; asked once, found again after that."""
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +30,15 @@ USAGE = (
 SHOWN = 3
 LIMITS = ("ifeval_limit", "task_limit")
 # Settings that change no answer; what they choose is in the prompts' and the task's own fingerprints.
-ELSEWHERE = ("ifeval_path", "ifeval_limit", "tasks", "num_samples", "eval_batch_size", "infrequent_prompts")
+ELSEWHERE = (
+    "ifeval_path",
+    "ifeval_limit",
+    "tasks",
+    "num_samples",
+    "eval_batch_size",
+    "nltk_data",
+    "infrequent_prompts",
+)
 
 
 @dataclass(frozen=True)
@@ -148,15 +158,22 @@ def answer(recipe: Recipe, asked: tuple[ModelSource, str], task: str, prompts: P
         evaluate=settings,
         precision=recipe.train.precision,
     )
-    result = produce(recipe, Work("answer", depends, request), TaskResult).record
+    asking = told(f"{task}: asking {model.name} …")
+    result = produce(recipe, Work("answer", depends, request), TaskResult, asking).record
     # The cache keeps what was measured, not what the model was called when it was.
     return result.model_copy(update={"model_name": model.name})
+
+
+@contextmanager
+def told(line: str) -> Iterator[None]:
+    """Say what is being waited for, to whoever watches."""
+    print(line, file=sys.stderr, flush=True)
+    yield
 
 
 def judged(recipe: Recipe, judge: str, results: Sequence[TaskResult]) -> Judgement:
     """The judge's preferences between two models' answers: found, or asked for now."""
     first, second = results
     depends = {"judge": judge, "answers": [first.fingerprint, second.fingerprint]}
-    return produce(
-        recipe, Work("judge", depends, JudgeRequest(judge=judge, first=first, second=second)), Judgement
-    ).record
+    request = JudgeRequest(judge=judge, first=first, second=second)
+    return produce(recipe, Work("judge", depends, request), Judgement, told(f"{judge} judges …")).record

@@ -31,14 +31,14 @@ TURN: ContextVar[Callable[[str], AbstractContextManager[None]]] = ContextVar("tu
 VERSIONS = {
     "base": 1,
     "merge": 1,
-    "acquire": 2,
+    "acquire": 3,
     "prompts": 1,
-    "render": 3,
+    "render": 4,
     "warm_start": 2,
     "score_reference": 3,
     "train": 2,
-    "evaluate": 3,
-    "answer": 1,
+    "evaluate": 4,
+    "answer": 2,
     "judge": 1,
 }
 

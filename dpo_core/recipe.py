@@ -169,7 +169,8 @@ class TrainSettings(Section):
     keep_checkpoints: Every = 3
     """latest checkpoints to keep, the final one among them, beside the best by best_metric; 0 = all"""
     best_metric: str | None = None
-    """metric whose best checkpoint is kept too: test/accuracy, or -test/dpo_loss where less is better (None: none)"""
+    """metric whose best checkpoint is saved and kept, whatever save_every says: test/accuracy, -test/dpo_loss (less is
+    better), or test/ifeval_prompt_strict with infrequent_prompts (None: none)"""
     on_save_error: Literal["stop", "continue"] = "stop"
     """what a checkpoint that cannot be written does to the run: stop it, or let it go on with the one before"""
     max_minutes: Positive | None = None
@@ -194,6 +195,9 @@ class EvaluateSettings(Section):
     """JSONL of IFEval prompts (demo: the demo's held-out prompts; None: google/IFEval from the hub)"""
     ifeval_limit: Count | None = None
     """evaluate the first so many prompts of IFEval"""
+    nltk_data: Path | None = None
+    """directory with tokenizers/punkt_tab/english, which some of IFEval's checkers need (None: where NLTK looks,
+    NLTK_DATA first)"""
     task_limit: Count | None = None
     """evaluate the first so many samples of every other task"""
     max_new_tokens: Count = 1280

@@ -86,7 +86,8 @@ class ModelSource(Record):
 class RenderedSet(Record):
     """Token ids of every pair: ``path`` holds ``train.arrow`` and ``test.arrow`` (:mod:`dpo_core.render.rendered`).
 
-    ``tokens`` counts the train split's tokens of both full sequences, the prompt once in each.
+    ``test_sources.json`` beside them names the test pairs' sources, where they have any. ``tokens`` counts the train
+    split's tokens of both full sequences, the prompt once in each.
     ``tokenizer_path`` is the directory whose tokenizer made the ids.
     """
 
@@ -138,9 +139,11 @@ class Checkpoint(Record):
 
 
 class EvalResult(Record):
-    """One model, measured. ``path`` holds ``outcomes.jsonl`` (a line a prompt), ``samples.jsonl`` and inspect's log.
+    """One model, measured. ``path`` holds ``outcomes.jsonl`` (a line a prompt), ``samples.jsonl`` and inspect's logs.
 
-    ``metrics`` are named as in the documents (``prompt_strict_acc``, ``test/accuracy``, …).
+    ``metrics`` are named as in the documents (``prompt_strict_acc``, ``test/accuracy``, …). ``tasks``: the version of
+    each that was run. ``settings`` say how answers were drawn, seed and all. ``failed`` samples could not be asked or
+    judged, and count nowhere.
     """
 
     path: Path
@@ -149,19 +152,25 @@ class EvalResult(Record):
     model_fingerprint: str
     prompts_fingerprint: str
     pairs_fingerprint: str
+    tasks: dict[str, str]
+    settings: dict[str, str | float | None]
+    failed: int
     metrics: dict[str, float]
 
 
 class TaskResult(Record):
     """One model's answers to one task, judged. ``path`` holds ``answers.jsonl`` (a line a sample), inspect's log and,
     of IFEval, ``outcomes.jsonl`` (a line a prompt). ``failed`` of the ``samples`` could not be asked or judged.
+    ``settings`` say how answers were drawn, seed and all.
     """
 
     path: Path
     fingerprint: str
     task: str
+    task_version: str
     model_name: str
     model_fingerprint: str
+    settings: dict[str, str | float | None]
     samples: int
     failed: int
     metrics: dict[str, float]

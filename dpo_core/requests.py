@@ -22,12 +22,14 @@ class AcquireRequest(Record):
 
 
 class PromptsRequest(Record):
-    """Bring the instruction-following prompts. ``source`` is demo, a file's path or a pinned hub id."""
+    """Bring the instruction-following prompts. ``source`` is demo, a file's path, a directory that ``datasets`` saved,
+    or a pinned hub id."""
 
     source: str
     demo_pairs: int
     seed: int
     limit: int | None
+    nltk_data: Path | None = None
 
 
 class RenderRequest(Record):
@@ -87,6 +89,7 @@ class TrainRequest(Record):
     max_new_tokens: int
     prompts: PromptSet | None = None
     watched: int = 0
+    nltk_data: Path | None = None
     log_path: Path
     fingerprint: str
     lineage: str

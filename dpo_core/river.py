@@ -12,7 +12,7 @@ from dpo_core.data import acquire as acquisition
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, RecipeError
 from dpo_core.evaluate import task_names
-from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD
+from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
@@ -70,7 +70,11 @@ def acquire_prompts(recipe: Recipe) -> Produced[PromptSet] | None:
         return None
     seed = recipe.train.seed if source == "demo" else 0
     request = PromptsRequest(
-        source=source, demo_pairs=recipe.data.demo_pairs, seed=seed, limit=recipe.evaluate.ifeval_limit
+        source=source,
+        demo_pairs=recipe.data.demo_pairs,
+        seed=seed,
+        limit=recipe.evaluate.ifeval_limit,
+        nltk_data=recipe.evaluate.nltk_data,
     )
     demo_settings = [request.demo_pairs, seed] if source == "demo" else []
     depends = {"content": acquisition.digest(source), "demo": demo_settings, "limit": request.limit}
@@ -87,12 +91,17 @@ def prompts_source(recipe: Recipe) -> str | None:
         return None
     if settings.ifeval_path:
         path = Path(settings.ifeval_path).expanduser()
-        if not path.is_file():
+        if not path.exists():
             raise DataError(f"There is no prompt file {path}.", "ifeval_path is a JSONL file.", "Check the path.")
         return str(path.resolve())
     if recipe.data.dataset == "demo":
         return "demo"
-    return f"{HUB_ID}@{check_reachable(Wanted('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
+    try:
+        return f"{HUB_ID}@{check_reachable(Wanted('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
+    except DataError:
+        if (kept := kept_by_inspect()) is not None:
+            return str(kept)
+        raise
 
 
 def render(recipe: Recipe, pairs: PairSet, model: ModelSource) -> Produced[RenderedSet]:
@@ -213,6 +222,7 @@ def train(
         max_new_tokens=recipe.evaluate.max_new_tokens,
         prompts=watched_prompts(recipe),
         watched=recipe.evaluate.infrequent_prompts,
+        nltk_data=recipe.evaluate.nltk_data,
         log_path=run_dir.choose(recipe, key, store(recipe).root),
         fingerprint=key,
         lineage=fingerprint_of("train", lineage),
@@ -252,7 +262,7 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         "rendered": inputs.rendered.fingerprint,
         "reference": inputs.reference.fingerprint,
         "prompts": prompts,
-        "settings": without(settings, "ifeval_path", "ifeval_limit", "tasks", "infrequent_prompts"),
+        "settings": without(settings, "ifeval_path", "ifeval_limit", "tasks", "nltk_data", "infrequent_prompts"),
         "tasks": [task_names.identity(name) for name in task_names.settle(settings.tasks)],
         "loss": [train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha],
         "numerics": [train.precision, train.layout, dtype],

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from dpo_core import durable, fingerprint
 from dpo_core.records import Record
 
@@ -28,13 +30,15 @@ class Store:
         return self.root / stage / key
 
     def find(self, stage: str, key: str, kind: type[R]) -> R | None:
-        """The record of an output that exists and is whole, or None. A damaged one is put aside, to be built again."""
+        """The record of an output that exists and is whole, or None. One that is damaged, or
+        of another release, is put aside, to be built again."""
         entry = self.entry(stage, key)
         if not entry.exists():
             return None
         if damage(entry) is None:
             tidy(entry)
-            return kind.model_validate_json((entry / RECORD).read_text())
+            with suppress(ValidationError):  # a record that another release wrote is not ours to read
+                return kind.model_validate_json((entry / RECORD).read_text())
         discard(entry)
         return None
 

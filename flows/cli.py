@@ -139,12 +139,11 @@ def try_model(command: str, model: str, words: Sequence[str]) -> None:
     """Start generate or chat with a directory, or with the weights of a registered version."""
     from dpo_core.launch import call_module  # lazy: the other commands do not launch
 
-    if not model.startswith("models:"):
-        return call_module("dpo_core", [command, model, *words])
-    from flows.models import weights  # lazy: mlflow, for registered models only
+    if model.startswith("models:"):
+        from flows.named_model import directory  # lazy: mlflow, for registered models only
 
-    with weights(model) as path:
-        call_module("dpo_core", [command, str(path), *words])
+        model = str(directory(model))
+    call_module("dpo_core", [command, model, *words])
 
 
 @cli.command()

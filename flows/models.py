@@ -1,18 +1,13 @@
 """Versions of registered models by name, number or alias: found, listed, promoted by hand, and taken back."""
 
 import re
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion as Found
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from rich.table import Table
 
 from dpo_core.address import shown
@@ -23,8 +18,7 @@ from dpo_core.settings import read_recipe
 from flows import champion, lock, server, tracking
 from flows.gates import FORCED, Gate, Judgement
 from flows.near import near
-from flows.registry import CHAMPION, PREVIOUS, model_of
-from flows.servable import WEIGHTS
+from flows.registry import CHAMPION, PREVIOUS
 from flows.tracking import AFTER, RunHandle, answering
 
 REFERENCE = re.compile(r"(?:models:/)?(?:(?P<name>[^/@]+)(?=[/@]))?(?:[/@])?(?P<which>[^/@]+)")
@@ -222,26 +216,3 @@ def cell(run: Run | None, metric: str) -> str:
     """A final number of a run."""
     value = run.data.metrics.get(f"{AFTER}/{metric}") if run else None
     return "" if value is None else f"{value:.3f}"
-
-
-@contextmanager
-def weights(reference: str, tracking_uri: str | None = None) -> Iterator[Path]:
-    """The directory of a version's weights, as it lies in a local store or fetched from a server for the while.
-
-    Raises RecipeError when there is no such version, TrackingError when its files are gone.
-    """
-    registry = open_registry(tracking_uri)
-    version = find(registry, reference)
-    with tempfile.TemporaryDirectory(prefix="dpo-") as temporary:
-        try:
-            location = registry.client.get_logged_model(model_of(version)).artifact_location
-            repository = get_artifact_repository(location, tracking_uri=registry.uri)
-            place = None if isinstance(repository, LocalArtifactRepository) else temporary
-            path = Path(repository.download_artifacts(WEIGHTS, place))  # type: ignore[no-untyped-call]
-        except (MlflowException, OSError) as error:
-            raise TrackingError(
-                f"The files of version {version.version} of {version.name} cannot be had: {tracking.cause(error)}.",
-                "A version is its artifacts.",
-                "dpo run with the same recipe registers it again.",
-            ) from error
-        yield path

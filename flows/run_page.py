@@ -12,9 +12,11 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from dpo_core.data.report import JSON, TEXT
 from dpo_core.recipe import Recipe
 from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, RenderedSet
+from dpo_core.store import RECORD
 from dpo_core.train import journal, run_dir
 from flows import champion
 from flows.data_plot import lengths
+from flows.instruction_plot import by_kind, instructions
 from flows.plots import curves
 from flows.registry import Candidate
 from flows.tracking import AFTER, BEFORE, RunHandle, answering, log_result, tag
@@ -25,6 +27,7 @@ TOLD = {
     "test/nll_chosen": "held-out NLL of the chosen side",
 }
 SAMPLES, TABLE = "samples.jsonl", "samples.json"
+INSTRUCTIONS = "instructions.png"
 COLUMNS = json.dumps(
     {
         "mlflow_colspec": [
@@ -75,11 +78,15 @@ def log_files(handle: RunHandle, recipe: Recipe, log_path: Path) -> None:
 
 def log_results(handle: RunHandle, candidate: Candidate) -> None:
     """Numbers, outcomes and inspect's logs of the base and of the trained model, and their answers side by side."""
-    with answering(handle.uri):
+    with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
         for when, result in ((BEFORE, candidate.before), (AFTER, candidate.after)):
             log_result(handle, when, result)
             for path in evaluation_files(result):
                 handle.client.log_artifact(handle.run_id, str(path), f"evaluation/{when}")
+        plot = Path(temporary) / INSTRUCTIONS
+        instructions(candidate.before, candidate.after, plot)
+        if plot.is_file():
+            handle.client.log_artifact(handle.run_id, str(plot))
         before, after = (journal.read(result.path / SAMPLES) for result in (candidate.before, candidate.after))
         # As log_table writes it, which would append the same rows again when a run is projected again.
         handle.client.log_dict(handle.run_id, side_by_side(before, after), TABLE)
@@ -87,9 +94,9 @@ def log_results(handle: RunHandle, candidate: Candidate) -> None:
 
 
 def evaluation_files(result: EvalResult) -> Iterator[Path]:
-    """What an evaluation left behind, but for the store's own notes."""
+    """What an evaluation left behind, with its record, which says how it was made; not the store's other notes."""
     for path in sorted(result.path.iterdir()):
-        if path.suffix in (".jsonl", ".eval"):
+        if path.suffix in (".jsonl", ".eval") or path.name == RECORD:
             yield path
 
 
@@ -101,8 +108,12 @@ def side_by_side(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> d
 
 
 def describe(handle: RunHandle, recipe: Recipe, candidate: Candidate, promotion: Promotion) -> None:
-    """The run's description: its result in a few lines, and the command that repeats it."""
-    tag(handle, {"mlflow.note.content": note(recipe, candidate, promotion)})
+    """The run's description: its result in a few lines, the command that repeats it, and the bar chart."""
+    told = note(recipe, candidate, promotion)
+    if by_kind(candidate.after):
+        # MLflow's pages show a picture of the run by this address, relative to wherever the server is.
+        told += f"\n\n![Instructions followed](get-artifact?path={INSTRUCTIONS}&run_uuid={handle.run_id})"
+    tag(handle, {"mlflow.note.content": told})
 
 
 def note(recipe: Recipe, candidate: Candidate, promotion: Promotion) -> str:

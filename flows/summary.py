@@ -33,8 +33,17 @@ def show(outcome: Outcome) -> None:
         "try it": f"dpo chat {outcome.checkpoint.path}",
         "or": f'dpo generate {outcome.checkpoint.path} "a prompt"',
     }
+    if told := failures(outcome):
+        lines = {"failed": told, **lines}
     for name, line in lines.items():
         console.print(f"{name:>10}: {line}", markup=False, soft_wrap=True)
+
+
+def failures(outcome: Outcome) -> str:
+    """How many samples of the evaluations failed; empty when none did."""
+    counts = {"base": outcome.base.failed, "trained": outcome.trained.failed}
+    told = [f"{count} of the {name} model's" for name, count in counts.items() if count]
+    return f"{' and '.join(told)} samples could not be asked or judged, and count nowhere" if told else ""
 
 
 def table(base: EvalResult, trained: EvalResult) -> Table:

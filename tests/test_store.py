@@ -6,7 +6,7 @@ from threading import Thread
 import pytest
 
 from dpo_core import durable
-from dpo_core.records import DataReport
+from dpo_core.records import DataReport, Lengths
 from dpo_core.store import Store
 
 RECORD = DataReport(rows_read=3, kept=2, dropped={"tie": 1})
@@ -39,6 +39,16 @@ def test_a_damaged_output_is_put_aside(tmp_path: Path, name: str, harm: str) -> 
         path.write_bytes(bytes(data) if harm == "flip" else bytes(data[: len(data) // 2]))
     assert store.find("stage", "key", DataReport) is None
     assert not store.entry("stage", "key").exists()
+    fill(store)
+    assert store.find("stage", "key", DataReport) == RECORD
+
+
+def test_an_output_of_another_release_is_made_again(tmp_path: Path) -> None:
+    """Whole, but with a record that has not the fields of today's."""
+    store = Store(tmp_path)
+    with store.write("stage", "key") as draft:
+        draft.publish(Lengths(mean=1.0, quantiles={}, histogram=()))
+    assert store.find("stage", "key", DataReport) is None
     fill(store)
     assert store.find("stage", "key", DataReport) == RECORD
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dpo_core.data.rows import Convert, Outcome, Row
+from dpo_core.data.rows import Convert, Outcome, Row, sourced
 from dpo_core.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -23,7 +23,7 @@ def read(path: Path, convert: Convert) -> Iterator[Outcome]:
     count = 0
     for number, row in json_lines(path):
         count += 1
-        yield convert(row, f"{path.name}:{number}")
+        yield sourced(convert(row, f"{path.name}:{number}"), row)
     if not count:
         raise DataError(f"{path} is empty.", RULE, "Check the file.")
 

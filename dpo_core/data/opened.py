@@ -8,7 +8,7 @@ from dpo_core.data import custom, demo, jsonl, tables
 from dpo_core.data.hub import Wanted, snapshot
 from dpo_core.data.hub_dataset import HubDataset
 from dpo_core.data.registry import convert, mapped
-from dpo_core.data.rows import Convert, Outcome
+from dpo_core.data.rows import Convert, Outcome, sourced
 from dpo_core.data.sources import INSTEAD, kind_of, known, located
 from dpo_core.data.tables import Groups, Table, Units
 from dpo_core.requests import AcquireRequest
@@ -117,4 +117,4 @@ def shuffled(table: Table, dataset: HubDataset) -> tuple[Units, Sequence[int]]:
 
 def outcomes(rows: Units, order: Sequence[int], reading: Convert, where: str) -> Iterator[Outcome]:
     """Rows in an order, converted; each is named by its number in the file."""
-    return (reading(row, f"{where} row {number}") for number, row in rows.read(order))
+    return (sourced(reading(row, f"{where} row {number}"), row) for number, row in rows.read(order))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from dpo_core import fingerprint
 from dpo_core.pair import Pair
 
-SCHEMA = pa.schema([("prompt", pa.string()), ("chosen", pa.string()), ("rejected", pa.string())])
+SCHEMA = pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected", "source")])
 ROWS_A_BATCH = 1024
 
 
@@ -25,10 +25,12 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A prompt and the two ways it went on; each side's last message is the assistant's."""
+    """A prompt and the two ways it went on; each side's last message is the assistant's. ``source``: the part of a
+    mixture that it comes from, as its row says."""
 
     prompt: list[Message]
     sides: Pair[list[Message]]
+    source: str = ""
 
     @property
     def prompt_key(self) -> str:
@@ -67,11 +69,12 @@ def batches(pairs: Iterable[Preference]) -> Iterator[list[Preference]]:
 
 
 def to_row(pair: Preference) -> dict[str, str]:
-    """A pair as three JSON columns."""
+    """A pair as three JSON columns, and its source."""
     columns = {"prompt": pair.prompt, "chosen": pair.sides.chosen, "rejected": pair.sides.rejected}
-    return {name: json.dumps(messages) for name, messages in columns.items()}
+    return {name: json.dumps(messages) for name, messages in columns.items()} | {"source": pair.source}
 
 
 def from_row(row: dict[str, str]) -> Preference:
     """The inverse of :func:`to_row`."""
-    return Preference(json.loads(row["prompt"]), Pair(json.loads(row["chosen"]), json.loads(row["rejected"])))
+    sides = Pair(json.loads(row["chosen"]), json.loads(row["rejected"]))
+    return Preference(json.loads(row["prompt"]), sides, row["source"])

@@ -1,13 +1,15 @@
 """What a row of a dataset is: a usable pair, or a reason why not."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dpo_core.data.preference import Message, Preference
 
 MALFORMED = "malformed"
 EXAMPLE_CHARACTERS = 200
+# Columns in which the mixtures say where a row comes from.
+SOURCES = "source", "domain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,12 @@ def checked(pair: Preference, where: str) -> Outcome:
     if not encodable(pair):
         return malformed("lone surrogate", where, "a lone surrogate is not text")
     return pair
+
+
+def sourced(outcome: Outcome, row: Row) -> Outcome:
+    """A pair with the source that its row tells, if it does."""
+    name = next((row[column] for column in SOURCES if isinstance(row.get(column), str)), "")
+    return replace(outcome, source=name) if name and isinstance(outcome, Preference) else outcome
 
 
 def said(message: Message) -> bool:

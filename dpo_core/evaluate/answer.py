@@ -1,15 +1,15 @@
 """The stage that asks one model one task, and keeps every answer with its scores."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from dpo_core import fingerprint
 from dpo_core.evaluate.answers import open_answerer
-from dpo_core.evaluate.evaluate import OUTCOMES, to_sampling, unfinished, write_lines
+from dpo_core.evaluate.evaluate import OUTCOMES, drawn, to_sampling, unfinished, write_lines
 from dpo_core.evaluate.ifeval import ifeval
+from dpo_core.evaluate.instructions import sentences_from
 from dpo_core.evaluate.ledger import Ledger
 from dpo_core.evaluate.outcomes import Sampled, judged, shares, to_outcome, to_sampled
-from dpo_core.evaluate.running import Asked, as_model, measures, run_task
+from dpo_core.evaluate.running import Asked, as_model, failures, measures, run_task, version
 from dpo_core.evaluate.task_names import IFEVAL
 from dpo_core.records import TaskResult
 from dpo_core.requests import AnswerRequest
@@ -24,6 +24,7 @@ def run(request: AnswerRequest, draft: Draft) -> None:
     Raises EvaluationError when the task did not run to its end, had no samples, or too many of them failed.
     """
     settings = request.evaluate
+    sentences_from(settings.nltk_data)
     size = None if settings.eval_batch_size == "auto" else settings.eval_batch_size
     opened = open_answerer(request.model.path, size, request.renderer_name, request.precision, request.model.name)
     answerer = replace(opened, ledger=Ledger(unfinished(draft)))
@@ -37,26 +38,24 @@ def run(request: AnswerRequest, draft: Draft) -> None:
         outcomes = [to_outcome(sample) for sample in log.samples or []]
         metrics, answers = metrics | shares(outcomes), [judged(outcome) for outcome in outcomes]
         write_lines(draft.path / OUTCOMES, [outcome.model_dump() for outcome in outcomes])
-    publish(request, metrics, answers, draft)
-    unfinished(draft).unlink(missing_ok=True)
-
-
-def publish(request: AnswerRequest, metrics: dict[str, float], answers: Sequence[Sampled], draft: Draft) -> None:
-    """Seal the result; its fingerprint leaves out inspect's log, which names times and places."""
     lines = [answer.model_dump() for answer in answers]
     write_lines(draft.path / ANSWERS, lines)
     draft.publish(
         TaskResult(
             path=draft.final,
+            # Without inspect's log, which names times and places.
             fingerprint=fingerprint.of_value([metrics, lines]),
             task=request.task,
+            task_version=version(log),
             model_name=request.model.name,
             model_fingerprint=request.model.fingerprint,
+            settings=drawn(settings, request.renderer_name, request.precision),
             samples=len(answers),
-            failed=sum(answer.error is not None for answer in answers),
+            failed=failures(log),
             metrics=metrics,
         )
     )
+    unfinished(draft).unlink(missing_ok=True)
 
 
 def read_answers(result: TaskResult) -> list[Sampled]:

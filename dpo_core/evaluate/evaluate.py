@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dpo_core import fingerprint
 from dpo_core.evaluate.answers import Answerer, Sampling
 from dpo_core.evaluate.ifeval import ifeval
+from dpo_core.evaluate.instructions import sentences_from
 from dpo_core.evaluate.ledger import Ledger
 from dpo_core.evaluate.outcomes import Outcome, shares, to_outcome
-from dpo_core.evaluate.running import Asked, as_model, measures, run_task
+from dpo_core.evaluate.running import Asked, as_model, failures, measures, run_task, version
 from dpo_core.evaluate.task_names import IFEVAL, label, settle
 from dpo_core.model.load import load_model, load_tokenizer
 from dpo_core.recipe import EvaluateSettings
@@ -31,16 +33,17 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
 
     Raises EvaluationError when the evaluation did not run to its end or too many prompts failed.
     """
+    sentences_from(request.evaluate.nltk_data)
     answerer = open_model(request, draft)
     train = request.train
     layout = choose(answerer.model, train.layout, request.rendered)
     settings = HeldOutSettings(loss_settings(train), layout, train.precision)
     metrics = measure(answerer.model, request.rendered, request.reference, settings)
-    said, outcomes = ask_all(answerer, request, draft.path)
-    samples = shown(outcomes, request) if outcomes else continued(answerer, request)
-    write_lines(draft.path / OUTCOMES, [outcome.model_dump() for outcome in outcomes])
+    asked = ask_all(answerer, request, draft.path)
+    samples = shown(asked.outcomes, request) if asked.outcomes else continued(answerer, request)
+    write_lines(draft.path / OUTCOMES, [outcome.model_dump() for outcome in asked.outcomes])
     write_lines(draft.path / SAMPLES, samples)
-    publish(request, metrics | said, draft)
+    publish(request, replace(asked, metrics=metrics | asked.metrics), draft)
     unfinished(draft).unlink(missing_ok=True)
 
 
@@ -54,20 +57,34 @@ def open_model(request: EvaluateRequest, draft: Draft) -> Answerer:
     )
 
 
-def ask_all(answerer: Answerer, request: EvaluateRequest, place: Path) -> tuple[dict[str, float], list[Outcome]]:
-    """Every task's metrics, those of tasks other than IFEval after the task's name, and IFEval's outcomes."""
-    metrics: dict[str, float] = {}
-    outcomes: list[Outcome] = []
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What came of the tasks: metrics, those of tasks other than IFEval after the task's name, the tasks' versions,
+    how many samples failed, and IFEval's outcomes."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, str] = field(default_factory=dict)
+    failed: int = 0
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def ask_all(answerer: Answerer, request: EvaluateRequest, place: Path) -> Said:
+    """Every task, one after the other."""
+    said = Said()
     model = as_model(answerer, request.model.name, to_sampling(request.evaluate))
     for name in settle(request.evaluate.tasks):
         if name != IFEVAL:
             log = run_task(model, Asked(name, name, place, request.evaluate.task_limit))
-            metrics |= {f"{label(name)}/{metric}": value for metric, value in measures(log).items()}
+            told = {f"{label(name)}/{metric}": value for metric, value in measures(log).items()}
         elif request.prompts:
             log = run_task(model, Asked(ifeval(str(request.prompts.path)), name, place))
             outcomes = [to_outcome(sample) for sample in log.samples or []]
-            metrics |= measures(log) | shares(outcomes)
-    return metrics, outcomes
+            said, told = replace(said, outcomes=outcomes), measures(log) | shares(outcomes)
+        else:
+            continue
+        tasks = said.tasks | {label(name): version(log)}
+        said = replace(said, metrics=said.metrics | told, tasks=tasks, failed=said.failed + failures(log))
+    return said
 
 
 def to_sampling(settings: EvaluateSettings) -> Sampling:
@@ -106,9 +123,19 @@ def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in lines))
 
 
-def publish(request: EvaluateRequest, metrics: dict[str, float], draft: Draft) -> None:
+def drawn(settings: EvaluateSettings, renderer_name: str, precision: str) -> dict[str, str | float | None]:
+    """How answers were drawn, for a record."""
+    names = ("max_new_tokens", "eval_temperature", "eval_seed", "ifeval_limit", "task_limit")
+    return {name: getattr(settings, name) for name in names} | {
+        "renderer_name": renderer_name,
+        "precision": precision,
+    }
+
+
+def publish(request: EvaluateRequest, said: Said, draft: Draft) -> None:
     """Seal the result; its fingerprint leaves out inspect's log, which names times and places."""
     told = [draft.path / OUTCOMES, draft.path / SAMPLES]
+    metrics = said.metrics | {"failed_samples": float(said.failed)}
     draft.publish(
         EvalResult(
             path=draft.final,
@@ -117,6 +144,9 @@ def publish(request: EvaluateRequest, metrics: dict[str, float], draft: Draft) -
             model_fingerprint=request.model.fingerprint,
             prompts_fingerprint=request.prompts.fingerprint if request.prompts else "",
             pairs_fingerprint=request.rendered.fingerprint,
+            tasks=said.tasks,
+            settings=drawn(request.evaluate, request.rendered.renderer_name, request.train.precision),
+            failed=said.failed,
             metrics=metrics,
         )
     )

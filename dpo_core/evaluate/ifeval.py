@@ -1,6 +1,6 @@
 """IFEval as a task of inspect-ai, scored by the official checkers and measured as ``inspect_evals/ifeval`` measures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import cast
@@ -9,24 +9,45 @@ from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
 from inspect_ai.solver import TaskState, generate
+from pydantic import ValidationError
 
+from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.instructions import ROW, Row, Verdict, score
-from dpo_core.evaluate.prompts import read
+from dpo_core.evaluate.prompts import check, read
+from dpo_core.evaluate.task_names import IFEVAL, IFEVAL_VERSION
 
 
 @task
 def ifeval(prompts: str) -> Task:
     """The prompts of a JSONL file in IFEval's schema.
 
-    By hand: ``inspect eval ifeval -T prompts=<file> --model dpo/<directory>`` (``dpo_core/ifeval`` from a wheel).
+    By hand: ``inspect eval ifeval -T prompts=<file> --model dpo/<directory>``. Raises DataError or EvaluationError,
+    before anything is generated, for a file that cannot be scored here.
     """
-    samples = [to_sample(row) for _, row in read(Path(prompts))]
-    return Task(dataset=MemoryDataset(samples, name="ifeval"), solver=generate(), scorer=instruction_following())
+    samples = [to_sample(row) for row in scorable(Path(prompts))]
+    return Task(
+        dataset=MemoryDataset(samples, name=IFEVAL),
+        solver=generate(),
+        scorer=instruction_following(),
+        version=IFEVAL_VERSION,
+    )
+
+
+def scorable(path: Path) -> Iterator[Row]:
+    """The rows of a file; of each kind of instruction the first is tried, since some need data that may be missing."""
+    tried: set[str] = set()
+    for where, row in read(path):
+        if not tried.issuperset(row.instruction_id_list):
+            check(row, where)
+            tried.update(row.instruction_id_list)
+        yield row
 
 
 def to_sample(row: Row) -> Sample:
-    """A prompt as a sample. The row stays one value: a saved log turns integer keys into strings."""
-    return Sample(id=row.key, input=row.prompt, metadata={"row": ROW.dump_python(row)})
+    """A prompt as a sample, its target for the log's reader. The row stays one value: a saved log turns integer keys
+    into strings."""
+    asked = ", ".join(row.instruction_id_list)
+    return Sample(id=row.key, input=row.prompt, target=asked, metadata={"row": ROW.dump_python(row)})
 
 
 @metric
@@ -75,13 +96,26 @@ def instruction_following() -> Scorer:
     """Strict and loose verdicts on every instruction, counted for :func:`accuracies`."""
 
     async def judge(state: TaskState, target: Target) -> Score:
-        row = ROW.validate_python(state.metadata["row"])
+        row = row_of(state)
         response = state.output.completion
         verdict = score(row, response)
         told = {"strict": list(verdict.strict), "loose": list(verdict.loose)}
         return Score(value=counts(verdict), answer=response, explanation=explain(row, verdict), metadata=told)
 
     return judge
+
+
+def row_of(state: TaskState) -> Row:
+    """A sample's row.
+
+    Raises EvaluationError for a log that another task, or another version of this one, has written.
+    """
+    try:
+        return ROW.validate_python(state.metadata["row"])
+    except (KeyError, ValidationError):
+        found = f"Sample {state.sample_id} has no row of IFEval as version {IFEVAL_VERSION} of the task keeps it."
+        rule = "A log is scored by the task, and the version of it, that wrote it."
+        raise EvaluationError(found, rule, "Run the evaluation again.") from None
 
 
 def counts(verdict: Verdict) -> dict[str, str | int | float | bool | None]:

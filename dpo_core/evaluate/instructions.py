@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import langdetect
@@ -84,6 +85,14 @@ def checker(row: Row, place: int) -> Any:
     if arguments and "prompt" in arguments:
         made.build_description(prompt=row.prompt)
     return made
+
+
+def sentences_from(place: Path | None) -> None:
+    """Let the checkers look for NLTK's sentence splitter in this directory first."""
+    if place is not None:
+        import nltk  # lazy: the checkers bring it in, and only a setting asks for it here
+
+        nltk.data.path.insert(0, str(place.expanduser().resolve()))
 
 
 @contextmanager

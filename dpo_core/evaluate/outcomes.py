@@ -40,10 +40,15 @@ def to_outcome(sample: EvalSample) -> Outcome:
         response=sample.output.completion,
         strict=verdict.get("strict", unjudged),
         loose=verdict.get("loose", unjudged),
-        stop_reason=sample.output.stop_reason,
+        stop_reason=stop_reason(sample),
         tokens=usage.output_tokens if usage else 0,
         error=sample.error.message if sample.error else None,
     )
+
+
+def stop_reason(sample: EvalSample) -> str:
+    """Why an answer ended; one that failed has no choices to say it."""
+    return sample.output.stop_reason if sample.output.choices else "error"
 
 
 def shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -117,7 +122,7 @@ def to_sampled(sample: EvalSample) -> Sampled:
         response=sample.output.completion,
         values=values,
         sizes={},
-        stop_reason=sample.output.stop_reason,
+        stop_reason=stop_reason(sample),
         tokens=usage.output_tokens if usage else 0,
         error=sample.error.message if sample.error else None,
     )

@@ -1,6 +1,7 @@
 """The stage that brings the instruction-following prompts, and makes sure before training that they can be scored."""
 
 import difflib
+import json
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -12,7 +13,7 @@ from dpo_core import fingerprint
 from dpo_core.data import demo
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, EvaluationError
-from dpo_core.evaluate.instructions import ROW, Row, registry, score
+from dpo_core.evaluate.instructions import ROW, Row, registry, score, sentences_from
 from dpo_core.records import PromptSet
 from dpo_core.requests import PromptsRequest
 from dpo_core.store import Draft
@@ -32,7 +33,8 @@ def run(request: PromptsRequest, draft: Draft) -> None:
     Raises DataError for a broken or repeated line or a hub out of reach, EvaluationError when a checker's data are
     missing.
     """
-    rows = checked(islice(fetch(request), request.limit))
+    sentences_from(request.nltk_data)
+    rows = checked(islice(fetch(request), request.limit), request.nltk_data)
     file = draft.path / FILE
     file.write_bytes(b"".join(ROW.dump_json(row) + b"\n" for row in rows))
     digest = fingerprint.of_files([file], draft.path)
@@ -44,8 +46,35 @@ def fetch(request: PromptsRequest) -> Iterator[tuple[str, Row]]:
     if request.source == "demo":
         prompts = demo.generate(request.demo_pairs, request.seed).prompts
         return ((f"demo prompt {index}", ROW.validate_python(row)) for index, row in enumerate(prompts))
+    if Path(request.source).is_dir():
+        return read_saved(Path(request.source))
     name, at, revision = request.source.partition("@")
     return read(download(name, revision) if at and not Path(request.source).exists() else Path(request.source))
+
+
+def kept_by_inspect() -> Path | None:
+    """The directory in which inspect-ai's ``hf_dataset`` keeps the prompts, once a task of its has read them here."""
+    # Lazy: inspect-ai costs 2 s, for whoever has neither the hub nor its cache.
+    from inspect_ai._util.appdirs import inspect_cache_dir
+
+    kept = sorted(inspect_cache_dir("hf_datasets", create=False).glob(f"{HUB_ID.replace('/', '_')}-*"))
+    return kept[-1] if kept else None
+
+
+def read_saved(path: Path) -> Iterator[tuple[str, Row]]:
+    """The prompts of a directory that ``datasets`` saved, each with its place.
+
+    Raises DataError for a directory that it did not, and for a row that is not a prompt.
+    """
+    from datasets import load_from_disk  # lazy: 1 s that a file of prompts need not pay
+
+    try:
+        rows = load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        found = f"{path} holds no saved dataset: {str(error).splitlines()[0]}."
+        raise DataError(found, "Prompts are a JSONL file, or what datasets saved.", "Check the path.") from None
+    for number, row in enumerate(rows, start=1):
+        yield f"row {number}", parse(json.dumps(row).encode(), f"{path}, row {number}")
 
 
 def download(name: str, revision: str) -> Path:
@@ -86,7 +115,7 @@ def parse(line: bytes, where: str) -> Row:
         raise DataError(f"{where}: {field + ': ' if field else ''}{first['msg']}.", RULE, "Mend that line.") from None
 
 
-def checked(rows: Iterator[tuple[str, Row]]) -> list[Row]:
+def checked(rows: Iterator[tuple[str, Row]], nltk_data: Path | None = None) -> list[Row]:
     """The rows, each known to be scorable and to have a key of its own.
 
     Raises DataError, or EvaluationError when a checker's data are missing.
@@ -97,14 +126,14 @@ def checked(rows: Iterator[tuple[str, Row]]) -> list[Row]:
         if row.key in places:
             raise DataError(f"{where} has the key {row.key} of {places[row.key]}.", "Keys are unique.", "Renumber one.")
         places[row.key] = where
-        check(row, where)
+        check(row, where, nltk_data)
         kept.append(row)
     if not kept:
         raise DataError("There are no prompts.", "IFEval needs at least one.", "Check ifeval_path, or set tasks=none.")
     return kept
 
 
-def check(row: Row, where: str) -> None:
+def check(row: Row, where: str, nltk_data: Path | None = None) -> None:
     """Raises unless the official checkers know every instruction, take its arguments and have the data they need."""
     if len(row.kwargs) != len(row.instruction_id_list):
         found = f"{where} has {len(row.instruction_id_list)} instructions and arguments for {len(row.kwargs)}."
@@ -120,17 +149,18 @@ def check(row: Row, where: str) -> None:
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{where} has arguments that its checker refuses: {error}.", RULE, "Mend that line.") from None
     except (LookupError, OSError) as error:
-        raise missing_data(where, error) from None
+        raise missing_data(where, error, nltk_data) from None
 
 
-def missing_data(where: str, error: Exception) -> EvaluationError:
+def missing_data(where: str, error: Exception, nltk_data: Path | None) -> EvaluationError:
     """The error for a checker that cannot split sentences."""
-    told = os.environ.get("NLTK_DATA")
-    reason = f"not in NLTK_DATA={told}" if told else "not installed"
+    places = {"nltk_data": nltk_data, "NLTK_DATA": os.environ.get("NLTK_DATA")}
+    told = [f"{name}={place}" for name, place in places.items() if place]
+    reason = f"not in {' or '.join(told)}" if told else "not installed"
     refusal = f" ({error})" if isinstance(error, OSError) else ""
     return EvaluationError(
         f"{where} needs NLTK's sentence splitter punkt_tab, which is {reason}{refusal}.",
         "Its checker counts sentences or words with it.",
-        "Run python -m nltk.downloader punkt_tab, or set NLTK_DATA to a directory with tokenizers/punkt_tab/english"
-        " (a copy: NLTK follows no links out of it).",
+        "Run python -m nltk.downloader punkt_tab, or set nltk_data=<directory> or NLTK_DATA to one with"
+        " tokenizers/punkt_tab/english (a copy: NLTK follows no links out of it).",
     )

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from inspect_ai import Task, eval
@@ -75,10 +76,19 @@ def refused(asked: Asked, error: Exception) -> EvaluationError:
     # inspect-ai's own words are several lines, with marks for the terminal.
     words = re.sub(r"\[/?[a-z ]+\]", "", str(getattr(error, "message", error))).split()
     told = " ".join(words) or type(error).__name__
-    remedy = "--debug shows where."
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        remedy = f"Install what it needs: pip install {error.name.partition('.')[0]}"
+    missing = error.name if isinstance(error, ModuleNotFoundError) else missing_module(asked.name)
+    remedy = f"Install what it needs: pip install {missing.partition('.')[0]}" if missing else "--debug shows where."
     return EvaluationError(f"{asked.name} could not be started: {told.rstrip('.')}.", "", remedy)
+
+
+def missing_module(name: str) -> str | None:
+    """What a package of tasks imports and does not find: inspect-ai then knows no task of its, and does not say why."""
+    for entry in entry_points(group="inspect_ai", name=name.partition("/")[0]):
+        try:
+            entry.load()
+        except ModuleNotFoundError as error:
+            return error.name
+    return None
 
 
 def check(logs: Sequence[EvalLog], expected: int | None = None) -> EvalLog:
@@ -102,6 +112,17 @@ def check(logs: Sequence[EvalLog], expected: int | None = None) -> EvalLog:
     if not samples:
         raise EvaluationError("The task has no samples.", "A share of nothing is none.", "Check its dataset and limit.")
     return log
+
+
+def version(log: EvalLog) -> str:
+    """The version of the task, and of the package that it comes from."""
+    package = log.eval.packages.get((log.eval.task_registry_name or "").partition("/")[0])
+    return f"{log.eval.task_version}" + (f" ({package})" if package else "")
+
+
+def failures(log: EvalLog) -> int:
+    """How many samples could not be asked or judged."""
+    return sum(sample.error is not None for sample in log.samples or [])
 
 
 def measures(log: EvalLog) -> dict[str, float]:

@@ -4,6 +4,7 @@ import ast
 import difflib
 import logging
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,8 @@ from dpo_core import fingerprint
 from dpo_core.errors import EvaluationError
 
 IFEVAL = "ifeval"
+# Raise it when the same answers would get other verdicts: what was measured before is then measured again.
+IFEVAL_VERSION = "1"
 EVALS = "inspect_evals"
 RULE = "A task is ifeval, inspect_evals/<name>, <package>/<name> of an installed package, or <file>.py@<task>."
 
@@ -33,21 +36,27 @@ def settled(name: str) -> str:
     if name == IFEVAL:
         return name
     if name == f"{EVALS}/{IFEVAL}" and not (find_spec(EVALS) and find_spec("instruction_following_eval")):
-        logger.warning(
-            "%s: its checkers (instruction_following_eval) are not installed; the built-in ifeval runs,"
-            " with the same prompts, rules and metrics.",
-            name,
-        )
+        say_that_ours_runs()
         return IFEVAL
     path, _, task = name.partition("@")
     if path.endswith(".py"):
-        check_file(Path(path).expanduser(), task, name)
-        return f"{Path(path).expanduser().resolve()}@{task}" if task else str(Path(path).expanduser().resolve())
+        return f"{Path(path).expanduser().resolve()}@{check_file(Path(path).expanduser(), task, name)}"
     package, slash, leaf = name.partition("/")
     if not slash or not leaf:
-        raise unknown(name, [IFEVAL, f"{EVALS}/{IFEVAL}", *known(EVALS)])
+        raise unknown(name, [IFEVAL, f"{EVALS}/{IFEVAL}", *known(EVALS)], f"inspect_evals' is {EVALS}/{name}.")
     check_package(package, name)
     return name
+
+
+@cache
+def say_that_ours_runs() -> None:
+    """Once a process: what is asked for is not what runs."""
+    logger.warning(
+        "%s/%s: its checkers (instruction_following_eval) are not installed; the built-in ifeval runs,"
+        " with the same prompts, rules and metrics.",
+        EVALS,
+        IFEVAL,
+    )
 
 
 def check_package(package: str, name: str) -> None:
@@ -73,8 +82,11 @@ def known(package: str) -> list[str]:
     return [f"{package}/{alias.asname or alias.name}" for node in imports for alias in node.names]
 
 
-def check_file(path: Path, task: str, name: str) -> None:
-    """Raises EvaluationError unless the file is there and has the task, or, without a name, one task."""
+def check_file(path: Path, task: str, name: str) -> str:
+    """The task of a file by its name, or without a name the only one.
+
+    Raises EvaluationError unless file and task are there.
+    """
     if not path.is_file():
         raise EvaluationError(f"There is no file {path} for the task {name}.", RULE, "Check the path.")
     try:
@@ -86,6 +98,7 @@ def check_file(path: Path, task: str, name: str) -> None:
     if not task and len(tasks) != 1:
         found = f"{path} has {len(tasks)} tasks{': ' if tasks else ''}{', '.join(tasks)}."
         raise EvaluationError(found, RULE, "Name one: a function with inspect-ai's decorator @task.")
+    return task or tasks[0]
 
 
 def tasks_of(path: Path) -> list[str]:
@@ -94,17 +107,25 @@ def tasks_of(path: Path) -> list[str]:
     return [one.name for one in functions if any("task" in ast.unparse(mark) for mark in one.decorator_list)]
 
 
-def unknown(name: str, names: Iterable[str]) -> EvaluationError:
+def unknown(name: str, names: Iterable[str], otherwise: str = "Check the name.") -> EvaluationError:
     """The error for a name that is no task's."""
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    remedy = f"Did you mean {' or '.join(near)}?" if near else "Check the name."
+    remedy = f"Did you mean {' or '.join(near)}?" if near else otherwise
     return EvaluationError(f"There is no task {name!r}.", RULE, remedy)
 
 
 def identity(name: str) -> list[str]:
-    """What a task is: its name, and for one in a file the file's content."""
+    """What a task is: its name, and its own version, its package's, or the content of its file."""
     path = Path(name.partition("@")[0])
-    return [name.rpartition("/")[2], fingerprint.of_file(path)] if path.suffix == ".py" else [name]
+    if path.suffix == ".py":
+        return [name.rpartition("/")[2], fingerprint.of_file(path)]
+    return [name, IFEVAL_VERSION if name == IFEVAL else package_version(name.partition("/")[0])]
+
+
+def package_version(package: str) -> str:
+    """The installed version of a package of tasks."""
+    found = [entry.dist.version for entry in entry_points(group="inspect_ai", name=package) if entry.dist]
+    return found[0] if found else ""
 
 
 def label(name: str) -> str:

@@ -9,7 +9,7 @@ from itertools import islice
 from torch import nn
 
 from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling
-from dpo_core.evaluate.instructions import Row, Verdict, score
+from dpo_core.evaluate.instructions import Row, Verdict, score, sentences_from
 from dpo_core.evaluate.prompts import read
 from dpo_core.render.renderer import Renderer
 from dpo_core.requests import TrainRequest
@@ -22,6 +22,7 @@ def run(request: TrainRequest, draft: Draft) -> None:
     if request.prompts is None:
         train.run(request, draft)
         return
+    sentences_from(request.nltk_data)
     rows = [row for _, row in islice(read(request.prompts.path), request.watched)]
     sampling = Sampling(request.max_new_tokens)
 

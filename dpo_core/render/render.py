@@ -1,6 +1,7 @@
 """The second stage: pairs of text to pairs of token ids, the prompt's ids the same for both sides by construction."""
 
 import gc
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from dpo_core.recipe import RenderSettings
 from dpo_core.records import DataReport, RenderedSet
 from dpo_core.render.fit import Fitted, fit_all
 from dpo_core.render.registry import get_renderer, resolve
-from dpo_core.render.rendered import TokenPair, write_split
+from dpo_core.render.rendered import TEST_SOURCES, TokenPair, write_split
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.report import in_tokens, write
 from dpo_core.render.tokenizer import load_tokenizer
@@ -32,15 +33,18 @@ class Counted:
         self.refused: DataError | None = None
         self.read, self.kept, self.truncated, self.tokens = 0, 0, 0, 0
         self.dropped: Counter[str] = Counter()
+        self.sources: list[str] = []
 
     def render(self, path: Path) -> Iterator[TokenPair]:
         """The token pairs of a file of preferences."""
         # What is there by now stays; searching it for garbage would take a tenth of the time (LAB, 2026-11-25).
         gc.freeze()
         for batch in batches(read_pairs(path)):
-            for fitted in fit_all(self.renderer, batch, self.settings.max_length, self.settings.train_on_what):
+            made = fit_all(self.renderer, batch, self.settings.max_length, self.settings.train_on_what)
+            for preference, fitted in zip(batch, made, strict=True):
                 self.read += 1
                 if isinstance(fitted, Fitted) and self.keep(fitted):
+                    self.sources.append(preference.source)
                     yield fitted.pair
                 elif isinstance(fitted, DataError):
                     self.dropped["not renderable"] += 1
@@ -96,7 +100,9 @@ def run(request: RenderRequest, draft: Draft) -> None:
     draft.publish(
         RenderedSet(
             path=draft.final,
-            fingerprint=fingerprint.of_files(list(paths.values()), draft.path),
+            fingerprint=fingerprint.of_files(
+                [*paths.values(), *write_sources(counted["test"], draft.path)], draft.path
+            ),
             renderer_name=name,
             tokenizer_path=model.path,
             train_pairs=counted["train"].kept,
@@ -107,6 +113,14 @@ def run(request: RenderRequest, draft: Draft) -> None:
             test_report=reports["test"],
         )
     )
+
+
+def write_sources(part: Counted, path: Path) -> list[Path]:
+    """The test pairs' sources as a file, where they have any."""
+    if not any(part.sources):
+        return []
+    (path / TEST_SOURCES).write_text(json.dumps(part.sources))
+    return [path / TEST_SOURCES]
 
 
 def check(part: Counted, split: str) -> None:

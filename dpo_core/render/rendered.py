@@ -1,5 +1,6 @@
 """Rendered pairs: token ids in Arrow files, mapped and read by index."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS_A_BATCH = 1024
+TEST_SOURCES = "test_sources.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,12 @@ class Rows:
 def open_split(path: Path, split: str) -> Rows:
     """The ``train`` or ``test`` split of a RenderedSet's directory."""
     return Rows(path / f"{split}.arrow")
+
+
+def test_sources(path: Path) -> list[str]:
+    """The source of every pair of the ``test`` split; empty where none of them has one."""
+    file = path / TEST_SOURCES
+    return list(json.loads(file.read_text())) if file.is_file() else []
 
 
 def write_split(path: Path, pairs: Iterable[TokenPair]) -> None:

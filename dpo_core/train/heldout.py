@@ -1,6 +1,9 @@
 """Held-out preferences: does the policy prefer the chosen side, and does it still write it?"""
 
 import math
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 
 from dpo_core.pair import Pair
 from dpo_core.records import ReferenceSet, RenderedSet
-from dpo_core.render.rendered import Rows, open_split
+from dpo_core.render.rendered import Rows, open_split, test_sources
 from dpo_core.train import length_bias
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.loop import evidence_of
@@ -17,6 +20,7 @@ from dpo_core.train.packing import Layout, branches, build, split
 from dpo_core.train.reference import TOKENS_AT_ONCE, Reference, open_references
 
 Z_95 = 1.959964
+MOST_SOURCES = 20
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,30 @@ class HeldOutSettings:
 def measure(
     model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: HeldOutSettings
 ) -> dict[str, float]:
-    """Metrics ``test/…`` of the test split, and how they go with length (:mod:`dpo_core.train.length_bias`); the model
-    is used as it is, without gradients."""
+    """Metrics ``test/…`` of the test split, how they go with length (:mod:`dpo_core.train.length_bias`), and by source
+    (:func:`by_source`); the model is used as it is, without gradients."""
     split_rows, references = open_split(rendered.path, "test"), open_references(reference.path, "test")
     table = compared(model, split_rows, references, settings)
     won, chosen, rejected = (table[:, column].numpy() for column in (1, 2, 3))
     lengths = (table[:, column].numpy() for column in (6, 7))
-    return summary(table) | length_bias.measures(won, chosen - rejected, *lengths)
+    told = summary(table) | by_source(table, test_sources(rendered.path))
+    return told | length_bias.measures(won, chosen - rejected, *lengths)
+
+
+def by_source(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
+    """``source/accuracy_<name>``, ``source/margin_<name>`` and ``source/num_pairs_<name>`` of the pairs' sources, the
+    MOST_SOURCES most frequent of them; nothing where there are not two."""
+    told: dict[str, float] = {}
+    counted = Counter(sources)
+    if len(counted) < 2:
+        return told
+    for source, count in counted.most_common(MOST_SOURCES):
+        part = table[[place for place, other in enumerate(sources) if other == source]]
+        name = re.sub(r"[^\w. -]+", "_", source) or "none"
+        told[f"source/accuracy_{name}"] = part[:, 1].mean().item()
+        told[f"source/margin_{name}"] = (part[:, 2] - part[:, 3]).mean().item()
+        told[f"source/num_pairs_{name}"] = float(count)
+    return told
 
 
 def held_out(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> dict[str, float]:
@@ -47,16 +68,17 @@ def held_out(model: nn.Module, rows: Rows, references: Reference, settings: Held
 
 @torch.no_grad()
 def compared(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> Tensor:
-    """The columns of every pair, (N, 8) float64 on the CPU; their order is that of the microbatches."""
+    """The columns of every pair, (N, 8) float64 on the CPU, in the rows' order."""
     device = next(model.parameters()).device
     items = [branches(rows[index]) for index in range(len(rows))]
-    parts = []
+    parts, places = [], []
     for group in split(settings.layout, items, TOKENS_AT_ONCE):
         batch = build(settings.layout, [items[place] for place in group], device)
         policy = completion_logps(model, batch, settings.precision)
         evidence = evidence_of(policy, references.of(group, batch), batch.counts)
+        places += group
         parts.append(columns(pair_losses(evidence, settings.losses), evidence, settings.losses.beta))
-    return torch.cat(parts).double().cpu()
+    return torch.cat(parts).double().cpu()[torch.tensor(places).argsort()]
 
 
 def columns(losses: Tensor, evidence: Evidence, beta: float) -> Tensor:

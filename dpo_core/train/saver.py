@@ -1,5 +1,6 @@
 """When checkpoints are written, behind the training's back, and how many of them stay."""
 
+import difflib
 import shutil
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dpo_core import durable
-from dpo_core.errors import TrainingError
+from dpo_core.errors import RecipeError, TrainingError
 from dpo_core.recipe import TrainSettings
 from dpo_core.records import StepMetrics
 from dpo_core.train import checkpoint
@@ -29,6 +30,8 @@ class Saver:
         self.pool = ThreadPoolExecutor(1, "checkpoint")
         self.pending: tuple[int, Future[None]] | None = None
         self.last = time.monotonic()
+        known = checkpoint.newest_first(log_path) if train.best_metric else []
+        self.best = max(scores(known, train.best_metric or ""), default=None)
 
     def __enter__(self) -> Self:
         return self
@@ -43,6 +46,17 @@ class Saver:
         minutes = self.train.save_every_minutes
         by_clock = minutes > 0 and time.monotonic() - self.last >= minutes * 60
         return by_clock or (self.train.save_every > 0 and step % self.train.save_every == 0)
+
+    def is_best(self, metrics: StepMetrics) -> bool:
+        """Whether ``best_metric`` was measured at this step, and is better than at any that was saved before."""
+        told = score(self.train.best_metric, metrics)
+        if not told:
+            return False
+        value = signed(self.train.best_metric or "", told[METRIC])
+        if self.best is not None and value <= self.best:
+            return False
+        self.best = value
+        return True
 
     def save(self, held: Snapshot) -> None:
         """Begin to write a snapshot, after the one before is done."""
@@ -106,10 +120,31 @@ def prune(log_path: Path, train: TrainSettings) -> None:
 
 def best_of(known: list[Path], metric: str) -> Path | None:
     """The checkpoint with the best value of a metric, less being better behind a minus; the latest of equals."""
-    sign, name = (-1, metric[1:]) if metric.startswith("-") else (1, metric)
-    told = [(path, checkpoint.read_state(path)) for path in known]
-    values = [(sign * state[METRIC][name], path) for path, state in told if state and name in state.get(METRIC, {})]
+    values = [(value, path) for path in known for value in scores([path], metric)]
     return max(values, key=lambda value: value[0], default=(0.0, None))[1]
+
+
+def scores(known: list[Path], metric: str) -> list[float]:
+    """What checkpoints noted of a metric, the more the better; those that noted nothing of it are left out."""
+    told = [state.get(METRIC, {}) for path in known if (state := checkpoint.read_state(path))]
+    return [signed(metric, values) for values in told if metric.removeprefix("-") in values]
+
+
+def signed(metric: str, values: dict[str, float]) -> float:
+    """A metric's value, the more the better: behind a minus its negative."""
+    return -values[metric[1:]] if metric.startswith("-") else values[metric]
+
+
+def check_measured(metric: str | None, metrics: StepMetrics) -> None:
+    """Raises RecipeError when ``best_metric`` is not among the first metrics of its kind: held-out ones come before the
+    first step (0), training's own with it."""
+    name = (metric or "").removeprefix("-")
+    if name in metrics.values or metrics.step != (0 if name.startswith("test/") else 1) or not name:
+        return
+    near = difflib.get_close_matches(name, metrics.values, n=3)
+    found = f"best_metric={metric} is not measured in this run."
+    rule = "test/… are measured every eval_every steps, test/ifeval_… every infrequent_eval_every (infrequent_prompts)."
+    raise RecipeError(found, rule, f"Did you mean {' or '.join(near)}?" if near else "Check the name and the cadence.")
 
 
 def score(metric: str | None, metrics: StepMetrics) -> dict[str, Any]:

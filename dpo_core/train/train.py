@@ -20,7 +20,7 @@ from dpo_core.train.finish import finish
 from dpo_core.train.heldout import HeldOutSettings, held_out
 from dpo_core.train.logps import autocast
 from dpo_core.train.loop import steps
-from dpo_core.train.saver import Saver, score
+from dpo_core.train.saver import Saver, check_measured, score
 from dpo_core.train.session import Session, Watch, begin, unwatched
 from dpo_core.train.stopping import StopFlag
 from dpo_core.train.watchdog import Watchdog
@@ -115,6 +115,7 @@ def follow(session: Session, display: Display) -> None:
     train = session.request.train
     with Saver(session.log_path, train, display.say) as saver, Watchdog(train.step_timeout_minutes) as watchdog:
         for metrics in reported(session):
+            check_measured(train.best_metric, metrics)
             journal.append(session.log_path / run_dir.METRICS, journal.to_row(metrics))
             display.step(metrics)
             watchdog.alive()
@@ -122,7 +123,7 @@ def follow(session: Session, display: Display) -> None:
             finished = metrics.step == session.run.total
             if session.stop.asked and not finished:
                 raise stopped(session, metrics, saver)
-            if finished or (metrics.step and saver.due(metrics.step)):
+            if metrics.step and (saver.is_best(metrics) or saver.due(metrics.step) or finished):
                 saver.save(held(session, metrics))
         saver.settle()
 

@@ -31,6 +31,16 @@ def test_a_file_of_each_kind_gives_the_same_pairs(tmp_path: Path, name: str) -> 
     assert found.fingerprint == same.fingerprint
 
 
+@pytest.mark.parametrize("name", ["pairs.parquet", "pairs.jsonl"])
+def test_pairs_keep_the_source_that_their_rows_tell(tmp_path: Path, name: str) -> None:
+    """Both those that are trained on and those that are held out by prompt."""
+    names = ["wiki", "chat"]
+    rows = [row | {"source": names[place % 2]} for place, row in enumerate(pair_rows(40))]
+    found = acquired(tmp_path, DataSettings(dataset=str(write_rows(tmp_path / name, rows))))
+    for pair in pairs_of(found) + pairs_of(found, "test"):
+        assert pair.source == names[int(pair.prompt[0]["content"].split()[-1].rstrip(".")) % 2]
+
+
 def test_an_arrow_file(tmp_path: Path) -> None:
     Dataset.from_list(pair_rows(20)).save_to_disk(str(tmp_path / "saved"))
     (arrow,) = (tmp_path / "saved").glob("*.arrow")

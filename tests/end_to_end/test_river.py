@@ -147,3 +147,35 @@ def test_the_files_of_a_run(place: Place) -> None:
     assert names == ["000002", "000004", "000006", "final"]
     assert {row["step"] for row in journal.read(log_path / "samples.jsonl")} == {0, 6}
     assert "step 6/6" in (log_path / "logs.log").read_text()
+
+
+@pytest.mark.slow
+def test_the_best_by_what_the_policy_says_is_saved(place: Place, four_prompts: Path) -> None:
+    """Evaluators look before the first step, on their cadence and at the end; each new best is a checkpoint."""
+    words = ("tasks=ifeval", f"ifeval_path={four_prompts}", "infrequent_prompts=4", "infrequent_eval_every=2")
+    best = ("best_metric=test/ifeval_inst_loose", "save_every=0", "keep_checkpoints=1", "log_path=watched")
+    place.run(*words, *best, "max_steps=7")
+    rows = journal.read(place.path / "watched" / "metrics.jsonl")
+    told = {row["step"]: row["test/ifeval_inst_loose"] for row in rows if "test/ifeval_inst_loose" in row}
+    assert list(told) == [0, 2, 4, 6, 7]
+    assert [row["step"] for row in rows if "test/accuracy" in row] == [0, 3, 6, 7]
+    rising = [step for step in told if step and all(told[step] > told[other] for other in told if 0 < other < step)]
+    saved = [row["step"] for row in journal.read(place.path / "watched" / "checkpoints.jsonl")]
+    assert saved == [*dict.fromkeys([*rising, 7]), 7]
+    kept = {int(path.name) for path in (place.path / "watched" / "checkpoints").iterdir()}
+    assert kept == {max(step for step in saved if told[step] == max(told[other] for other in saved)), 7}
+    refused = place.start(*words, "best_metric=test/ifeval_inst_lose", "log_path=refused")
+    assert "Did you mean test/ifeval_inst_loose" in refused.communicate(timeout=100)[1]
+
+
+@pytest.fixture
+def four_prompts(tmp_path: Path) -> Path:
+    """Four prompts, easy and hard."""
+    kinds = ("punctuation:no_comma", "startend:quotation", "change_case:english_lowercase", "detectable_format:title")
+    rows = [
+        {"key": key, "prompt": f"Tell me about story {key}.", "instruction_id_list": [kind], "kwargs": [{}]}
+        for key, kind in enumerate(kinds)
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -162,6 +162,20 @@ def test_a_task_that_imports_what_is_not_there_comes_with_the_pip_line(tmp_path:
         run_task("mockllm/model", Asked(f"{tmp_path / 'tales.py'}@words", "words", tmp_path))
 
 
+def test_a_package_of_tasks_that_lacks_something_comes_with_the_pip_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """inspect-ai only says that it found no tasks."""
+    told = tmp_path / "fables-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: fables\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text("[inspect_ai]\nfables = fables\n")
+    (tmp_path / "fables.py").write_text("import a_package_of_fables\n" + TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EvaluationError, match="pip install a_package_of_fables"):
+        run_task("mockllm/model", Asked("fables/words", "fables/words", tmp_path))
+
+
 def sampled(name: str, response: str) -> Sampled:
     return Sampled(id=name, prompt=f"Ask {name}.", response=response, values={}, sizes={}, stop_reason="stop", tokens=1)
 

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from inspect_ai import score as rescore
 from inspect_ai.log import read_eval_log
 
 from dpo_core.data.preference import Preference, write_pairs
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate import evaluate, prompts, running
+from dpo_core.evaluate import answers, evaluate, prompts, running
+from dpo_core.evaluate.ifeval import ifeval, instruction_following
 from dpo_core.evaluate.instructions import Verdict, score
+from dpo_core.evaluate.task_names import IFEVAL_VERSION
 from dpo_core.model.source import describe
 from dpo_core.pair import Pair
 from dpo_core.recipe import EvaluateSettings, RenderSettings, TrainSettings
@@ -23,6 +27,8 @@ from dpo_core.render import render
 from dpo_core.requests import EvaluateRequest, PromptsRequest, RenderRequest, ScoreRequest
 from dpo_core.store import Store
 from dpo_core.train import reference
+from dpo_core.train.heldout import by_source
+from tests.evaluate.test_answer import TASK
 
 # inspect-ai drops streams unclosed, which their collection would report in whatever test runs by then.
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
@@ -74,7 +80,8 @@ class World:
 def preference(index: int) -> Preference:
     user = {"role": "user", "content": f"Tell me story number {index}."}
     sides = Pair("Once upon a time, there was a girl.", f"No {index} no no.")
-    return Preference([user], sides.map(lambda text: [{"role": "assistant", "content": text}]))  # type: ignore[list-item]
+    told = sides.map(lambda text: [{"role": "assistant", "content": text}])
+    return Preference([user], told, source=("even", "odd ones!")[index % 2])  # type: ignore[arg-type, list-item]
 
 
 @pytest.fixture
@@ -152,6 +159,26 @@ def test_the_reference_itself_reads_ln_2_on_held_out_pairs(world: World) -> None
     assert (result.prompts_fingerprint, lines(result.path / "outcomes.jsonl")) == ("", [])
 
 
+def test_pairs_are_told_apart_by_their_sources(world: World) -> None:
+    """Each source's pairs, measured alone, give its numbers."""
+    metrics = world.evaluate(world.request(None, tasks=()), "pairs only").metrics
+    assert {name for name in metrics if name.startswith("source/")} == {
+        f"source/{kind}_{source}" for kind in ("accuracy", "margin", "num_pairs") for source in ("even", "odd ones_")
+    }
+    assert metrics["source/num_pairs_even"] == metrics["source/num_pairs_odd ones_"] == PAIRS / 2
+    assert metrics["source/accuracy_even"] == 0.5
+
+
+def test_a_source_s_numbers_are_those_of_its_rows() -> None:
+    table = torch.zeros(5, 8, dtype=torch.float64)
+    table[:, 1] = torch.tensor([1.0, 0.0, 1.0, 0.5, 1.0])
+    table[:, 2] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    told = by_source(table, ["a", "b", "a", "", "a"])
+    assert (told["source/accuracy_a"], told["source/margin_a"], told["source/num_pairs_a"]) == (1, 3, 3)
+    assert (told["source/accuracy_b"], told["source/accuracy_none"], told["source/margin_none"]) == (0, 0.5, 4)
+    assert by_source(table, ["a"] * 5) == by_source(table, []) == {}
+
+
 def test_without_a_task_held_out_prompts_are_answered(world: World) -> None:
     result = world.evaluate(world.request(None, tasks=(), num_samples=2), "pairs only")
     samples = lines(result.path / "samples.jsonl")
@@ -184,6 +211,107 @@ def test_failing_prompts_fail_the_stage_and_leave_nothing(
     with pytest.raises(EvaluationError, match=r"4 of 4 prompts failed: .*the batch does not fit"):
         world.evaluate(world.request(told), "first")
     assert not world.store.entry("evaluate", "first").exists()
+
+
+def test_a_few_failing_prompts_are_counted_and_lose_no_other(
+    world: World, prompt_file: PromptFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 21 is less than 5 %."""
+    texts = [f"Tell me of number {index}." for index in range(20)]
+    file = prompt_file({text: {"punctuation:no_comma": {}} for text in [*texts, "Fail."]})
+    with world.store.write("prompts", "more") as draft:
+        prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
+    many = world.store.find("prompts", "more", PromptSet)
+    decode = answers.decode
+
+    def failing(model: Any, asked: Any, decoding: Any, *rest: Any) -> Any:
+        if any("Fail" in decoding.tokenizer.decode(one) for one in asked):
+            raise MemoryError("this one does not fit")
+        return decode(model, asked, decoding, *rest)
+
+    monkeypatch.setattr(answers, "decode", failing)
+    result = world.evaluate(world.request(many), "first")
+    outcomes = lines(result.path / "outcomes.jsonl")
+    assert (result.failed, result.metrics["failed_samples"]) == (1, 1)
+    assert [outcome["error"] is None for outcome in outcomes] == [True] * 20 + [False]
+    assert "this one does not fit" in outcomes[-1]["error"]
+    assert result.metrics["prompt_strict_acc"] == sum(outcome["strict"][0] for outcome in outcomes[:20]) / 20
+
+
+def test_a_model_that_emits_nothing_follows_nothing(
+    world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its likeliest first token is the one that ends an answer."""
+    opened = evaluate.open_model
+
+    def silent(*words: Any) -> answers.Answerer:
+        answerer = opened(*words)
+        [end] = answerer.renderer.stop_token_ids
+
+        def only(module: Any, inputs: Any, logits: Any) -> Any:
+            logits[..., end] = 1e4
+            return logits
+
+        answerer.model.lm_head.register_forward_hook(only)
+        return answerer
+
+    monkeypatch.setattr(evaluate, "open_model", silent)
+    result = world.evaluate(world.request(told), "first")
+    assert [(one["response"], one["stop_reason"]) for one in lines(result.path / "outcomes.jsonl")] == [
+        ("", "stop")
+    ] * 4
+    names = ("prompt_strict_acc", "prompt_loose_acc", "ended_share", "answer_tokens", "loop_share")
+    assert [result.metrics[name] for name in names] == [0, 0, 1, 1, 0]
+
+
+def test_a_prompt_that_fills_the_context_follows_nothing(world: World, prompt_file: PromptFile) -> None:
+    """512 positions; the other prompt is answered."""
+    file = prompt_file({"word " * 600: {"punctuation:no_comma": {}}, "Why?": {"punctuation:no_comma": {}}})
+    with world.store.write("prompts", "long") as draft:
+        prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
+    result = world.evaluate(world.request(world.store.find("prompts", "long", PromptSet)), "first")
+    full, other = lines(result.path / "outcomes.jsonl")
+    assert (full["response"], full["stop_reason"], full["strict"]) == ("", "model_length", [False])
+    assert (other["stop_reason"], other["tokens"], result.failed) == ("max_tokens", TOKENS, 0)
+
+
+def test_the_record_says_what_was_measured_and_how(world: World, told: PromptSet) -> None:
+    result = world.evaluate(world.request(told, eval_seed=7), "first")
+    assert result.model_fingerprint == world.model.fingerprint
+    assert result.tasks == {"ifeval": IFEVAL_VERSION}
+    assert (result.settings["eval_seed"], result.settings["max_new_tokens"]) == (7, TOKENS)
+    assert result.settings["renderer_name"] == "role_colon"
+    log = read_eval_log(str(result.path / "ifeval.eval"), header_only=True)
+    assert (str(log.eval.task_version), log.eval.model_generate_config.seed) == (IFEVAL_VERSION, 7)
+
+
+def test_several_tasks_at_once(world: World, told: PromptSet, tmp_path: Path) -> None:
+    (tmp_path / "tales.py").write_text(TASK)
+    result = world.evaluate(world.request(told, tasks=("ifeval", f"{tmp_path / 'tales.py'}@words")), "both")
+    assert {"prompt_strict_acc", "words/accuracy"} <= result.metrics.keys()
+    assert list(result.tasks) == ["ifeval", "words"]
+    assert {path.name for path in result.path.glob("*.eval")} == {"ifeval.eval", "words.eval"}
+
+
+def test_missing_sentence_data_are_told_before_anything_is_asked(
+    prompt_file: PromptFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the task by itself, as inspect eval makes it."""
+    file = prompt_file(
+        {"Count.": {"length_constraints:number_sentences": {"relation": "at least", "num_sentences": 2}}}
+    )
+    monkeypatch.setattr("nltk.data.path", [])
+    with pytest.raises(EvaluationError, match="needs NLTK's sentence splitter punkt_tab"):
+        ifeval(str(file))
+
+
+def test_a_log_of_another_task_cannot_be_scored(world: World, told: PromptSet, tmp_path: Path) -> None:
+    """As one of inspect_evals' task, which keeps its rows otherwise."""
+    log = read_eval_log(str(world.evaluate(world.request(told), "first").path / "ifeval.eval"))
+    for sample in log.samples or []:
+        sample.metadata = {"prompt": sample.input, "instruction_id_list": ["punctuation:no_comma"]}
+    with pytest.raises(EvaluationError, match="no row of IFEval"):
+        rescore(log, instruction_following(), model="mockllm/model", display="none")
 
 
 def test_an_interrupted_evaluation_is_an_error() -> None:

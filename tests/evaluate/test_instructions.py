@@ -57,11 +57,18 @@ def scores(verdicts: dict[int, Verdict]) -> list[SampleScore]:
 
 
 def test_metrics_are_the_published_ones(scores: list[SampleScore]) -> None:
-    """GPT-4: 416 prompts and 697 instructions strictly, 429 and 712 loosely, give or take the two that are random."""
+    """GPT-4's counts, of 541 prompts and 834 instructions; two prompts' arguments are drawn, hence the ranges."""
     metrics = accuracies()(scores)
-    published = {"prompt_strict_acc": 416 / 541, "prompt_loose_acc": 429 / 541, "inst_strict_acc": 697 / 834}
-    for name, value in (published | {"inst_loose_acc": 712 / 834}).items():
-        assert metrics[name] == pytest.approx(value, abs=2.01 / 541), name
+    counted = {
+        "prompt_strict": (415, 417, 541),
+        "inst_strict": (696, 698, 834),
+        "prompt_loose": (429, 431, 541),
+        "inst_loose": (712, 714, 834),
+    }
+    for name, (least, most, total) in counted.items():
+        count = metrics[f"{name}_acc"] * total
+        assert count == pytest.approx(round(count))
+        assert least <= round(count) <= most, name
     assert metrics["prompt_strict_stderr"] == pytest.approx((0.771 * 0.229 / 540) ** 0.5, rel=0.01)
 
 

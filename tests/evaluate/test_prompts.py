@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
+from inspect_ai._util.appdirs import inspect_cache_dir
+from inspect_ai._util.file import safe_filename
 
 from dpo_core.errors import DataError, EvaluationError, from_json
 from dpo_core.evaluate.instructions import Row
-from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, read, run
+from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, kept_by_inspect, read, run
+from dpo_core.recipe import Recipe
 from dpo_core.records import PromptSet
 from dpo_core.requests import PromptsRequest
+from dpo_core.river import prompts_source
 from dpo_core.store import Store
 
 PromptFile = Callable[[dict[str, dict[str, Any]]], Path]
@@ -78,6 +83,32 @@ def test_arguments_of_a_table_with_a_column_for_each_are_the_same_row(tmp_path: 
     (tmp_path / "table.jsonl").write_text(changed(kwargs=[{"num_words": None, "keywords": None}]))
     _, [row] = fetch(tmp_path, str(tmp_path / "table.jsonl"))
     assert row.kwargs == [{}]
+
+
+def test_what_inspect_keeps_of_the_hub_serves_without_it(
+    ifeval_data: Path, punkt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved as inspect-ai's hf_dataset saves what inspect_evals/ifeval reads, in its place and under its name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert kept_by_inspect() is None
+    with pytest.raises(DataError, match="hub cannot be reached"):
+        prompts_source(Recipe())
+    told = [json.loads(line) for line in (ifeval_data / "input_data.jsonl").read_text().splitlines()]
+    place = inspect_cache_dir("hf_datasets") / f"{safe_filename(HUB_ID)}-0123abcd"
+    Dataset.from_list(told).save_to_disk(place)
+    assert prompts_source(Recipe()) == str(place)
+    store = Store(tmp_path / "store")
+    with store.write("prompts", "key") as draft:
+        run(PromptsRequest(source=str(place), seed=0, limit=None, demo_pairs=64, nltk_data=punkt), draft)
+    assert [row.__dict__ for _, row in read(store.entry("prompts", "key") / "prompts.jsonl")] == told
+
+
+def test_a_directory_that_is_no_saved_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no saved dataset"):
+        fetch(tmp_path, str(tmp_path))
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -157,6 +188,7 @@ def test_missing_sentence_data_are_reported_here_and_not_after_the_training(
     empty.mkdir()
     error, _ = in_own_process(tmp_path, str(file), NLTK_DATA=str(empty), HOME=str(empty))
     assert isinstance(error, EvaluationError)
+    assert "set nltk_data=<directory> or NLTK_DATA" in error.remedy
     assert f"line 2 needs NLTK's sentence splitter punkt_tab, which is not in NLTK_DATA={empty}" in str(error)
 
 

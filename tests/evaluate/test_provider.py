@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
 import torch
 from inspect_ai.model import (
@@ -25,7 +26,21 @@ from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling, open
 from dpo_core.model.export import save_model
 from dpo_core.model.load import load_model
 from dpo_core.model.lora import merged, no_deprecations
+from dpo_core.render.rendered import Completion
+from dpo_core.train.logps import completion_logps
+from dpo_core.train.packing import Branches, build
 
+BEGINNING = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+BARE = """
+from dpo_core.render.renderer import Renderer
+from dpo_core.render.turn import Turn
+
+class Bare(Renderer):
+    name = "bare"
+
+    def turn(self, messages, index):
+        return Turn((), (messages[index]["content"],))
+"""
 TEXTS = ["Hello.", "Tell me of the dog that went to the park.", "Why?", "And then? " * 9, "Who is Tom?"]
 
 
@@ -157,6 +172,61 @@ def test_choices_and_log_probabilities(stories: Path, answerer: Answerer) -> Non
         assert one.top_logprobs is not None
         assert (one.top_logprobs[0].token, one.top_logprobs[0].logprob) == (one.token, one.logprob)
         assert one.top_logprobs[1].logprob < one.logprob < 0
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A renderer that adds nothing: the text of the messages after the BOS token, no more."""
+    (tmp_path / "bare_format.py").write_text(BARE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "bare_format:Bare"
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, None])
+def test_the_documented_text_in_every_batch_size_and_beside_any_neighbours(
+    stories: Path, bare: str, size: int | None
+) -> None:
+    """From BOS alone; neighbours end earlier and later, are asked at the same time, and answer as they do alone."""
+    told = {} if size is None else {"batch_size": size}
+    model = get_model(f"dpo/{stories}", memoize=False, renderer_name=bare, **told)
+    texts, config = ["", *TEXTS, "Once", *TEXTS, ""], GenerateConfig(max_tokens=60, max_connections=32)
+    outputs = ask(model, texts, config)
+    said = [output.completion.strip() for output in outputs if isinstance(output, ModelOutput)]
+    assert len(said) == len(texts)
+    assert said[0] == said[-1]
+    assert said[0].startswith(BEGINNING)
+    alone = [ask(model, [text], config)[0] for text in texts[:7]]
+    assert said[:7] == [output.completion.strip() for output in alone if isinstance(output, ModelOutput)]
+    assert said[1:6] == said[7:12]
+
+
+def test_log_probabilities_are_the_trainer_s(stories: Path) -> None:
+    """Sampled answers, read back by the names of their tokens, and scored as training scores them."""
+    model = get_model(f"dpo/{stories}", memoize=False, renderer_name="role_colon")
+    outputs = ask(model, TEXTS, GenerateConfig(max_tokens=25, temperature=1.0, logprobs=True, max_connections=8))
+    answerer = open_answerer(stories, renderer_name="role_colon")
+    tokenizer = answerer.renderer.tokenizer
+    items, told = [], []
+    for text, output in zip(TEXTS, outputs, strict=True):
+        assert isinstance(output, ModelOutput)
+        assert output.choices[0].logprobs is not None
+        content = output.choices[0].logprobs.content
+        ids = np.array(tokenizer.convert_tokens_to_ids([one.token for one in content]), dtype=np.int32)
+        prompt = np.array(answerer.prompt(Question([{"role": "user", "content": text}])), dtype=np.int32)
+        items.append(Branches(prompt, (Completion(ids, np.ones(len(ids), dtype=np.bool_)),)))
+        told += [one.logprob for one in content]
+    expected = completion_logps(answerer.model, build("padded", items, answerer.model.device))
+    assert told == pytest.approx(expected.tolist(), abs=2e-4)
+
+
+def test_a_prompt_beyond_the_context_gets_nothing_and_says_so(stories: Path) -> None:
+    """512 positions; its neighbour is answered."""
+    model = get_model(f"dpo/{stories}", memoize=False)
+    full, other = ask(model, ["word " * 600, "Why?"], GenerateConfig(max_tokens=5, max_connections=8))
+    assert isinstance(full, ModelOutput)
+    assert isinstance(other, ModelOutput)
+    assert (full.completion, full.stop_reason) == ("", "model_length")
+    assert other.stop_reason == "max_tokens"
 
 
 def test_draws_follow_the_seed_whatever_else_is_asked(stories: Path) -> None:

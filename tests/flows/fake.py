@@ -46,12 +46,14 @@ def evaluation(path: Path, followed: list[bool], accuracy: float, **other: str) 
     path.mkdir(parents=True)
     outcomes = [
         {"key": key, "prompt": f"prompt {key}", "response": "…", "strict": [mark], "loose": [mark], "error": None}
+        | {"instruction_id_list": [("punctuation:no_comma", "detectable_format:title")[key % 2]]}
         for key, mark in enumerate(followed)
     ]
     samples = [{"prompt": f"prompt {key}", "answer": f"{path.name} says {key}"} for key in range(3)]
     for name, lines in (("outcomes", outcomes), ("samples", samples)):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (path / "ifeval.eval").write_bytes(b"log")
+    (path / "record.json").write_text("{}")
     share = sum(followed) / len(followed)
     interval = {"test/accuracy_low": accuracy - 0.03, "test/accuracy_high": min(1, accuracy + 0.03)}
     return EvalResult(
@@ -61,6 +63,9 @@ def evaluation(path: Path, followed: list[bool], accuracy: float, **other: str) 
         model_fingerprint="m",
         prompts_fingerprint=other.get("prompts", "p"),
         pairs_fingerprint=other.get("pairs", "q"),
+        tasks={"ifeval": "1"},
+        settings={"eval_seed": 0},
+        failed=0,
         metrics={"prompt_strict_acc": share, "test/accuracy": accuracy, "test/num_pairs": 300.0, **interval},
     )
 

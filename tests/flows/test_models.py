@@ -267,22 +267,6 @@ def test_a_champion_whose_files_are_gone_is_told(two: tracking.RunHandle, regist
         by_hand(registry, "2")
 
 
-def test_weights_are_where_they_lie(two: tracking.RunHandle, registry: Registry, tmp_path: Path) -> None:
-    with models.weights("models:/dpo-test@champion", registry.uri) as path:
-        assert (path / "model.safetensors").read_bytes() == b"weights"
-        assert path.is_relative_to(tmp_path / "mlruns")
-        place = path
-    assert place.exists()
-    for file in place.iterdir():
-        file.unlink()
-    place.rmdir()
-    with (
-        pytest.raises(TrackingError, match="files of version 1 of dpo-test cannot be had"),
-        models.weights("models:/dpo-test@champion", registry.uri),
-    ):
-        pass
-
-
 def test_the_commands_as_they_are_typed(two: tracking.RunHandle, registry: Registry) -> None:
     def typed(*words: str) -> str:
         told = CliRunner().invoke(cli, [*words, "--tracking-uri", registry.uri], catch_exceptions=False)

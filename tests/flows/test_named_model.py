@@ -6,20 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from dpo_core.errors import RecipeError
+from dpo_core.errors import RecipeError, TrackingError
 from dpo_core.model.source import check_directory
+from dpo_core.recipe import Recipe
 from flows import tracking
 from flows.named_model import directory
 from flows.registry import CHAMPION, Candidate, register
+from tests.flows import fake
 
 
 @pytest.fixture
 def world(
     run: tracking.RunHandle, candidate: Candidate, stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tracking.RunHandle:
-    """Version 1, the champion, and version 2, real weights both, in the registry that the environment names."""
+    """The registry that the environment names, with two versions of dpo-test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", run.uri)
+    return filled(run, candidate, stories, monkeypatch)
+
+
+def filled(
+    run: tracking.RunHandle, candidate: Candidate, stories: Path, monkeypatch: pytest.MonkeyPatch
+) -> tracking.RunHandle:
+    """Version 1, the champion, and version 2, real weights both."""
     final = candidate.checkpoint.path
     shutil.copytree(stories, final, dirs_exist_ok=True)
     register(run, candidate, "dpo-test", {})
@@ -28,29 +36,62 @@ def world(
     register(
         run, replace(candidate, checkpoint=candidate.checkpoint.model_copy(update={"fingerprint": "d"})), "dpo-test", {}
     )
+    # Last: registering makes a store MLflow's default for a moment, and then the one that it last knew as such.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", run.uri)
     return run
 
 
-def test_versions_aliases_and_names(world: tracking.RunHandle) -> None:
+def test_versions_aliases_and_names(world: tracking.RunHandle, tmp_path: Path) -> None:
     first, second = directory("models:/dpo-test/1"), directory("models:/dpo-test@candidate")
     assert first is not None
     assert second is not None
     assert [(path / "note.txt").is_file() for path in (first, second)] == [False, True]
     check_directory(first)
+    assert first.is_relative_to(tmp_path / "mlruns")
     assert directory("models:/dpo-test@champion") == directory("dpo-test") == first
     world.client.delete_registered_model_alias("dpo-test", CHAMPION)
     assert directory("dpo-test") == second
 
 
-def test_what_is_brought_once_is_found_without_the_artifacts(world: tracking.RunHandle, tmp_path: Path) -> None:
-    first = directory("models:/dpo-test/1")
+def test_files_that_are_gone_are_told(world: tracking.RunHandle, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
-    assert directory("models:/dpo-test/1") == first
+    with pytest.raises(TrackingError, match="files of version 1 of dpo-test cannot be had"):
+        directory("models:/dpo-test@champion")
 
 
-@pytest.mark.parametrize("name", ["models:/dpo-tset@champion", "models:/dpo-test@best", "models:/dpo-test/9", "other"])
-def test_what_is_not_there_is_told_with_what_is(world: tracking.RunHandle, name: str) -> None:
-    with pytest.raises(RecipeError, match="The registry has dpo-test"):
+def test_what_a_server_holds_is_brought_once(
+    recipe: Recipe,
+    candidate: Candidate,
+    stories: Path,
+    tmp_path: Path,
+    free_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with fake.served(recipe.track.model_copy(update={"experiment_name": "served"}), free_port) as track:
+        tracking.connect(str(track.tracking_uri)).create_experiment("served", artifact_location="mlflow-artifacts:/s")
+        filled(tracking.open_run(track, recipe, "a-run", "f00d"), candidate, stories, monkeypatch)
+        first = directory("dpo-test")
+        assert first is not None
+        assert first.is_relative_to(tmp_path / "runs")
+        check_directory(first)
+        for weights in tmp_path.rglob("model.safetensors"):
+            if not weights.is_relative_to(tmp_path / "runs"):
+                weights.unlink()
+        assert directory("models:/dpo-test/1") == first
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("models:/dpo-tset@champion", "no registered model 'dpo-tset'.*Did you mean dpo-test"),
+        ("models:/dpo-test@best", "no version 'best'.*Versions are candidate, champion, 2, 1"),
+        ("models:/dpo-test/9", "no version '9'"),
+        ("other", "no registered model 'other'"),
+    ],
+)
+def test_what_is_not_there_is_told_with_what_is(world: tracking.RunHandle, name: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
         directory(name)
 
 

@@ -84,7 +84,8 @@ def test_results_come_as_numbers_files_and_a_table(run: RunHandle, candidate: Ca
     metrics = run.client.get_run(run.run_id).data.metrics
     assert (metrics["before/prompt_strict_acc"], metrics["after/prompt_strict_acc"]) == (0.4, 0.9)
     assert steps_of(run, "after/test/accuracy") == [0]
-    assert "evaluation/after/ifeval.eval" in files(run, "evaluation/after")
+    assert "instructions.png" in files(run)
+    assert {"evaluation/after/ifeval.eval", "evaluation/after/record.json"} <= files(run, "evaluation/after")
     table = json.loads(Path(run.client.download_artifacts(run.run_id, "samples.json")).read_text())
     assert table["columns"] == ["prompt", "base", "trained"]
     assert table["data"][1] == ["prompt 1", "base says 1", "trained says 1"]
@@ -100,6 +101,7 @@ def test_the_description_says_result_reason_and_command(run: RunHandle, candidat
     assert "Version 2 of **dpo-hhh**. Version 2 is promoted over version 1: it follows more." in note
     assert f"    {run_page.command(RECIPE)}" in note
     assert "|" not in note
+    assert f"](get-artifact?path=instructions.png&run_uuid={run.run_id})" in note
 
 
 def test_without_prompts_the_description_leaves_them_out(candidate: Candidate) -> None:

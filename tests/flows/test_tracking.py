@@ -189,6 +189,9 @@ def test_final_numbers_are_single_values(run: tracking.RunHandle, tmp_path: Path
         model_fingerprint="m",
         prompts_fingerprint="p",
         pairs_fingerprint="q",
+        tasks={"ifeval": "1"},
+        settings={},
+        failed=0,
         metrics={"prompt_strict_acc": 0.9},
     )
     tracking.log_result(run, "after", result)

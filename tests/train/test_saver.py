@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dpo_core.errors import TrainingError
+from dpo_core.errors import RecipeError, TrainingError
 from dpo_core.recipe import TrainSettings
 from dpo_core.records import StepMetrics
 from dpo_core.train import checkpoint, journal, saver
@@ -39,6 +39,32 @@ def test_the_latest_stay_and_all_of_them_if_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("metric", "best"), [("test/accuracy", 2), ("-test/accuracy", 1)])
 def test_the_best_stays_too(tmp_path: Path, metric: str, best: int) -> None:
     assert saved(tmp_path, [0.1, 0.9, 0.5, 0.5, 0.5], keep_checkpoints=2, best_metric=metric) == [5, 4, best]
+
+
+def test_a_best_step_is_saved_whenever_it_is_measured(tmp_path: Path) -> None:
+    """Values rise, fall and rise again; a saver that starts anew knows what the checkpoints have noted."""
+    settings = TrainSettings(best_metric="-test/nll", save_every=0)
+
+    def best(writer: Saver, values: list[float]) -> list[bool]:
+        return [writer.is_best(StepMetrics(step=1, time=0.0, values={"test/nll": value})) for value in values]
+
+    with Saver(tmp_path, settings, print) as first:
+        assert not first.is_best(StepMetrics(step=1, time=0.0, values={"accuracy": 1.0}))
+        assert best(first, [1.0, 0.9, 0.9, 0.95]) == [True, True, False, False]
+        first.save(held(4, **{saver.METRIC: {"test/nll": 0.9}}))
+    with Saver(tmp_path, settings, print) as second:
+        assert best(second, [0.95, 0.8]) == [False, True]
+
+
+def test_a_best_metric_that_is_not_measured_is_refused() -> None:
+    before = StepMetrics(step=0, time=0.0, values={"test/accuracy": 0.5})
+    saver.check_measured("test/accuracy", before)
+    saver.check_measured("-dpo_loss", before)
+    saver.check_measured(None, before)
+    with pytest.raises(RecipeError, match="Did you mean test/accuracy"):
+        saver.check_measured("test/acuracy", before)
+    with pytest.raises(RecipeError, match="best_metric=-dpo_los is not measured"):
+        saver.check_measured("-dpo_los", StepMetrics(step=1, time=0.0, values={"dpo_loss": 0.5}))
 
 
 def test_a_checkpoint_notes_the_metric_of_its_step_if_the_step_has_it() -> None:

@@ -1,0 +1,70 @@
+"""Which kinds of instructions the trained model follows, and which its base did, as one picture."""
+
+from collections import defaultdict
+from math import sqrt
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dpo_core.records import EvalResult
+from dpo_core.train import journal
+from flows.plots import BLUE, INK
+
+OUTCOMES = "outcomes.jsonl"
+HEIGHT = 0.38
+WHISKERS = {"ecolor": "#999999", "elinewidth": 1}
+
+
+class Followed(NamedTuple):
+    """How many instructions of a kind were asked for, and the share of them that was followed strictly."""
+
+    asked: int
+    share: float
+
+    @property
+    def error(self) -> float:
+        """The share's standard error."""
+        return sqrt(self.share * (1 - self.share) / self.asked)
+
+
+def instructions(base: EvalResult, trained: EvalResult, path: Path) -> None:
+    """Draw both models' shares of each kind, the largest gain first, into the PNG ``path``; nothing where none was
+    asked for."""
+    told = {"base": by_kind(base), "trained": by_kind(trained)}
+    kinds = [kind for kind in told["trained"] if kind in told["base"]]
+    if not kinds:
+        return
+    kinds.sort(key=lambda kind: (told["trained"][kind].share - told["base"][kind].share, kind))
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(6.4, 1.2 + 0.42 * len(kinds)), dpi=110, layout="constrained")
+        draw(figure.subplots(), kinds, told)
+        figure.savefig(path, metadata={"Software": None})
+
+
+def by_kind(result: EvalResult) -> dict[str, Followed]:
+    """Strict verdicts by kind of instruction; a prompt without a verdict counts nowhere."""
+    marks: dict[str, list[bool]] = defaultdict(list)
+    for line in journal.read(result.path / OUTCOMES):
+        if line["error"] is None:
+            for name, mark in zip(line["instruction_id_list"], line["strict"], strict=True):
+                marks[name.rpartition(":")[2]].append(mark)
+    return {kind: Followed(len(values), sum(values) / len(values)) for kind, values in marks.items()}
+
+
+def draw(axis: Axes, kinds: list[str], told: dict[str, dict[str, Followed]]) -> None:
+    """A pair of bars a kind, the base's above, with standard errors and the numbers."""
+    for place, (model, colour) in enumerate({"trained": BLUE, "base": INK}.items()):
+        found = [told[model][kind] for kind in kinds]
+        centres = [index + (place - 0.5) * HEIGHT for index in range(len(kinds))]
+        shares, errors = [one.share for one in found], [one.error for one in found]
+        bars = axis.barh(centres, shares, HEIGHT, color=colour, label=model, xerr=errors, error_kw=WHISKERS)
+        axis.bar_label(bars, fmt="{:.2f}", padding=3, fontsize=7)
+    axis.set_yticks(range(len(kinds)), [f"{kind} ({told['trained'][kind].asked})" for kind in kinds])
+    axis.set_xlim(0, 1.12)
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set_title("instructions followed strictly, by kind (how many)", loc="left", fontweight="bold")
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles[::-1], labels[::-1], frameon=False, ncols=2, loc="upper right", bbox_to_anchor=(1, 1.0))
