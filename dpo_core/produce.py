@@ -37,7 +37,7 @@ VERSIONS = {
     "warm_start": 2,
     "score_reference": 3,
     "train": 2,
-    "evaluate": 3,
+    "evaluate": 4,
     "answer": 1,
     "judge": 1,
 }

@@ -138,7 +138,8 @@ class Checkpoint(Record):
 
 
 class EvalResult(Record):
-    """One model, measured. ``path`` holds ``outcomes.jsonl`` (a line a prompt), ``samples.jsonl`` and inspect's log.
+    """One model, measured. ``path`` holds ``outcomes.jsonl`` (a line a prompt), ``rewards.jsonl`` (a line a held-out
+    pair), ``samples.jsonl`` and inspect's log.
 
     ``metrics`` are named as in the documents (``prompt_strict_acc``, ``test/accuracy``, …).
     """

@@ -1,5 +1,6 @@
 """``dpo runs`` and ``dpo compare``: what they print and write."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from rich.console import Console
 
 from dpo_core.recipe import TrackSettings
 from dpo_core.settings import read_recipe
+from flows import orchestrator
 from flows.runs import open_experiment, table
 
 
@@ -32,5 +34,19 @@ def compare(where: Mapping[str, str | None], texts: Sequence[str], out: Path | N
     place = out or track.runs_dir / "comparisons" / comparing.folder(comparison)
     page = comparing.write(comparison, place)
     comparing.log(experiment, comparison, place)
+    tell_prefect(compare_page.markdown(comparison))
     compare_page.show(comparison)
     print(f"Page: {page}\nCurves: {place / comparing.PICTURE}\nIn MLflow: artifacts of run {comparison.ids[0]}")
+
+
+def tell_prefect(markdown: str) -> None:
+    """The same as an artifact on Prefect's server, where PREFECT_API_URL names one.
+
+    Raises TrackingError when it does not answer.
+    """
+    if not os.environ.get("PREFECT_API_URL"):
+        return
+    orchestrator.check_prefect()
+    from prefect.artifacts import create_markdown_artifact  # lazy: not everybody has a server
+
+    create_markdown_artifact(markdown, key="comparison")

@@ -30,7 +30,7 @@ from dpo_core.records import (
     RenderedSet,
 )
 from dpo_core.train.run_dir import origin_of
-from flows import approval, champion, lineage, registry, run_page, tracking
+from flows import approval, champion, lineage, model_card, registry, run_page, tracking
 from flows.follower import Follower
 from flows.registry import Candidate
 
@@ -166,7 +166,7 @@ def register(recipe: Recipe, candidate: Candidate) -> Produced[ModelVersion]:
     run_page.log_data(handle, candidate.pairs, candidate.rendered)
     run_page.log_files(handle, recipe, candidate.checkpoint.log_path)
     run_page.log_results(handle, candidate)
-    return registry.register(handle, candidate, name, tags)
+    return registry.register(handle, candidate, name, registry.About(tags, model_card.card(recipe, candidate)))
 
 
 @stage("promote")

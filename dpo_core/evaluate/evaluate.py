@@ -23,7 +23,7 @@ from dpo_core.train.heldout import HeldOutSettings, measure
 from dpo_core.train.layout import choose
 from dpo_core.train.loop import loss_settings
 
-OUTCOMES, SAMPLES = "outcomes.jsonl", "samples.jsonl"
+OUTCOMES, SAMPLES, REWARDS = "outcomes.jsonl", "samples.jsonl", "rewards.jsonl"
 
 
 def run(request: EvaluateRequest, draft: Draft) -> None:
@@ -35,12 +35,14 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     train = request.train
     layout = choose(answerer.model, train.layout, request.rendered)
     settings = HeldOutSettings(loss_settings(train), layout, train.precision)
-    metrics = measure(answerer.model, request.rendered, request.reference, settings)
+    held_out = measure(answerer.model, request.rendered, request.reference, settings)
     said, outcomes = ask_all(answerer, request, draft.path)
     samples = shown(outcomes, request) if outcomes else continued(answerer, request)
     write_lines(draft.path / OUTCOMES, [outcome.model_dump() for outcome in outcomes])
     write_lines(draft.path / SAMPLES, samples)
-    publish(request, metrics | said, draft)
+    rewards = zip(held_out.rewards.chosen, held_out.rewards.rejected, strict=True)
+    write_lines(draft.path / REWARDS, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in rewards])
+    publish(request, held_out.metrics | said, draft)
     unfinished(draft).unlink(missing_ok=True)
 
 

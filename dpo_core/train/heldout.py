@@ -28,16 +28,23 @@ class HeldOutSettings:
     precision: str
 
 
-def measure(
-    model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: HeldOutSettings
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class HeldOut:
+    """``metrics`` of the test split; ``rewards``: the implicit rewards βΔ of every pair's sides, N each."""
+
+    metrics: dict[str, float]
+    rewards: Pair[list[float]]
+
+
+def measure(model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: HeldOutSettings) -> HeldOut:
     """Metrics ``test/…`` of the test split, and how they go with length (:mod:`dpo_core.train.length_bias`); the model
     is used as it is, without gradients."""
     split_rows, references = open_split(rendered.path, "test"), open_references(reference.path, "test")
     table = compared(model, split_rows, references, settings)
     won, chosen, rejected = (table[:, column].numpy() for column in (1, 2, 3))
     lengths = (table[:, column].numpy() for column in (6, 7))
-    return summary(table) | length_bias.measures(won, chosen - rejected, *lengths)
+    metrics = summary(table) | length_bias.measures(won, chosen - rejected, *lengths)
+    return HeldOut(metrics, Pair(chosen.tolist(), rejected.tolist()))
 
 
 def held_out(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> dict[str, float]:

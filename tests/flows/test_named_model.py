@@ -10,7 +10,9 @@ from dpo_core.errors import RecipeError
 from dpo_core.model.source import check_directory
 from flows import tracking
 from flows.named_model import directory
-from flows.registry import CHAMPION, Candidate, register
+from flows.registry import CHAMPION, About, Candidate, register
+
+ABOUT = About({}, "")
 
 
 @pytest.fixture
@@ -22,11 +24,14 @@ def world(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", run.uri)
     final = candidate.checkpoint.path
     shutil.copytree(stories, final, dirs_exist_ok=True)
-    register(run, candidate, "dpo-test", {})
+    register(run, candidate, "dpo-test", ABOUT)
     run.client.set_registered_model_alias("dpo-test", CHAMPION, "1")
     (final / "note.txt").write_text("the second")
     register(
-        run, replace(candidate, checkpoint=candidate.checkpoint.model_copy(update={"fingerprint": "d"})), "dpo-test", {}
+        run,
+        replace(candidate, checkpoint=candidate.checkpoint.model_copy(update={"fingerprint": "d"})),
+        "dpo-test",
+        ABOUT,
     )
     return run
 
