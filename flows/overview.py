@@ -5,6 +5,7 @@ that reads the view otherwise shows its own charts instead.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 KEY = "dpo"
@@ -43,11 +44,15 @@ LINE = {
 }
 
 
-def view() -> str:
-    """The view as MLflow stores one."""
+MOST_UNFOLDED = 100  # a tag has room for more
+
+
+def view(unfolded: Sequence[str] = ()) -> str:
+    """The view as MLflow stores one. ``unfolded``: ids of runs whose children are shown, and drawn, with them."""
     sections = {"Result": (BARS, BAR), "Training": (TRAINING, LINE), "Held out": (HELD_OUT, LINE)}
     state = {
         "selectedColumns": list(COLUMNS),
+        "runsExpanded": dict.fromkeys(unfolded[-MOST_UNFOLDED:], True),
         "isAccordionReordered": True,  # sections stay in this order
         "compareRunSections": [section(name) for name in sections],
         "compareRunCharts": [
@@ -57,6 +62,11 @@ def view() -> str:
         ],
     }
     return json.dumps(state)
+
+
+def unfolded(tag: str | None) -> list[str]:
+    """The runs that a stored view unfolds."""
+    return list(json.loads(tag).get("runsExpanded", {})) if tag else []
 
 
 def section(name: str) -> dict[str, Any]:

@@ -104,12 +104,13 @@ def open_parent(planned: Plan) -> RunHandle:
                 "mlflow.source.name": "dpo sweep",
                 SWEEP: planned.place.name,
             }
-            name = f"sweep {' × '.join(planned.axes)} ({len(planned.members)})"
+            name = f"sweep of {len(planned.members)}: {' × '.join(planned.axes)}"
             run = client.create_run(experiment, run_name=name, tags=tags)
             told = tracking.parameters(planned.recipe) | {leaf: ", ".join(of) for leaf, of in planned.axes.items()}
             client.log_batch(run.info.run_id, params=[Param(leaf, value) for leaf, value in told.items()])
         else:
             client.update_run(run.info.run_id, status="RUNNING")
+        tracking.unfold(client, experiment, run.info.run_id)
     return RunHandle(uri, experiment, run.info.run_id, client)
 
 

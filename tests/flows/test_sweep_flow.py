@@ -66,7 +66,7 @@ def test_the_sweeps_run_is_found_again(planned: Plan) -> None:
     with sweep_flow.parent(planned) as first:
         pass
     run = first.client.get_run(first.run_id)
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "sweep learning_rate × dpo_beta (4)")
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "sweep of 4: learning_rate × dpo_beta")
     assert (run.data.params["learning_rate"], run.data.params["batch_size"]) == ("1e-6, 5e-6", "32")
     with pytest.raises(ZeroDivisionError), sweep_flow.parent(planned) as second:
         raise ZeroDivisionError
