@@ -1,4 +1,4 @@
-"""What is tried again: a process that was killed, and nothing that would only repeat itself; and what MLflow is told."""
+"""What is tried again: a process that was killed, and nothing that would only repeat itself. What MLflow is told."""
 
 import json
 import os
