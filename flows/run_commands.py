@@ -11,6 +11,8 @@ from dpo_core.settings import read_recipe
 from flows import orchestrator
 from flows.runs import open_experiment, table
 
+WIDE = 160
+
 
 def settings(where: Mapping[str, str | None]) -> TrackSettings:
     """Where runs are: from the options, else as dpo run would have it."""
@@ -19,7 +21,10 @@ def settings(where: Mapping[str, str | None]) -> TrackSettings:
 
 def runs(where: Mapping[str, str | None], limit: int) -> None:
     """The table."""
-    Console(highlight=False).print(table(open_experiment(settings(where)), limit))
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width of its own
+        console.width = max(console.width, WIDE)
+    console.print(table(open_experiment(settings(where)), limit))
 
 
 def compare(where: Mapping[str, str | None], texts: Sequence[str], out: Path | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -154,7 +155,9 @@ def table(experiment: Experiment, limit: int) -> Table:
         raise RecipeError(f"Experiment {experiment.name!r} has no runs.", "", "dpo run makes one.")
     champions, leaves = experiment.champions(), differing(runs)
     results = {name: words for name, words in RESULTS.items() if any(has(run, name) for run in runs)}
-    made = Table(title=experiment.name, title_justify="left", caption=left_out(leaves), row_styles=["", "dim"])
+    made = Table(
+        title=experiment.name, title_justify="left", caption=left_out(leaves), row_styles=["", "dim"], box=SIMPLE_HEAD
+    )
     for column in ("id", "run", "status", "started"):
         made.add_column(column, overflow="fold", no_wrap=column == "id")
     for column in (*leaves[:MOST_COLUMNS], *results.values(), "champion"):

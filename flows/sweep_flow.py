@@ -51,7 +51,7 @@ def sweep(recipe: Recipe, axes: dict[str, list[str]]) -> SweepOutcome:
         best, outcome = choose(results)
         promotion = promoted(handle, outcome, recipe.promote)
         summarise(handle, planned, results, best)
-        tracking.tag(handle, {"mlflow.note.content": sweep_page.description(planned, results, promotion.reason)})
+        tracking.tag(handle, {"mlflow.note.content": sweep_page.description(planned, results, best, promotion.reason)})
         Console(highlight=False).print(sweep_page.table(planned, results, best))
         say(promotion.reason)
         return SweepOutcome(run_id=handle.run_id, best=best.member.name, promotion=promotion)

@@ -49,8 +49,9 @@ class Team:
 
     def typed(self, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         """A command's end."""
+        dpo = str(Path(sys.executable).with_name("dpo"))
         return subprocess.run(
-            [sys.executable, "-m", *words],
+            [dpo, *words[1:]] if words[0] == "dpo" else [sys.executable, "-m", *words],
             cwd=self.place,
             env=self.environment | environment,
             capture_output=True,

@@ -51,8 +51,8 @@ def test_names_that_are_not_there_are_told_with_those_that_are(team: Team) -> No
     ("words", "environment", "told"),
     [
         (("deployments", "submit"), {"PREFECT_API_AUTH_STRING": f"dpo:{WRONG}"}, "The Prefect server"),
-        (("flows", "runs"), {"MLFLOW_TRACKING_PASSWORD": WRONG}, "The MLflow server"),
-        (("flows", "models"), {"MLFLOW_TRACKING_USERNAME": WRONG}, "The MLflow server"),
+        (("dpo", "runs"), {"MLFLOW_TRACKING_PASSWORD": WRONG}, "The MLflow server"),
+        (("dpo", "models"), {"MLFLOW_TRACKING_USERNAME": WRONG}, "The MLflow server"),
     ],
 )
 def test_a_wrong_login_is_told_and_never_echoed(
