@@ -11,11 +11,12 @@ def card(recipe: Recipe, candidate: Candidate) -> str:
     """The model card in Markdown, of which MLflow renders headings, lists and code but no tables."""
     parts = {
         "Base and data": made_of(recipe, candidate),
-        "Results": results(candidate),
         "Limits": limits(recipe, candidate),
         "Recipe": [f"    {command(recipe)}"],
     }
-    return "\n\n".join(f"### {title}\n\n" + "\n".join(lines) for title, lines in parts.items())
+    # The results first, without a heading: of a version's text the registry's list shows the first words.
+    told = [f"### {title}\n\n" + "\n".join(lines) for title, lines in parts.items()]
+    return "\n\n".join(["\n".join(results(candidate)), *told])
 
 
 def made_of(recipe: Recipe, candidate: Candidate) -> list[str]:

@@ -5,7 +5,6 @@ that reads the view otherwise shows its own charts instead.
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 KEY = "dpo"
@@ -44,15 +43,16 @@ LINE = {
 }
 
 
-MOST_UNFOLDED = 100  # a tag has room for more
+# The newest first, but not by the name under which the page folds children away, whose charts it then leaves out.
+NEWEST_FIRST = {"orderByKey": "attributes.`start_time`", "orderByAsc": False}
 
 
-def view(unfolded: Sequence[str] = ()) -> str:
-    """The view as MLflow stores one. ``unfolded``: ids of runs whose children are shown, and drawn, with them."""
+def view() -> str:
+    """The view as MLflow stores one."""
     sections = {"Result": (BARS, BAR), "Training": (TRAINING, LINE), "Held out": (HELD_OUT, LINE)}
     state = {
         "selectedColumns": list(COLUMNS),
-        "runsExpanded": dict.fromkeys(unfolded[-MOST_UNFOLDED:], True),
+        **NEWEST_FIRST,
         "isAccordionReordered": True,  # sections stay in this order
         "compareRunSections": [section(name) for name in sections],
         "compareRunCharts": [
@@ -62,11 +62,6 @@ def view(unfolded: Sequence[str] = ()) -> str:
         ],
     }
     return json.dumps(state)
-
-
-def unfolded(tag: str | None) -> list[str]:
-    """The runs that a stored view unfolds."""
-    return list(json.loads(tag).get("runsExpanded", {})) if tag else []
 
 
 def section(name: str) -> dict[str, Any]:

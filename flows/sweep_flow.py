@@ -110,7 +110,6 @@ def open_parent(planned: Plan) -> RunHandle:
             client.log_batch(run.info.run_id, params=[Param(leaf, value) for leaf, value in told.items()])
         else:
             client.update_run(run.info.run_id, status="RUNNING")
-        tracking.unfold(client, experiment, run.info.run_id)
     return RunHandle(uri, experiment, run.info.run_id, client)
 
 

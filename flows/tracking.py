@@ -99,17 +99,9 @@ def experiment(client: MlflowClient, uri: str, name: str) -> str:
         found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage == "deleted":
         raise deleted(name)
-    told = found.tags.get(overview.TAG)
-    if told != (wanted := overview.view(overview.unfolded(told))):
-        client.set_experiment_tag(found.experiment_id, overview.TAG, wanted)
+    if found.tags.get(overview.TAG) != overview.view():
+        client.set_experiment_tag(found.experiment_id, overview.TAG, overview.view())
     return str(found.experiment_id)
-
-
-def unfold(client: MlflowClient, experiment_id: str, run_id: str) -> None:
-    """Show a run's children in the experiment's view: MLflow folds them away, and their charts with them."""
-    known = overview.unfolded(client.get_experiment(experiment_id).tags.get(overview.TAG))
-    if run_id not in known:
-        client.set_experiment_tag(experiment_id, overview.TAG, overview.view([*known, run_id]))
 
 
 def deleted(name: str) -> TrackingError:

@@ -12,7 +12,7 @@ from dpo_core.address import shown
 from dpo_core.errors import TrackingError
 from dpo_core.recipe import Recipe, TrackSettings
 from dpo_core.records import EvalResult
-from flows import overview, server, tracking
+from flows import server, tracking
 from flows.follower import Follower
 from flows.plots import PANELS
 from tests.flows.fake import row, served, steps_of, wait_for, write_journal
@@ -97,20 +97,6 @@ def test_the_experiment_opens_on_metrics_that_exist(run: tracking.RunHandle) -> 
     bars = {chart["metricKey"] for chart in charts if chart["type"] == "BAR"}
     assert lines < drawn
     assert {bar.partition("/")[0] for bar in bars} == {tracking.BEFORE, tracking.AFTER}
-
-
-def test_a_run_that_is_unfolded_stays_so_when_others_come(recipe: Recipe, run: tracking.RunHandle) -> None:
-    def shown() -> list[str]:
-        return overview.unfolded(run.client.get_experiment(run.experiment_id).tags[overview.TAG])
-
-    for run_id in ("a", "b", "a"):
-        tracking.unfold(run.client, run.experiment_id, run_id)
-    tracking.open_run(recipe.track, recipe, "another", "beef")
-    assert shown() == ["a", "b"]
-    for number in range(overview.MOST_UNFOLDED):  # as many as the tag has room for
-        tracking.unfold(run.client, run.experiment_id, f"{number:032}")
-    assert len(shown()) == overview.MOST_UNFOLDED
-    assert "a" not in shown()
 
 
 def test_a_deleted_experiment_is_told(recipe: Recipe, run: tracking.RunHandle) -> None:
