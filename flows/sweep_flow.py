@@ -23,7 +23,7 @@ from flows.pipeline import Outcome
 from flows.registry import CANDIDATE
 from flows.runs import Experiment
 from flows.sweep import Member, Plan, plan
-from flows.sweep_members import Crew, Result
+from flows.sweep_members import FAILED, INTERRUPTED, Crew, Result
 from flows.tracking import RunHandle, answering
 
 PARENT, SWEEP = "mlflow.parentRunId", "dpo.sweep"
@@ -54,6 +54,8 @@ def sweep(recipe: Recipe, axes: dict[str, list[str]]) -> SweepOutcome:
         tracking.tag(handle, {"mlflow.note.content": sweep_page.description(planned, results, best, promotion.reason)})
         Console(highlight=False).print(sweep_page.table(planned, results, best))
         say(promotion.reason)
+        if undone := sum(one.state in (FAILED, INTERRUPTED) for one in results):
+            say(f"{undone} of {len(results)} members did not finish; the same command tries them again.")
         return SweepOutcome(run_id=handle.run_id, best=best.member.name, promotion=promotion)
 
 
