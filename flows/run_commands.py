@@ -52,6 +52,9 @@ def tell_prefect(markdown: str) -> None:
     if not os.environ.get("PREFECT_API_URL"):
         return
     orchestrator.check_prefect()
-    from prefect.artifacts import create_markdown_artifact  # lazy: not everybody has a server
+    # Lazy: not everybody has a server. Its own create_markdown_artifact is for flows alone.
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import ArtifactCreate
 
-    create_markdown_artifact(markdown, key="comparison")
+    with get_client(sync_client=True) as client:
+        client.create_artifact(ArtifactCreate(key="comparison", type="markdown", data=markdown))
