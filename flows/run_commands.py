@@ -1,6 +1,5 @@
 """``dpo runs`` and ``dpo compare``: what they print and write."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,12 +48,5 @@ def tell_prefect(markdown: str) -> None:
 
     Raises TrackingError when it does not answer.
     """
-    if not os.environ.get("PREFECT_API_URL"):
-        return
     orchestrator.check_prefect()
-    # Lazy: not everybody has a server. Its own create_markdown_artifact is for flows alone.
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import ArtifactCreate
-
-    with get_client(sync_client=True) as client:
-        client.create_artifact(ArtifactCreate(key="comparison", type="markdown", data=markdown))
+    orchestrator.post("artifacts/", {"key": "comparison", "type": "markdown", "data": markdown})
