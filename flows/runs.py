@@ -24,7 +24,7 @@ from flows.tracking import AFTER, answering
 
 RESULTS = {"prompt_strict_acc": "IFEval", "test/accuracy": "held-out accuracy", "test/nll_chosen": "NLL chosen"}
 ASIDE = ("track", "promote", "sweep")  # sections that do not say what is computed
-NEAREST_OF, MOST_COLUMNS, ID = 500, 6, 8
+NEAREST_OF, MOST_COLUMNS, ID, LEAST_NAME = 500, 6, 8, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,9 @@ def table(experiment: Experiment, limit: int) -> Table:
         title=experiment.name, title_justify="left", caption=left_out(leaves), row_styles=["", "dim"], box=SIMPLE_HEAD
     )
     for column in ("id", "run", "status", "started"):
-        made.add_column(column, overflow="fold", no_wrap=column == "id")
+        made.add_column(
+            column, overflow="fold", no_wrap=column == "id", min_width=LEAST_NAME if column == "run" else None
+        )
     for column in (*leaves[:MOST_COLUMNS], *results.values(), "champion"):
         made.add_column(column, overflow="fold", justify="right")
     for run in runs:
