@@ -23,13 +23,15 @@ class Machine:
     def __init__(self, every: float = EVERY_S, clock: Callable[[], float] = time.time) -> None:
         self.every, self.clock = every, clock
         self.monitors = monitors()
-        sample(self.monitors)  # the share of a CPU's time is counted since the reading before
-        self.last = clock()
+        self.last: float | None = None
         self.waiting: list[tuple[float, dict[str, float]]] = []
 
     def look(self) -> None:
-        """Take a sample if it is time for one."""
+        """Take a sample if it is time for one; in one thread only, since whose last look a CPU's time is counted."""
         now = self.clock()
+        if self.last is None:
+            sample(self.monitors)
+            self.last = now
         if now - self.last < self.every:
             return
         self.last = now

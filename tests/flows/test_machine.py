@@ -1,8 +1,8 @@
 """What a run's page says of the computer: measured here, at its times, and by nobody taken for a step."""
 
-import os
 import time
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -18,11 +18,16 @@ CPU, MEMORY = "system/cpu_utilization_percentage", "system/system_memory_usage_m
 
 
 def test_a_sample_is_what_the_system_says() -> None:
-    machine = Machine(every=0)
-    end = time.monotonic() + 0.3
-    while time.monotonic() < end:  # a core at work
-        os.getpid()
-    machine.look()
+    machine = Machine(every=0.3)
+
+    def work() -> None:
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:  # a core at work
+            machine.look()
+
+    thread = Thread(target=work)  # as the follower's: psutil counts a CPU's time since the thread's own last reading
+    thread.start()
+    thread.join()
     points = {point.key: point for point in machine.points(started_ms=0)}
     assert points[CPU].value > 50 / (psutil.cpu_count() or 1)
     assert points[MEMORY].value == pytest.approx(psutil.virtual_memory().used / 1e6, rel=0.2)
@@ -31,9 +36,9 @@ def test_a_sample_is_what_the_system_says() -> None:
 def test_samples_keep_their_distance_and_their_seconds_of_the_run() -> None:
     now = [1000.0]
     machine = Machine(every=10, clock=lambda: now[0])
-    for _ in range(25):
-        now[0] += 1
+    for _ in range(26):
         machine.look()
+        now[0] += 1
     points = [point for point in machine.points(started_ms=990_000) if point.key == CPU]
     assert [(point.step, point.timestamp) for point in points] == [(20, 1_010_000), (30, 1_020_000)]
 
