@@ -42,7 +42,7 @@ def test_two_workers_share_runs_and_never_run_the_same_one(team: Team, workers: 
 
     def taken() -> list[list[str]]:
         """Whose runs each worker took. Both may try to take one; the server lets one of them."""
-        logs = [worker.log.read_text()[start:] for worker, start in zip(workers, began, strict=True)]
+        logs = [worker.log.read_bytes()[start:].decode() for worker, start in zip(workers, began, strict=True)]
         return [[name for name in names if f"'{name}' submitted to infrastructure" in log] for log in logs]
 
     # A worker may say so when the run is already over.
