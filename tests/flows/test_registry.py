@@ -186,7 +186,7 @@ def test_deciding_again_changes_nothing(run: tracking.RunHandle, candidate: Cand
 def test_without_auto_promote_the_comparison_is_recorded(run: tracking.RunHandle, candidate: Candidate) -> None:
     decided = promoted(run, registered(run, candidate), candidate, auto_promote=False)
     assert (decided.promoted, decided.champion_version) == (False, None)
-    assert decided.reason.startswith("The alias is left alone (auto_promote=false), although version 1 is promoted")
+    assert decided.reason.startswith("The alias is left alone (auto_promote=false), although version 1 would be")
     assert run.client.get_registered_model("dpo-test").aliases == {"candidate": 1}
 
 
