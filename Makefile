@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check faults install clean
+.PHONY: run test check faults servers install clean
 
 run: install
 	$(BIN)/dpo demo
@@ -22,6 +22,10 @@ check: install
 # Two hundred faults injected into real runs, and what became of them.
 faults: install
 	$(BIN)/python -m tests.faults --injections 200
+
+# Postgres (apt install postgresql), MLflow, Prefect and a worker on this computer, until Ctrl-C: docs/deployments.md.
+servers: install
+	$(BIN)/python -m deployments.servers
 
 install: $(VENV)/.installed
 

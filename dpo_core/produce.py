@@ -37,7 +37,7 @@ VERSIONS = {
     "warm_start": 2,
     "score_reference": 3,
     "train": 2,
-    "evaluate": 4,
+    "evaluate": 5,
     "answer": 2,
     "judge": 1,
 }

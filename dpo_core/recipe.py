@@ -30,7 +30,7 @@ class DataSettings(Section):
 
     dataset: str = "hhh"
     """a name (hhh, helpsteer3, ultrafeedback, tulu3, arena, helpsteer2, demo), a file or directory of JSONL, parquet or
-    Arrow, hub:<owner>/<name>, or package.module:Class"""
+    Arrow, hub:OWNER/NAME, or package.module:Class"""
     data_path: Path | None = None
     """local copy of a named dataset: a directory as on the hub or saved by datasets, or a file (None: from the hub)"""
     dataset_revision: str | None = None
@@ -180,7 +180,7 @@ class TrainSettings(Section):
     show_every: Count = 10
     """steps between metric tables on a terminal"""
     log_path: Path | None = None
-    """the run's directory (None: runs_dir/<dataset-model-lr-batch-time>)"""
+    """the run's directory (None: runs_dir/DATASET-MODEL-LR-BATCH-TIME)"""
     behavior_if_log_dir_exists: Literal["ask", "delete", "resume", "raise"] = "ask"
     """what to do when log_path holds another run; ask behaves as raise without a terminal"""
 
@@ -189,7 +189,7 @@ class EvaluateSettings(Section):
     """How the result is measured."""
 
     tasks: tuple[str, ...] = ("ifeval",)
-    """generation tasks, comma-separated: ifeval, inspect_evals/<name>, <file>.py@<task> of inspect-ai; none leaves the
+    """generation tasks, comma-separated: ifeval, inspect_evals/NAME, FILE.py@TASK of inspect-ai; none leaves the
     held-out preferences alone"""
     ifeval_path: str | None = None
     """JSONL of IFEval prompts (demo: the demo's held-out prompts; None: google/IFEval from the hub)"""
@@ -229,7 +229,7 @@ class PromoteSettings(Section):
     """When the champion changes."""
 
     registered_model_name: str | None = None
-    """name in the model registry (None: dpo-<dataset>-<model>)"""
+    """name in the model registry (None: dpo-DATASET-MODEL)"""
     auto_promote: bool = True
     """move the champion alias when the gates allow it; false only records their verdicts"""
     min_prompt_strict_acc: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -139,7 +139,8 @@ class Checkpoint(Record):
 
 
 class EvalResult(Record):
-    """One model, measured. ``path`` holds ``outcomes.jsonl`` (a line a prompt), ``samples.jsonl`` and inspect's logs.
+    """One model, measured. ``path`` holds ``outcomes.jsonl`` (a line a prompt), ``rewards.jsonl`` (a line a held-out
+    pair), ``samples.jsonl`` and inspect's logs.
 
     ``metrics`` are named as in the documents (``prompt_strict_acc``, ``test/accuracy``, …). ``tasks``: the version of
     each that was run. ``settings`` say how answers were drawn, seed and all. ``failed`` samples could not be asked or

@@ -75,7 +75,7 @@ def weigh(client: MlflowClient, case: Case, champion: Found | None, rule: Promot
     """The gates' verdict against a champion; without ``auto_promote`` it is recorded and nothing more."""
     judgement = judge(case.ours, read_measurements(client, champion) if champion else None, case.base, rule)
     if judgement.promoted and not rule.auto_promote:
-        told = f"The alias is left alone (auto_promote=false), although {judgement.reason}"
+        told = f"The alias is left alone (auto_promote=false), although {would(judgement.reason)}"
         return replace(judgement, promoted=False, reason=told)
     return judgement
 
@@ -97,7 +97,13 @@ def answered(judgement: Judgement, answer: Gate, moved_to: int | None) -> Judgem
     if not judgement.promoted or answer.passed:
         told = judgement.reason if not judgement.promoted else f"{judgement.reason.rstrip('.')}; {answer.reason}"
         return replace(judgement, reason=told, gates=gates)
-    return Judgement(False, f"The alias is left alone, {answer.reason.rstrip('.')}, although {judgement.reason}", gates)
+    told = f"The alias is left alone, {answer.reason.rstrip('.')}, although {would(judgement.reason)}"
+    return Judgement(False, told, gates)
+
+
+def would(reason: str) -> str:
+    """Why a version is promoted, of one that is not for another reason."""
+    return reason.replace(" is promoted ", " would be promoted ", 1)
 
 
 def remembered(champion: Found) -> Judgement:

@@ -81,13 +81,20 @@ def execute(recipe_file: Path | None, words: Sequence[str]) -> None:
 def start(recipe: "Recipe") -> None:
     """The flow, on a recipe that can work."""
     refuse_early(recipe)
-    # Prefect stops the stage first, and then hands the signal on to this.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
+    end_by_sigterm()
     from flows import server  # lazy, each of these: prefect and mlflow come after the checks
     from flows.pipeline import pipeline
     from flows.summary import show
 
     show(pipeline(server.without_password(recipe)))
+
+
+def end_by_sigterm() -> None:
+    """Leave in an orderly way, and the server that Prefect brings along with us: it would outlive this process.
+
+    Prefect stops what runs first, and then hands the signal on to this.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
 
 
 def refuse_early(recipe: "Recipe") -> None:
@@ -192,6 +199,7 @@ def sweep(words: tuple[str, ...]) -> None:
     recipe, axes = plans.read(Path(files[0]) if files else None, words[len(files) :])
     planned = plans.plan(recipe, axes)
     refuse_early(recipe)
+    end_by_sigterm()
     from flows import server
     from flows.sweep_flow import sweep as sweeping
 

@@ -10,7 +10,8 @@ from typing import Self
 
 from dpo_core.errors import TrackingError
 from dpo_core.train.run_dir import METRICS
-from flows.tracking import RunHandle, project
+from flows.machine import Machine
+from flows.tracking import RunHandle, log_machine, project
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,8 @@ LEAVING_S = 60.0
 
 
 class Follower:
-    """A thread of the flow's process, from ``with`` to the block's end, that logs what the journal has gained.
+    """A thread of the flow's process, from ``with`` to the block's end, that logs what the journal has gained, and what
+    the computer does meanwhile.
 
     ``opened`` gives the run, and raises TrackingError as long as MLflow does not answer.
 
@@ -33,6 +35,7 @@ class Follower:
         self.handle: RunHandle | None = None
         self.away = False
         self.seen: tuple[int, int] | None = None
+        self.machine = Machine()
         self.leaving = threading.Event()
         self.thread = threading.Thread(target=self.follow, name="mlflow-projection", daemon=True)
 
@@ -57,14 +60,17 @@ class Follower:
             self.leaving.wait(0 if leaving else max(self.pause, min(spent / MOST_OF_A_CORE, LONGEST_PAUSE_S)))
 
     def catch_up(self) -> None:
-        """Project if the journal has changed since it was last projected; the run is opened as soon as it can be."""
+        """Project what has come since the last time; the run is opened as soon as it can be."""
         state = self.state()
-        if self.handle and (state is None or state == self.seen):
-            return
+        news = state is not None and state != self.seen
         try:
+            self.machine.look()
+            if self.handle and not (news or self.machine.waiting):
+                return
             self.handle = self.handle or self.opened()
-            if state is not None:
+            if news:
                 project(self.handle, self.log_path)
+            log_machine(self.handle, self.machine)
         # Whatever it is that MLflow does, training goes on: the journal is whole and can be projected later.
         except Exception as error:  # noqa: BLE001
             self.missed(error)

@@ -8,7 +8,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion as Found
 from mlflow.exceptions import MlflowException
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from dpo_core.address import shown
 from dpo_core.errors import RecipeError, TrackingError
@@ -181,10 +184,10 @@ def rollback(registry: Registry, name: str, why: str | None) -> str:
     return told
 
 
-def table(registry: Registry, name: str) -> Table:
-    """All versions of a model, the newest first."""
-    made = Table(title=name, title_justify="left", row_styles=["", "dim"])
-    for column in ("version", "aliases", "run", *METRICS.values(), "decision"):
+def table(registry: Registry, name: str) -> Group:
+    """All versions of a model, the newest first, and under them why each was promoted or not."""
+    made = Table(title=name, title_justify="left", row_styles=["", "dim"], box=SIMPLE_HEAD)
+    for column in ("version", "aliases", "run", *METRICS.values(), "promoted"):
         made.add_column(column, overflow="fold", justify="right" if column in METRICS.values() else "left")
     with answering(registry.uri):
         query = f"name = '{name}'"
@@ -197,8 +200,10 @@ def table(registry: Registry, name: str) -> Table:
         held = sorted(alias for alias, number in aliases.items() if str(number) == str(version.version))
         numbers = [cell(run, metric) for metric in METRICS]
         label = f"{run.info.run_name} {run.info.run_id[:8]}" if run else "gone"
-        made.add_row(str(version.version), ", ".join(held), label, *numbers, version.tags.get(champion.REASON, "none"))
-    return made
+        promoted = {"true": "yes", "false": "no"}.get(version.tags.get(champion.PROMOTED, ""), "")
+        made.add_row(str(version.version), ", ".join(held), label, *numbers, promoted)
+    reasons = [Text(f"{version.version}: {version.tags.get(champion.REASON, 'no decision yet.')}") for version in found]
+    return Group(made, *reasons)
 
 
 def runs_of(client: MlflowClient, versions: Iterable[Found]) -> dict[str, Run]:

@@ -43,6 +43,14 @@ class Candidate:
         return fingerprint.of_value([self.checkpoint.fingerprint, self.before.fingerprint, self.after.fingerprint])
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a version says of itself: tags, and its card, a description in Markdown."""
+
+    tags: Mapping[str, str]
+    card: str
+
+
 def registered_name(recipe: Recipe) -> str:
     """The model's name in the registry: the setting, or ``dpo-<dataset>-<model>``.
 
@@ -61,7 +69,7 @@ def registered_name(recipe: Recipe) -> str:
     return name
 
 
-def register(handle: RunHandle, candidate: Candidate, name: str, tags: Mapping[str, str]) -> Produced[ModelVersion]:
+def register(handle: RunHandle, candidate: Candidate, name: str, about: About) -> Produced[ModelVersion]:
     """The version of this candidate: the one that exists and is whole, or a new one with the alias ``candidate``.
 
     If any step of making it fails, all of it is taken back. Raises TrackingError when MLflow does not do its part.
@@ -71,7 +79,7 @@ def register(handle: RunHandle, candidate: Candidate, name: str, tags: Mapping[s
         if found is not None:
             return Produced(record(handle, found), True)
         sweep(handle)
-        return Produced(record(handle, add_version(handle, candidate, name, tags)), False)
+        return Produced(record(handle, add_version(handle, candidate, name, about)), False)
 
 
 def record(handle: RunHandle, version: Found) -> ModelVersion:
@@ -105,19 +113,19 @@ def whole(client: MlflowClient, version: Found, checkpoint: Checkpoint) -> bool:
     return expected.items() <= sizes.items() and MEASURED in {file.path for file in measured}
 
 
-def add_version(handle: RunHandle, candidate: Candidate, name: str, tags: Mapping[str, str]) -> Found:
+def add_version(handle: RunHandle, candidate: Candidate, name: str, about: About) -> Found:
     """Log the model and register it; each step notes how it is undone, should a later one fail."""
     client, step = handle.client, candidate.checkpoint.step
     with ExitStack() as undo:
         model = client.create_logged_model(
-            handle.experiment_id, name=name, source_run_id=handle.run_id, tags=dict(tags), model_type="dpo"
+            handle.experiment_id, name=name, source_run_id=handle.run_id, tags=dict(about.tags), model_type="dpo"
         )
         undo.callback(discard, client, model)
         results = {MEASURED: candidate.after, BASE_MEASURED: candidate.before}
         told = {file: measurements(result, "it") for file, result in results.items()}
         upload(client, model, candidate.checkpoint, told)
         client.finalize_logged_model(model.model_id, "READY")
-        log_metrics(handle, model.model_id)
+        log_metrics(handle, model.model_id, candidate.pairs)
         if created(client, name):
             undo.callback(remove_if_empty, client, name)
         with default_store(handle.uri):
@@ -125,8 +133,8 @@ def add_version(handle: RunHandle, candidate: Candidate, name: str, tags: Mappin
                 name,
                 source=f"{LOGGED}{model.model_id}",
                 run_id=handle.run_id,
-                tags={**tags, FINGERPRINT: candidate.fingerprint},
-                description=description(candidate),
+                tags={**about.tags, FINGERPRINT: candidate.fingerprint},
+                description=about.card,
                 model_id=model.model_id,
             )
         undo.callback(client.delete_model_version, name, version.version)
@@ -192,22 +200,27 @@ def remove_if_empty(client: MlflowClient, name: str) -> None:
         client.delete_registered_model(name)
 
 
-def log_metrics(handle: RunHandle, model_id: str) -> None:
-    """The run's final numbers once more as the model's, whose page and versions then show them."""
+def log_metrics(handle: RunHandle, model_id: str, pairs: PairSet) -> None:
+    """The run's final numbers once more as the model's, whose page and versions then show them; those of held-out pairs
+    with the data that they are of."""
     held = handle.client.get_run(handle.run_id).data.to_proto().metrics
     final = [metric for metric in held if metric.key.startswith(f"{AFTER}/")]
-    told = [Metric(one.key, one.value, one.timestamp, one.step, model_id, run_id=handle.run_id) for one in final]
+    data = {"dataset_name": held_out_name(pairs), "dataset_digest": pairs.fingerprint}
+    told = [
+        Metric(
+            one.key,
+            one.value,
+            one.timestamp,
+            one.step,
+            model_id,
+            run_id=handle.run_id,
+            **(data if one.key.startswith(f"{AFTER}/test/") else {}),
+        )
+        for one in final
+    ]
     handle.client.log_batch(handle.run_id, metrics=told)
 
 
-def description(candidate: Candidate) -> str:
-    """A version in a few lines of Markdown (MLflow renders no tables)."""
-    before, after = candidate.before.metrics, candidate.after.metrics
-    lines = [
-        f"- {name}: **{after[name]:.3f}**, its base {before[name]:.3f}"
-        for name in ("prompt_strict_acc", "test/accuracy", "test/nll_chosen")
-        if name in before and name in after
-    ]
-    pairs = f"{candidate.rendered.train_pairs:,} pairs of {Path(candidate.pairs.dataset).name}"
-    made = f"{candidate.after.model_name}, {candidate.checkpoint.step} DPO steps on {pairs}."
-    return "\n".join([made, "", *lines])
+def held_out_name(pairs: PairSet) -> str:
+    """What the held-out pairs are called among a run's inputs."""
+    return f"{Path(pairs.dataset).name} test"

@@ -7,7 +7,10 @@ from rich.console import Console
 
 from dpo_core.recipe import TrackSettings
 from dpo_core.settings import read_recipe
+from flows import orchestrator
 from flows.runs import open_experiment, table
+
+WIDE = 160
 
 
 def settings(where: Mapping[str, str | None]) -> TrackSettings:
@@ -17,7 +20,10 @@ def settings(where: Mapping[str, str | None]) -> TrackSettings:
 
 def runs(where: Mapping[str, str | None], limit: int) -> None:
     """The table."""
-    Console(highlight=False).print(table(open_experiment(settings(where)), limit))
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width of its own
+        console.width = max(console.width, WIDE)
+    console.print(table(open_experiment(settings(where)), limit))
 
 
 def compare(where: Mapping[str, str | None], texts: Sequence[str], out: Path | None) -> None:
@@ -32,5 +38,15 @@ def compare(where: Mapping[str, str | None], texts: Sequence[str], out: Path | N
     place = out or track.runs_dir / "comparisons" / comparing.folder(comparison)
     page = comparing.write(comparison, place)
     comparing.log(experiment, comparison, place)
+    tell_prefect(compare_page.markdown(comparison))
     compare_page.show(comparison)
     print(f"Page: {page}\nCurves: {place / comparing.PICTURE}\nIn MLflow: artifacts of run {comparison.ids[0]}")
+
+
+def tell_prefect(markdown: str) -> None:
+    """The same as an artifact on Prefect's server, where PREFECT_API_URL names one.
+
+    Raises TrackingError when it does not answer.
+    """
+    orchestrator.check_prefect()
+    orchestrator.post("artifacts/", {"key": "comparison", "type": "markdown", "data": markdown})

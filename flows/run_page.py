@@ -18,7 +18,8 @@ from flows import champion
 from flows.data_plot import lengths
 from flows.instruction_plot import by_kind, instructions
 from flows.plots import curves
-from flows.registry import Candidate
+from flows.registry import Candidate, held_out_name
+from flows.reward_plot import rewards
 from flows.tracking import AFTER, BEFORE, RunHandle, answering, log_result, tag
 
 TOLD = {
@@ -28,6 +29,7 @@ TOLD = {
 }
 SAMPLES, TABLE = "samples.jsonl", "samples.json"
 INSTRUCTIONS = "instructions.png"
+REWARDS, REWARD_PLOT = "rewards.jsonl", "rewards.png"
 COLUMNS = json.dumps(
     {
         "mlflow_colspec": [
@@ -42,7 +44,7 @@ def log_data(handle: RunHandle, pairs: PairSet, rendered: RenderedSet) -> None:
     name = Path(pairs.dataset).name
     parts = (
         ("training", f"{name} train", rendered.train_report),
-        ("evaluation", f"{name} test", rendered.test_report),
+        ("evaluation", held_out_name(pairs), rendered.test_report),
     )
     inputs = [
         DatasetInput(dataset(label, pairs, report), [InputTag("mlflow.data.context", context)])
@@ -77,16 +79,16 @@ def log_files(handle: RunHandle, recipe: Recipe, log_path: Path) -> None:
 
 
 def log_results(handle: RunHandle, candidate: Candidate) -> None:
-    """Numbers, outcomes and inspect's logs of the base and of the trained model, and their answers side by side."""
+    """Numbers, outcomes and inspect's logs of the base and of the trained model, their answers side by side, and drawn
+    what the trained model follows and prefers."""
     with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
         for when, result in ((BEFORE, candidate.before), (AFTER, candidate.after)):
             log_result(handle, when, result)
             for path in evaluation_files(result):
                 handle.client.log_artifact(handle.run_id, str(path), f"evaluation/{when}")
-        plot = Path(temporary) / INSTRUCTIONS
-        instructions(candidate.before, candidate.after, plot)
-        if plot.is_file():
-            handle.client.log_artifact(handle.run_id, str(plot))
+        instructions(candidate.before, candidate.after, Path(temporary) / INSTRUCTIONS)
+        rewards(journal.read(candidate.after.path / REWARDS), Path(temporary) / REWARD_PLOT)
+        handle.client.log_artifacts(handle.run_id, temporary)
         before, after = (journal.read(result.path / SAMPLES) for result in (candidate.before, candidate.after))
         # As log_table writes it, which would append the same rows again when a run is projected again.
         handle.client.log_dict(handle.run_id, side_by_side(before, after), TABLE)
@@ -118,14 +120,18 @@ def describe(handle: RunHandle, recipe: Recipe, candidate: Candidate, promotion:
 
 def note(recipe: Recipe, candidate: Candidate, promotion: Promotion) -> str:
     """The description in Markdown, of which MLflow renders lists and code but no tables."""
+    said = champion.paragraph(promotion.name, promotion.version, promotion.reason, promotion.gates)
+    return "\n".join([*results(candidate), "", said, "", champion.AFTER_IT, "", f"    {command(recipe)}"])
+
+
+def results(candidate: Candidate) -> list[str]:
+    """The numbers of the trained model beside its base's, as a list in Markdown."""
     before, after = candidate.before.metrics, candidate.after.metrics
-    results = [
+    return [
         f"- {words}: **{after[name]:.3f}**, base {before[name]:.3f}"
         for name, words in TOLD.items()
         if name in before and name in after
     ]
-    said = champion.paragraph(promotion.name, promotion.version, promotion.reason, promotion.gates)
-    return "\n".join([*results, "", said, "", champion.AFTER_IT, "", f"    {command(recipe)}"])
 
 
 def command(recipe: Recipe) -> str:

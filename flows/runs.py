@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +24,7 @@ from flows.tracking import AFTER, answering
 
 RESULTS = {"prompt_strict_acc": "IFEval", "test/accuracy": "held-out accuracy", "test/nll_chosen": "NLL chosen"}
 ASIDE = ("track", "promote", "sweep")  # sections that do not say what is computed
-NEAREST_OF, MOST_COLUMNS, ID = 500, 6, 8
+NEAREST_OF, MOST_COLUMNS, ID, LEAST_NAME = 500, 6, 8, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +155,13 @@ def table(experiment: Experiment, limit: int) -> Table:
         raise RecipeError(f"Experiment {experiment.name!r} has no runs.", "", "dpo run makes one.")
     champions, leaves = experiment.champions(), differing(runs)
     results = {name: words for name, words in RESULTS.items() if any(has(run, name) for run in runs)}
-    made = Table(title=experiment.name, title_justify="left", caption=left_out(leaves), row_styles=["", "dim"])
+    made = Table(
+        title=experiment.name, title_justify="left", caption=left_out(leaves), row_styles=["", "dim"], box=SIMPLE_HEAD
+    )
     for column in ("id", "run", "status", "started"):
-        made.add_column(column, overflow="fold", no_wrap=column == "id")
+        made.add_column(
+            column, overflow="fold", no_wrap=column == "id", min_width=LEAST_NAME if column == "run" else None
+        )
     for column in (*leaves[:MOST_COLUMNS], *results.values(), "champion"):
         made.add_column(column, overflow="fold", justify="right")
     for run in runs:

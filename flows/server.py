@@ -1,12 +1,13 @@
 """Where MLflow is, and whether it answers: known without importing it, so that a wrong address is told at once."""
 
+import base64
 import os
 import re
 import socket
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
 from dpo_core.address import shown
 from dpo_core.errors import TrackingError
@@ -15,7 +16,9 @@ from dpo_core.recipe import Recipe, TrackSettings
 DEFAULT_STORE = Path("mlruns/mlflow.db")
 SQLITE = "sqlite:///"
 PATIENCE_S = 5.0
+REFUSALS = (401, 403)
 DEFAULT_PORTS = {"http": 80, "https": 443}
+OLDEST = (3, 17)  # as in pyproject.toml: a client speaks to a server that is not older
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -80,6 +83,52 @@ def check_server(uri: str) -> None:
             "tracking_uri (or MLFLOW_TRACKING_URI) is the address of a running MLflow server.",
             "Start the server, mend the address, or unset it to use the store in ./mlruns.",
         )
+    check_terms(uri)
+
+
+def check_terms(uri: str) -> None:
+    """Raises TrackingError for a server that does not take our credentials, or is older than what is needed of it.
+
+    A server that does not tell its version is taken as it is.
+    """
+    try:
+        with urlopen(Request(f"{shown(uri)}/version", headers=login(uri)), timeout=PATIENCE_S) as answer:
+            told = answer.read(40).decode(errors="replace").strip()
+    except HTTPError as error:
+        if error.code in REFUSALS and not known_elsewhere():
+            raise TrackingError(
+                f"The MLflow server at {shown(uri)} does not take these credentials (HTTP {error.code}).",
+                "It asks for MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
+                "Set them, or mend them.",
+            ) from None
+        return
+    except OSError:
+        return
+    found = re.match(r"(\d+)\.(\d+)", told)
+    if found and (int(found[1]), int(found[2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise TrackingError(
+            f"The MLflow server at {shown(uri)} is version {told}.",
+            f"Models and metrics are recorded as MLflow {oldest} has them.",
+            f"Install mlflow>={oldest} there, and upgrade its database: mlflow db upgrade.",
+        )
+
+
+def login(uri: str) -> dict[str, str]:
+    """The header that MLflow's own client would send: from the address, else from the environment."""
+    parts = urlsplit(uri)
+    user = unquote(parts.username or "") or os.environ.get("MLFLOW_TRACKING_USERNAME")
+    password = unquote(parts.password or "") or os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    if user and password:
+        return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def known_elsewhere() -> bool:
+    """Whether MLflow's client may have a login that :func:`login` does not see: from its file, or from a plugin."""
+    plugins = any(os.environ.get(name) for name in ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"))
+    return plugins or (Path.home() / ".mlflow" / "credentials").exists()
 
 
 def is_down(uri: str) -> bool:

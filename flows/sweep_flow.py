@@ -23,7 +23,7 @@ from flows.pipeline import Outcome
 from flows.registry import CANDIDATE
 from flows.runs import Experiment
 from flows.sweep import Member, Plan, plan
-from flows.sweep_members import Crew, Result
+from flows.sweep_members import FAILED, INTERRUPTED, Crew, Result
 from flows.tracking import RunHandle, answering
 
 PARENT, SWEEP = "mlflow.parentRunId", "dpo.sweep"
@@ -51,9 +51,11 @@ def sweep(recipe: Recipe, axes: dict[str, list[str]]) -> SweepOutcome:
         best, outcome = choose(results)
         promotion = promoted(handle, outcome, recipe.promote)
         summarise(handle, planned, results, best)
-        tracking.tag(handle, {"mlflow.note.content": sweep_page.description(planned, results, promotion.reason)})
+        tracking.tag(handle, {"mlflow.note.content": sweep_page.description(planned, results, best, promotion.reason)})
         Console(highlight=False).print(sweep_page.table(planned, results, best))
         say(promotion.reason)
+        if undone := sum(one.state in (FAILED, INTERRUPTED) for one in results):
+            say(f"{undone} of {len(results)} members did not finish; the same command tries them again.")
         return SweepOutcome(run_id=handle.run_id, best=best.member.name, promotion=promotion)
 
 
@@ -104,7 +106,7 @@ def open_parent(planned: Plan) -> RunHandle:
                 "mlflow.source.name": "dpo sweep",
                 SWEEP: planned.place.name,
             }
-            name = f"sweep {' × '.join(planned.axes)} ({len(planned.members)})"
+            name = f"sweep of {len(planned.members)}: {' × '.join(planned.axes)}"
             run = client.create_run(experiment, run_name=name, tags=tags)
             told = tracking.parameters(planned.recipe) | {leaf: ", ".join(of) for leaf, of in planned.axes.items()}
             client.log_batch(run.info.run_id, params=[Param(leaf, value) for leaf, value in told.items()])

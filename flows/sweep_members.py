@@ -18,6 +18,7 @@ from flows.pipeline import Outcome
 from flows.sweep import Member
 
 POLL_S, GRACE_S = 1.0, 150.0
+INTERRUPTED, FAILED = "stopped", "failed"
 
 
 @dataclass(slots=True)
@@ -120,7 +121,7 @@ class Crew:
         if one.why and code == StoppedError.exit_code:
             self.file(one.member, "stopped").write_text(one.why)
             return Result(one.member, "stopped early", one.why)
-        state = "stopped" if code == StoppedError.exit_code else "failed"
+        state = INTERRUPTED if code == StoppedError.exit_code else FAILED
         return Result(one.member, state, last_line(self.file(one.member, "log")) or f"exit code {code}")
 
     def stop_all(self) -> None:

@@ -56,13 +56,16 @@ def markdown(plan: Plan, results: Sequence[Result], best: Result | None) -> str:
     return "\n".join([*lines, "", OPTIMISTIC, ""])
 
 
-def description(plan: Plan, results: Sequence[Result], reason: str) -> str:
-    """The parent run's text, of which MLflow renders lists and code but no tables."""
+def description(plan: Plan, results: Sequence[Result], best: Result, reason: str) -> str:
+    """The parent run's text, of which MLflow renders lists and code but no tables; the best member first, as the page
+    folds the rest away."""
     lines = []
-    for one in results:
+    for one in sorted(results, key=lambda one: one is not best):
         numbers = [f"{METRICS[name]} {value:.3f}" for name in METRICS if (value := metric(one, name)) is not None]
-        lines.append(f"- {one.member.name}: {', '.join(numbers) or one.state}")
-    return "\n".join([*lines, "", reason, "", OPTIMISTIC, "", "Repeat it with", "", f"    {command(plan)}"])
+        name = f"**{one.member.name}** (best)" if one is best else one.member.name
+        lines.append(f"- {name}: {', '.join(numbers) or f'{one.state}: {one.told}'}")
+    said = f"{reason[:1].upper()}{reason[1:]}"
+    return "\n".join([*lines, "", said, "", OPTIMISTIC, "", "Repeat it with", "", f"    {command(plan)}"])
 
 
 def command(plan: Plan) -> str:

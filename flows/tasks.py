@@ -30,7 +30,7 @@ from dpo_core.records import (
     RenderedSet,
 )
 from dpo_core.train.run_dir import origin_of
-from flows import approval, champion, lineage, registry, run_page, tracking
+from flows import approval, champion, lineage, model_card, registry, run_page, tracking
 from flows.follower import Follower
 from flows.registry import Candidate
 
@@ -141,8 +141,7 @@ def followed(recipe: Recipe, fingerprint: str, log_path: Path) -> Iterator[None]
     except BaseException as error:
         if follower.handle:
             with suppress(TrackingError):
-                stopped = isinstance(error, StoppedError) or not isinstance(error, Exception)  # a signal
-                tracking.close_run(follower.handle, "KILLED" if stopped else "FAILED")
+                tracking.close_run(follower.handle, ending(error))
         raise
 
 
@@ -155,7 +154,7 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: river.EvaluationInputs)
 @stage("register")
 def register(recipe: Recipe, candidate: Candidate) -> Produced[ModelVersion]:
     """The whole run in MLflow, and its model as a version in the registry."""
-    name, handle = registry.registered_name(recipe), opened(recipe, candidate)
+    name, handle = registry.registered_name(recipe), opened(recipe, candidate.checkpoint)
     with tracking.answering(handle.uri):
         found = registry.find_version(handle.client, name, candidate)
     if found is not None:
@@ -166,13 +165,13 @@ def register(recipe: Recipe, candidate: Candidate) -> Produced[ModelVersion]:
     run_page.log_data(handle, candidate.pairs, candidate.rendered)
     run_page.log_files(handle, recipe, candidate.checkpoint.log_path)
     run_page.log_results(handle, candidate)
-    return registry.register(handle, candidate, name, tags)
+    return registry.register(handle, candidate, name, registry.About(tags, model_card.card(recipe, candidate)))
 
 
 @stage("promote")
 def promote(recipe: Recipe, candidate: Candidate, version: ModelVersion) -> Produced[Promotion]:
     """The decision about the champion, written down in MLflow and as a Prefect artifact."""
-    handle = opened(recipe, candidate)
+    handle = opened(recipe, candidate.checkpoint)
     case = champion.case(version, candidate.before, candidate.after)
     promotion = champion.promote(handle, case, recipe.promote, approval.asker(recipe.promote))
     run_page.describe(handle, recipe, candidate, promotion)
@@ -182,12 +181,33 @@ def promote(recipe: Recipe, candidate: Candidate, version: ModelVersion) -> Prod
     return Produced(promotion, False)
 
 
-def opened(recipe: Recipe, candidate: Candidate) -> tracking.RunHandle:
-    """The MLflow run of a candidate's training run."""
-    log_path = candidate.checkpoint.log_path
+def opened(recipe: Recipe, checkpoint: Checkpoint) -> tracking.RunHandle:
+    """The MLflow run of the training run that a checkpoint is of."""
+    log_path = checkpoint.log_path
     return tracking.open_run(recipe.track, recipe, label(recipe, log_path), origin_of(log_path))
 
 
+@contextmanager
+def accounted(recipe: Recipe, checkpoint: Checkpoint) -> Iterator[None]:
+    """What comes after training: when it fails, the MLflow run does not stay open. The same command reopens it."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(TrackingError):
+            tracking.close_run(opened(recipe, checkpoint), ending(error))
+        raise
+
+
+def ending(error: BaseException) -> str:
+    """How MLflow calls an end by this: asked for by a signal, or a failure."""
+    return "KILLED" if isinstance(error, StoppedError) or not isinstance(error, Exception) else "FAILED"
+
+
 def label(recipe: Recipe, log_path: Path) -> str:
-    """A run's name in MLflow, whose UI cuts names off: what distinguishes runs comes first."""
+    """A run's name in MLflow, whose UI cuts names off: what distinguishes runs comes first.
+
+    A sweep's member, whose directory is named by what varies (:func:`flows.sweep.name_of`), is named so too.
+    """
+    if "=" in log_path.name:
+        return log_path.name.replace("learning_rate=", "lr").replace("dpo_beta=", "beta")
     return f"lr{recipe.train.learning_rate:g} beta{recipe.train.dpo_beta:g} {log_path.name}"

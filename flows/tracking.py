@@ -24,6 +24,7 @@ from dpo_core.records import EvalResult, StepMetrics
 from dpo_core.train import journal
 from dpo_core.train.run_dir import METRICS
 from flows import overview, server
+from flows.machine import SYSTEM, Machine
 
 FINGERPRINT = "dpo.fingerprint"
 MOST_METRICS = 1000  # of one log_batch
@@ -159,7 +160,8 @@ def parameters(recipe: Recipe) -> dict[str, str]:
 def last_step(handle: RunHandle) -> int:
     """The last step that the run holds, -1 for none."""
     latest = handle.client.get_run(handle.run_id).data.to_proto().metrics
-    return max((int(metric.step) for metric in latest if metric.key.split("/")[0] not in (BEFORE, AFTER)), default=-1)
+    aside = (BEFORE, AFTER, SYSTEM)  # their steps are not the journal's
+    return max((int(metric.step) for metric in latest if metric.key.split("/")[0] not in aside), default=-1)
 
 
 def project(handle: RunHandle, log_path: Path) -> int:
@@ -191,6 +193,16 @@ def batches(steps: list[StepMetrics]) -> list[list[StepMetrics]]:
 def points(step: StepMetrics) -> list[Metric]:
     """A step's metrics as MLflow has them, its time in milliseconds."""
     return [Metric(name, value, round(step.time * 1000), step.step) for name, value in step.values.items()]
+
+
+def log_machine(handle: RunHandle, machine: Machine) -> None:
+    """Log the samples that wait, and forget them once they are held."""
+    with answering(handle.uri):
+        if machine.waiting:
+            points = machine.points(handle.client.get_run(handle.run_id).info.start_time)
+            for start in range(0, len(points), MOST_METRICS):
+                handle.client.log_batch(handle.run_id, metrics=points[start : start + MOST_METRICS])
+            machine.waiting = []
 
 
 def log_result(handle: RunHandle, when: str, result: EvalResult) -> None:

@@ -25,7 +25,7 @@ from dpo_core.train.heldout import HeldOutSettings, measure
 from dpo_core.train.layout import choose
 from dpo_core.train.loop import loss_settings
 
-OUTCOMES, SAMPLES = "outcomes.jsonl", "samples.jsonl"
+OUTCOMES, SAMPLES, REWARDS = "outcomes.jsonl", "samples.jsonl", "rewards.jsonl"
 
 
 def run(request: EvaluateRequest, draft: Draft) -> None:
@@ -38,12 +38,14 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     train = request.train
     layout = choose(answerer.model, train.layout, request.rendered)
     settings = HeldOutSettings(loss_settings(train), layout, train.precision)
-    metrics = measure(answerer.model, request.rendered, request.reference, settings)
+    held_out = measure(answerer.model, request.rendered, request.reference, settings)
     asked = ask_all(answerer, request, draft.path)
     samples = shown(asked.outcomes, request) if asked.outcomes else continued(answerer, request)
     write_lines(draft.path / OUTCOMES, [outcome.model_dump() for outcome in asked.outcomes])
     write_lines(draft.path / SAMPLES, samples)
-    publish(request, replace(asked, metrics=metrics | asked.metrics), draft)
+    rewards = zip(held_out.rewards.chosen, held_out.rewards.rejected, strict=True)
+    write_lines(draft.path / REWARDS, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in rewards])
+    publish(request, replace(asked, metrics=held_out.metrics | asked.metrics), draft)
     unfinished(draft).unlink(missing_ok=True)
 
 

@@ -11,8 +11,8 @@ from dpo_core.train.logps import plain
 def compiled(policy: nn.Module, train: TrainSettings) -> nn.Module:
     """The policy with its decoder layers compiled, in place, for rows of any length, if the recipe wants it on a GPU.
 
-    A layer that cannot be compiled runs as it is, and torch says so once; with compile_model=true it is an error when it
-    is first run. Raises RecipeError when compile_model=true and there is no GPU.
+    A layer that cannot be compiled runs as it is, and torch says so; with compile_model=true it is an error when it is
+    first run. Raises RecipeError when compile_model=true and there is no GPU.
     """
     on_gpu = next(policy.parameters()).device.type == "cuda"
     if train.compile_model is True and not on_gpu:

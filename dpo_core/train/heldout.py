@@ -32,9 +32,15 @@ class HeldOutSettings:
     precision: str
 
 
-def measure(
-    model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: HeldOutSettings
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class HeldOut:
+    """``metrics`` of the test split; ``rewards``: the implicit rewards βΔ of every pair's sides, N each."""
+
+    metrics: dict[str, float]
+    rewards: Pair[list[float]]
+
+
+def measure(model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: HeldOutSettings) -> HeldOut:
     """Metrics ``test/…`` of the test split, how they go with length (:mod:`dpo_core.train.length_bias`), and by source
     (:func:`by_source`); the model is used as it is, without gradients."""
     split_rows, references = open_split(rendered.path, "test"), open_references(reference.path, "test")
@@ -42,7 +48,8 @@ def measure(
     won, chosen, rejected = (table[:, column].numpy() for column in (1, 2, 3))
     lengths = (table[:, column].numpy() for column in (6, 7))
     told = summary(table) | by_source(table, test_sources(rendered.path))
-    return told | length_bias.measures(won, chosen - rejected, *lengths)
+    told |= length_bias.measures(won, chosen - rejected, *lengths)
+    return HeldOut(told, Pair(chosen.tolist(), rejected.tolist()))
 
 
 def by_source(table: Tensor, sources: Sequence[str]) -> dict[str, float]:

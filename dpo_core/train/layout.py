@@ -51,7 +51,9 @@ LAYOUTS: tuple[Layout, Layout] = ("tree", "padded")
 def probe(causal: nn.Module) -> TokenPair:
     """A pair of arbitrary tokens that the model knows."""
     vocabulary = min(1000, causal.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    prompt, chosen, rejected = ((np.arange(length) * 7 + length).astype(np.int32) % vocabulary for length in lengths)
+    prompt, chosen, rejected = (
+        (np.arange(length) * 7 + length).astype(np.int32) % vocabulary for length in PROBE_LENGTHS
+    )
     sides = Pair(chosen, rejected).map(lambda ids: Completion(ids, np.ones(len(ids), dtype=np.bool_)))
     return TokenPair(prompt, sides)
 

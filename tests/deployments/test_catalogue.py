@@ -50,6 +50,8 @@ def test_the_form_of_prefects_ui_shows_every_setting_with_its_help_and_limits() 
         shown = definitions[kind.__name__]
         assert definitions["Recipe"]["properties"][section]["$ref"].endswith(kind.__name__)
         assert shown["additionalProperties"] is False
+        # The form takes what is in angle brackets for HTML, and leaves it out.
+        assert not [field.description for field in kind.model_fields.values() if "<" in (field.description or "")]
         assert {name: found["description"] for name, found in shown["properties"].items()} == {
             name: field.description for name, field in kind.model_fields.items()
         }

@@ -286,6 +286,7 @@ def test_what_is_no_directory_is_asked_of_the_registries(
         f"from pathlib import Path\ndef where(name):\n    return Path({str(stories)!r}) if name == 'tales' else None\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)  # away from a registry of earlier runs
     [output] = ask(get_model("dpo/tales", memoize=False), ["Hello."], GenerateConfig(max_tokens=3))
     assert isinstance(output, ModelOutput)
     assert output.usage is not None

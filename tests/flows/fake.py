@@ -50,7 +50,8 @@ def evaluation(path: Path, followed: list[bool], accuracy: float, **other: str) 
         for key, mark in enumerate(followed)
     ]
     samples = [{"prompt": f"prompt {key}", "answer": f"{path.name} says {key}"} for key in range(3)]
-    for name, lines in (("outcomes", outcomes), ("samples", samples)):
+    rewards = [{"chosen": 0.1 * key, "rejected": -0.05 * key} for key in range(20)]
+    for name, lines in (("outcomes", outcomes), ("samples", samples), ("rewards", rewards)):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (path / "ifeval.eval").write_bytes(b"log")
     (path / "record.json").write_text("{}")

@@ -18,10 +18,10 @@ from dpo_core.recipe import Recipe, TrackSettings, TrainSettings
 from flows import compare as comparing
 from flows import compare_page, overlay, run_page, runs, tracking
 from flows.cli import cli
-from flows.registry import Candidate, register
+from flows.registry import Candidate
 from flows.runs import Experiment
 from tests.flows import fake
-from tests.flows.test_registry import promoted
+from tests.flows.test_registry import promoted, registered
 
 
 def add(recipe: Recipe, candidate: Candidate, name: str, **train: Any) -> tracking.RunHandle:
@@ -92,7 +92,7 @@ def test_the_table_shows_what_differs_results_and_the_champion(
 
 def test_a_champion_is_known_by_its_run(own: Experiment, run: tracking.RunHandle, candidate: Candidate) -> None:
     assert own.champions() == {}
-    promoted(run, register(run, candidate, "dpo-test", {}).record, candidate)
+    promoted(run, registered(run, candidate), candidate)
     assert own.champions() == {run.run_id: "dpo-test/1"}
 
 

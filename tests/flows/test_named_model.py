@@ -11,8 +11,10 @@ from dpo_core.model.source import check_directory
 from dpo_core.recipe import Recipe
 from flows import tracking
 from flows.named_model import directory
-from flows.registry import CHAMPION, Candidate, register
+from flows.registry import CHAMPION, About, Candidate, register
 from tests.flows import fake
+
+ABOUT = About({}, "")
 
 
 @pytest.fixture
@@ -30,11 +32,14 @@ def filled(
     """Version 1, the champion, and version 2, real weights both."""
     final = candidate.checkpoint.path
     shutil.copytree(stories, final, dirs_exist_ok=True)
-    register(run, candidate, "dpo-test", {})
+    register(run, candidate, "dpo-test", ABOUT)
     run.client.set_registered_model_alias("dpo-test", CHAMPION, "1")
     (final / "note.txt").write_text("the second")
     register(
-        run, replace(candidate, checkpoint=candidate.checkpoint.model_copy(update={"fingerprint": "d"})), "dpo-test", {}
+        run,
+        replace(candidate, checkpoint=candidate.checkpoint.model_copy(update={"fingerprint": "d"})),
+        "dpo-test",
+        ABOUT,
     )
     # Last: registering makes a store MLflow's default for a moment, and then the one that it last knew as such.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", run.uri)

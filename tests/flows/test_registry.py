@@ -18,16 +18,16 @@ from dpo_core.recipe import DataSettings, ModelSettings, PromoteSettings, Recipe
 from dpo_core.records import ModelVersion, Promotion
 from flows import registry, tracking
 from flows.champion import case, promote
-from flows.registry import Candidate, register, registered_name
+from flows.registry import About, Candidate, register, registered_name
 from tests.conftest import shared
 from tests.flows.fake import evaluation, served, wait_for
 
-TAGS = {"dpo.data": "d"}
+ABOUT = About({"dpo.data": "d"}, "### Results")
 MESSAGES = [{"role": "user", "content": "Once upon a time"}]
 
 
 def registered(run: tracking.RunHandle, candidate: Candidate) -> Any:
-    return register(run, candidate, "dpo-test", TAGS).record
+    return register(run, candidate, "dpo-test", ABOUT).record
 
 
 def promoted(run: tracking.RunHandle, version: ModelVersion, one: Candidate, **rule: Any) -> Promotion:
@@ -49,9 +49,12 @@ def test_a_version_has_tags_metrics_and_an_alias(run: tracking.RunHandle, candid
     assert (version.version, version.run_id, version.model_uri) == (1, run.run_id, "models:/dpo-test/1")
     assert found.tags["dpo.data"] == "d"
     assert found.aliases == ["candidate"]
-    assert "prompt_strict_acc: **0.900**, its base 0.400" in found.description
+    assert found.description == "### Results"
     model = run.client.get_logged_model(registry.model_of(found))
-    assert {metric.key: metric.value for metric in model.metrics}["after/prompt_strict_acc"] == 0.9
+    metrics = {metric.key: metric for metric in model.metrics}
+    assert metrics["after/prompt_strict_acc"].value == 0.9
+    of_pairs = metrics["after/test/accuracy"]
+    assert (of_pairs.dataset_name, of_pairs.dataset_digest) == ("hhh test", "d")
     assert [output.model_id for output in run.client.get_run(run.run_id).outputs.model_outputs] == [model.model_id]
 
 
@@ -67,8 +70,8 @@ def test_torch_stays_out_of_the_flows_process() -> None:
 
 
 def test_the_same_candidate_is_the_same_version(run: tracking.RunHandle, candidate: Candidate) -> None:
-    first = register(run, candidate, "dpo-test", TAGS)
-    second = register(run, candidate, "dpo-test", TAGS)
+    first = register(run, candidate, "dpo-test", ABOUT)
+    second = register(run, candidate, "dpo-test", ABOUT)
     assert (first.cached, second.cached) == (False, True)
     assert first.record == second.record
     assert len(models(run)) == 1
@@ -87,7 +90,7 @@ def test_a_version_that_lost_a_file_is_made_again(
     registered(run, candidate)
     [found] = [path for path in files(run, tmp_path) if path.name == lost]
     found.unlink()
-    again = register(run, candidate, "dpo-test", TAGS)
+    again = register(run, candidate, "dpo-test", ABOUT)
     assert (again.cached, again.record.version) == (False, 2)
 
 
@@ -119,7 +122,7 @@ def test_a_failure_keeps_the_versions_that_were_there(
     with pytest.raises(ZeroDivisionError):
         registered(run, again)
     assert [version.version for version in run.client.search_model_versions("name = 'dpo-test'")] == [1]
-    assert register(run, candidate, "dpo-test", TAGS).cached
+    assert register(run, candidate, "dpo-test", ABOUT).cached
 
 
 def test_a_killed_attempt_is_swept(run: tracking.RunHandle, candidate: Candidate) -> None:
@@ -183,7 +186,7 @@ def test_deciding_again_changes_nothing(run: tracking.RunHandle, candidate: Cand
 def test_without_auto_promote_the_comparison_is_recorded(run: tracking.RunHandle, candidate: Candidate) -> None:
     decided = promoted(run, registered(run, candidate), candidate, auto_promote=False)
     assert (decided.promoted, decided.champion_version) == (False, None)
-    assert decided.reason.startswith("The alias is left alone (auto_promote=false), although version 1 is promoted")
+    assert decided.reason.startswith("The alias is left alone (auto_promote=false), although version 1 would be")
     assert run.client.get_registered_model("dpo-test").aliases == {"candidate": 1}
 
 
@@ -260,7 +263,7 @@ def test_a_server_registers_and_promotes_as_sqlite_does(recipe: Recipe, candidat
     with served(recipe.track, free_port) as track:
         handle = tracking.open_run(track, recipe, "a-run", "f00d")
         tracking.log_result(handle, "after", candidate.after)
-        version = register(handle, candidate, "dpo-test", TAGS).record
+        version = register(handle, candidate, "dpo-test", ABOUT).record
         assert promoted(handle, version, candidate).champion_version == 1
-        assert register(handle, candidate, "dpo-test", TAGS).cached
+        assert register(handle, candidate, "dpo-test", ABOUT).cached
         assert registry.find_version(handle.client, "dpo-test", candidate) is not None

@@ -84,8 +84,11 @@ def test_results_come_as_numbers_files_and_a_table(run: RunHandle, candidate: Ca
     metrics = run.client.get_run(run.run_id).data.metrics
     assert (metrics["before/prompt_strict_acc"], metrics["after/prompt_strict_acc"]) == (0.4, 0.9)
     assert steps_of(run, "after/test/accuracy") == [0]
-    assert "instructions.png" in files(run)
-    assert {"evaluation/after/ifeval.eval", "evaluation/after/record.json"} <= files(run, "evaluation/after")
+    assert {"instructions.png", "rewards.png"} <= files(run)
+    assert files(run, "evaluation/after") == {
+        f"evaluation/after/{name}"
+        for name in ("ifeval.eval", "outcomes.jsonl", "record.json", "rewards.jsonl", "samples.jsonl")
+    }
     table = json.loads(Path(run.client.download_artifacts(run.run_id, "samples.json")).read_text())
     assert table["columns"] == ["prompt", "base", "trained"]
     assert table["data"][1] == ["prompt 1", "base says 1", "trained says 1"]

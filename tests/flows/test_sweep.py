@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -261,3 +262,15 @@ def test_a_sweep_stopped_in_the_middle_is_continued_and_its_best_promoted(place:
     assert scores[best.run_id or ""] == max(scores.values())
     assert best.tags["dpo.gate.against_champion"].startswith("passed")
     assert "Repeat it with" in parent.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.slow
+def test_a_supervisor_that_ends_a_sweep_leaves_nothing_running(place: Place) -> None:
+    ended = place.start()
+    wait_until(place, ended, "learning_rate=1e-3: started")
+    started = psutil.Process(ended.pid).children(recursive=True)
+    assert len(started) >= 2  # Prefect's server and the member
+    ended.send_signal(signal.SIGTERM)
+    assert ended.wait(200) == 75, place.said[-3000:]
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []

@@ -66,7 +66,7 @@ def test_the_sweeps_run_is_found_again(planned: Plan) -> None:
     with sweep_flow.parent(planned) as first:
         pass
     run = first.client.get_run(first.run_id)
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "sweep learning_rate × dpo_beta (4)")
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "sweep of 4: learning_rate × dpo_beta")
     assert (run.data.params["learning_rate"], run.data.params["batch_size"]) == ("1e-6, 5e-6", "32")
     with pytest.raises(ZeroDivisionError), sweep_flow.parent(planned) as second:
         raise ZeroDivisionError
@@ -103,9 +103,10 @@ def test_the_command_repeats_the_sweep(planned: Plan) -> None:
 
 
 def test_what_is_said_and_drawn(planned: Plan, results: list[Result], tmp_path: Path) -> None:
-    told = sweep_page.description(planned, results, "version 3 is promoted.")
-    assert "- learning_rate=5e-6_dpo_beta=0.05: IFEval 0.900, held-out accuracy 0.850" in told
-    assert "- learning_rate=5e-6_dpo_beta=0.1: failed" in told
+    told = sweep_page.description(planned, results, results[2], "version 3 is promoted.")
+    assert told.startswith("- **learning_rate=5e-6_dpo_beta=0.05** (best): IFEval 0.900, held-out accuracy 0.850\n")
+    assert "- learning_rate=5e-6_dpo_beta=0.1: failed: the loss is not a number." in told
+    assert "\n\nVersion 3 is promoted.\n" in told
     grid = sweep_page.markdown(planned, results, results[2])
     assert "| 5e-6 | 0.05 | done | 0.900 | 0.850 | 3 | **best** |" in grid
     assert "| 5e-6 | 0.1 | failed: the loss is not a number. |  |  |  |  |" in grid

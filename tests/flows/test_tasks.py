@@ -1,5 +1,6 @@
-"""What is tried again: a process that was killed, and nothing that would only repeat itself."""
+"""What is tried again: a process that was killed, and nothing that would only repeat itself. What MLflow is told."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from dpo_core import fingerprint
+from dpo_core.errors import EvaluationError, StoppedError
+from dpo_core.recipe import Recipe
+from dpo_core.train import run_dir
+from flows import tasks
+from flows.registry import Candidate
+from flows.tracking import RunHandle
+
 SCRIPT = """
+from dpo_core.train import run_dir
 from flows import tasks
 tasks.RETRY_DELAYS_S = [0, 0]
 from prefect import flow
@@ -48,3 +58,34 @@ def test_a_killed_stage_is_tried_again_and_a_wrong_setting_is_not(tmp_path: Path
         [sys.executable, "-c", SCRIPT], env=os.environ | own, capture_output=True, text=True, timeout=300
     )
     assert told.stdout.splitlines()[-1] == "{'died': 3, 'bad': 1}", told.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (EvaluationError("found", "rule", "remedy"), "FAILED"),
+        (StoppedError("found", "rule", "remedy"), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
+)
+def test_a_run_whose_evaluation_fails_does_not_stay_open(
+    recipe: Recipe, run: RunHandle, candidate: Candidate, error: BaseException, status: str
+) -> None:
+    config = {"origin": "f00d"}
+    config |= {run_dir.DIGEST: fingerprint.of_value(config)}
+    (candidate.checkpoint.log_path / run_dir.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(type(error)), tasks.accounted(recipe, candidate.checkpoint):
+        raise error
+    assert run.client.get_run(run.run_id).info.status == status
+
+
+@pytest.mark.parametrize(
+    ("directory", "name"),
+    [
+        ("hhh-gpt2-1", "lr3e-05 beta0.1 hhh-gpt2-1"),
+        ("learning_rate=3e-5_dpo_beta=0.5", "lr3e-5_beta0.5"),
+        ("max_length=512_seed=1", "max_length=512_seed=1"),
+    ],
+)
+def test_a_name_begins_with_what_distinguishes_runs(recipe: Recipe, directory: str, name: str) -> None:
+    assert tasks.label(recipe, Path("runs") / directory) == name

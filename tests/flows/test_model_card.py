@@ -1,0 +1,34 @@
+"""What a version's page says: origin, results, what they rest on, and how to repeat it."""
+
+from dataclasses import replace
+
+from dpo_core.recipe import EvaluateSettings, ModelSettings, Recipe, TrainSettings
+from flows import run_page
+from flows.model_card import card
+from flows.registry import Candidate
+
+RECIPE = Recipe(model=ModelSettings(lora_rank=8), train=TrainSettings(learning_rate=3e-5, batch_size=32))
+
+
+def test_it_says_where_the_model_comes_from_and_how_to_repeat_it(candidate: Candidate) -> None:
+    told = card(RECIPE, candidate)
+    assert "- base: **tiny**, LoRA of rank 8, merged" in told
+    assert "- data: 100 pairs of hhh (Anthropic/hh-rlhf@c0ffee); left out: 10 equal sides" in told
+    assert "- 20 steps of 32 pairs, sigmoid, beta 0.1, learning rate 3e-05, renderer role_colon" in told
+    assert f"    {run_page.command(RECIPE)}" in told
+    assert "|" not in told  # MLflow renders no tables
+
+
+def test_it_says_what_was_measured_and_on_how_much(candidate: Candidate) -> None:
+    told = card(RECIPE, candidate)
+    assert "- prompts followed strictly (IFEval): **0.900**, base 0.400" in told
+    assert "- accuracy is of 300 held-out pairs of the same source, 95 % interval 0.870 to 0.930" in told
+    assert "not measured: truthfulness, safety" in told
+
+
+def test_what_was_not_asked_is_said_to_be_unknown(candidate: Candidate) -> None:
+    metrics = {name: value for name, value in candidate.after.metrics.items() if name != "prompt_strict_acc"}
+    bare = replace(candidate, after=candidate.after.model_copy(update={"metrics": metrics | {"loop_share": 0.25}}))
+    told = card(RECIPE.model_copy(update={"evaluate": EvaluateSettings(tasks=())}), bare)
+    assert "whether it follows instructions was not measured" in told
+    assert "- 25.0% of its answers loop" in told
