@@ -153,7 +153,7 @@ class TrainSettings(Section):
     activation_checkpointing: bool = False
     """compute activations again in the backward pass instead of keeping them: less memory, more time"""
     compile_model: bool | Literal["auto"] = "auto"
-    """compile the model's layers with torch.compile; auto: on a GPU, as far as they can be"""
+    """compile the model's layers with torch.compile; auto: on a GPU, without activation_checkpointing"""
     deterministic: bool = False
     """only kernels that give the same bits every time, on a GPU at some cost"""
     seed: int = 0

@@ -11,13 +11,15 @@ from dpo_core.train.logps import plain
 def compiled(policy: nn.Module, train: TrainSettings) -> nn.Module:
     """The policy with its decoder layers compiled, in place, for rows of any length, if the recipe wants it on a GPU.
 
+    auto leaves them as they are where activations are computed again: the two together are not proven (LAB.md).
     A layer that cannot be compiled runs as it is, and torch says so; with compile_model=true it is an error when it is
     first run. Raises RecipeError when compile_model=true and there is no GPU.
     """
     on_gpu = next(policy.parameters()).device.type == "cuda"
     if train.compile_model is True and not on_gpu:
         raise RecipeError("compile_model=true, and there is no GPU.", "Only GPU kernels are compiled.", "Leave it out.")
-    if not train.compile_model or not on_gpu:
+    left = train.compile_model == "auto" and train.activation_checkpointing
+    if not train.compile_model or left or not on_gpu:
         return policy
     torch._dynamo.config.suppress_errors = train.compile_model == "auto"
     # Bits that are the same every time need kernels chosen by rule, not by timing them.
