@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,11 +121,12 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_continues_to_the_same
 @pytest.mark.slow
 def test_a_finished_run_is_extended_to_the_end_of_a_longer_one(place: Place) -> None:
     words = ("lr_schedule=constant", "infrequent_eval_every=0")
-    place.run(*words, "log_path=longer")
     place.run(*words, "log_path=extended", "max_steps=4")
     first = (place.path / "extended" / "metrics.jsonl").read_bytes()
     assert "train" in place.made(*words, "log_path=extended")
     assert (place.path / "extended" / "metrics.jsonl").read_bytes().startswith(first)
+    shutil.rmtree(place.path / "runs" / "store" / "train")  # the longer run is not to find what the extended one left
+    place.run(*words, "log_path=longer")
     extended, longer = (journal.read_steps(place.path / name / "metrics.jsonl") for name in ("extended", "longer"))
     assert [step.values.get("dpo_loss") for step in extended] == [step.values.get("dpo_loss") for step in longer]
     final = [place.path / name / "final" / "model.safetensors" for name in ("extended", "longer")]
