@@ -83,12 +83,7 @@ class Team:
 
     def finished(self, identity: str) -> dict[str, Any]:
         """The run when it is over, well."""
-        # An abandoned run is between two workers, not over.
-        [run] = until(
-            lambda: [
-                run for run in self.runs(id={"any_": [identity]}) if over(run) and run["state"]["name"] != ABANDONED
-            ]
-        )
+        [run] = until(lambda: [run for run in self.runs(id={"any_": [identity]}) if over(run)])
         assert run["state"]["type"] == "COMPLETED", run["state"]
         return run
 
