@@ -7,6 +7,7 @@ from pathlib import Path
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError, RecipeError
 from dpo_core.evaluate.answers import Answer, Answerer, Sampling, open_answerer
+from dpo_core.model.generate import context
 from dpo_core.recipe import EvaluateSettings
 
 HINT = "/new starts over, /exit or Ctrl-D ends."
@@ -75,9 +76,9 @@ def spoken() -> Iterator[str]:
 
 def fitting(answerer: Answerer, messages: Sequence[Message]) -> list[Message]:
     """The conversation without its oldest turns, so many that the model's context has room for an answer."""
-    context = getattr(answerer.model.config, "max_position_embeddings", None)
+    longest = context(answerer.model)
     kept = list(messages)
-    while context and len(kept) > 1 and len(answerer.renderer.build_generation_prompt(kept)) >= context:
+    while longest and len(kept) > 1 and len(answerer.renderer.build_generation_prompt(kept)) >= longest:
         kept = kept[2:]
     return kept
 

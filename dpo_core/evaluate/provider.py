@@ -14,9 +14,11 @@ from inspect_ai.model import (
     Logprob,
     Logprobs,
     ModelAPI,
+    ModelInfo,
     ModelOutput,
     ModelUsage,
     TopLogprob,
+    set_model_info,
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 from tenacity.wait import WaitBaseT, wait_none
@@ -25,6 +27,7 @@ from dpo_core import fingerprint
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling, open_answerer
+from dpo_core.model.generate import context
 from dpo_core.model.names import find
 from dpo_core.recipe import EvaluateSettings
 from dpo_core.render.renderer import Renderer
@@ -72,6 +75,8 @@ class DPOModel(ModelAPI):
         self.answerer: Answerer = given or open_answerer(
             find(model_name), int(size) if size else None, name=model_name, **how
         )
+        # Told here, because inspect-ai would otherwise open the model a second time, in mid-evaluation, to ask for it.
+        set_model_info(f"dpo/{model_name}", ModelInfo(context_length=context(self.answerer.model)))
         self.waiting: list[Request] = []
         self.asked: Counter[str] = Counter()
         self.turn = anyio.Lock()

@@ -133,8 +133,14 @@ def room(model: PreTrainedModel, prompt: Sequence[int], decoding: Decoding) -> i
     """How many tokens may follow a prompt."""
     if not prompt:
         raise ValueError("a prompt needs a token to continue from")
-    context = getattr(model.config, "max_position_embeddings", None)
-    return decoding.max_new_tokens if context is None else min(decoding.max_new_tokens, context - len(prompt))
+    longest = context(model)
+    return decoding.max_new_tokens if longest is None else min(decoding.max_new_tokens, longest - len(prompt))
+
+
+def context(model: PreTrainedModel) -> int | None:
+    """How many tokens a model can attend to at most, None where its configuration does not say."""
+    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    return found
 
 
 @contextmanager

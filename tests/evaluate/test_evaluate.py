@@ -285,6 +285,14 @@ def test_the_record_says_what_was_measured_and_how(world: World, told: PromptSet
     assert (str(log.eval.task_version), log.eval.model_generate_config.seed) == (IFEVAL_VERSION, 7)
 
 
+def test_an_evaluation_opens_its_model_once(world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """inspect-ai asks for a model's context by opening it by name, unless it knows."""
+    opened: list[str] = []
+    monkeypatch.setattr("dpo_core.evaluate.provider.find", opened.append)
+    world.evaluate(world.request(told), "once")
+    assert opened == []
+
+
 def test_several_tasks_at_once(world: World, told: PromptSet, tmp_path: Path) -> None:
     (tmp_path / "tales.py").write_text(TASK)
     result = world.evaluate(world.request(told, tasks=("ifeval", f"{tmp_path / 'tales.py'}@words")), "both")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -48,6 +49,7 @@ class Recorder:
     """Stands in for a model: notes each batch, answers with the question."""
 
     renderer = None
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=512))
 
     def __init__(self, failures: int = 0) -> None:
         self.batches: list[int] = []
