@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dpo_core.errors import DPOError, StoppedError, interrupted
+from dpo_core.errors import DPOError, StoppedError, TrainingError, interrupted
 from flows.commands import COMMANDS, FREE_FORM, WORDS
 
 if TYPE_CHECKING:
@@ -205,6 +205,8 @@ def sweep(words: tuple[str, ...]) -> None:
 
     outcome = sweeping(server.without_password(recipe), {leaf: list(values) for leaf, values in axes.items()})
     click.echo(f"Best: {outcome.best}, version {outcome.promotion.version}. Members: {planned.place}")
+    if outcome.undone:
+        sys.exit(TrainingError.exit_code)
 
 
 @cli.command(context_settings=FREE_FORM | {"help_option_names": []})

@@ -1,6 +1,7 @@
 """The rule by which a candidate becomes the champion: two sets of measurements in, a decision and its reason out."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import hypot, sqrt
 from typing import Literal
 
@@ -19,7 +20,8 @@ class Measured:
     ``followed``: for each prompt's key, whether every instruction was strictly followed; empty when none was asked.
     ``accuracy``: share of ``num_pairs`` held-out pairs of which it prefers the chosen side, ties counting ½, and the
     bounds of its 95 % Wilson interval.
-    The fingerprints say which prompts and pairs these were.
+    The fingerprints say which prompts and pairs these were. ``asked``: what else decides what an answer counts, the
+    task's version and the settings of :data:`flows.servable.TERMS`; empty where no prompt was asked or it is not known.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Measured:
     accuracy_low: float
     accuracy_high: float
     num_pairs: int
+    asked: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,15 @@ def differing(candidate: Measured, rival: Measured) -> str | None:
     """What the two were not both measured on, or None."""
     if candidate.prompts_fingerprint != rival.prompts_fingerprint:
         return "prompts"
+    if terms := other_terms(candidate.asked, rival.asked):
+        return f"terms ({terms})"
     return "held-out pairs" if candidate.pairs_fingerprint != rival.pairs_fingerprint else None
+
+
+def other_terms(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """How prompts were asked otherwise, in words; nothing where either does not say."""
+    names = [name for name in ours if ours[name] != theirs.get(name, ours[name])]
+    return ", ".join(f"{name} {ours[name]} here and {theirs[name]} there" for name in names)
 
 
 def follows(candidate: Measured, rival: Measured) -> Comparison:

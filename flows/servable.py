@@ -15,12 +15,15 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
 import dpo_core
+from dpo_core.evaluate.task_names import IFEVAL
 from dpo_core.records import Checkpoint, EvalResult
 from dpo_core.render.registry import STORED
 from flows.promotion import Measured
 
 WEIGHTS = "artifacts/checkpoint"
 MEASURED, BASE_MEASURED = "measured.json", "base_measured.json"
+# Settings under which an answer to the same prompt may be another one.
+TERMS = ("max_new_tokens", "eval_temperature")
 SERVING = Path(__file__).with_name("served_model.py")
 
 # What loading and serving a checkpoint imports; the versions are those of the environment that trained it.
@@ -81,6 +84,7 @@ def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint, mea
 def measurements(result: EvalResult, name: str) -> Measured:
     """What the rule of promotion needs of an evaluation; a prompt without a verdict is left out."""
     outcomes = [json.loads(line) for line in (result.path / "outcomes.jsonl").read_text().splitlines()]
+    terms = {name: str(result.settings.get(name)) for name in TERMS}
     return Measured(
         name=name,
         prompts_fingerprint=result.prompts_fingerprint,
@@ -90,4 +94,5 @@ def measurements(result: EvalResult, name: str) -> Measured:
         accuracy_low=result.metrics["test/accuracy_low"],
         accuracy_high=result.metrics["test/accuracy_high"],
         num_pairs=int(result.metrics["test/num_pairs"]),
+        asked={"IFEval": result.tasks.get(IFEVAL, ""), **terms} if outcomes else {},
     )

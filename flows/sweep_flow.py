@@ -32,11 +32,13 @@ PICTURE = "sweep.png"
 
 
 class SweepOutcome(Record):
-    """What a sweep came to: its parent run, the best member's name, and what became of its version."""
+    """What a sweep came to: its parent run, the best member's name, what became of its version, and how many members
+    failed or were interrupted."""
 
     run_id: str
     best: str
     promotion: Promotion
+    undone: int
 
 
 @flow(name="dpo-sweep", description=__doc__, timeout_seconds=None, persist_result=False)
@@ -54,9 +56,10 @@ def sweep(recipe: Recipe, axes: dict[str, list[str]]) -> SweepOutcome:
         tracking.tag(handle, {"mlflow.note.content": sweep_page.description(planned, results, best, promotion.reason)})
         Console(highlight=False).print(sweep_page.table(planned, results, best))
         say(promotion.reason)
-        if undone := sum(one.state in (FAILED, INTERRUPTED) for one in results):
+        undone = sum(one.state in (FAILED, INTERRUPTED) for one in results)
+        if undone:
             say(f"{undone} of {len(results)} members did not finish; the same command tries them again.")
-        return SweepOutcome(run_id=handle.run_id, best=best.member.name, promotion=promotion)
+        return SweepOutcome(run_id=handle.run_id, best=best.member.name, promotion=promotion, undone=undone)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ def dpo(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
 
+@pytest.mark.slow
 def test_two_models_on_two_tasks_and_again(stories: Path, prompt_file: PromptFile, tmp_path: Path) -> None:
     """The same model under two names differs in nothing; the second call asks nobody."""
     (tmp_path / "tales.py").write_text(TASK)

@@ -64,6 +64,7 @@ def test_files_that_are_gone_are_told(world: tracking.RunHandle, tmp_path: Path)
         directory("models:/dpo-test@champion")
 
 
+@pytest.mark.slow
 def test_what_a_server_holds_is_brought_once(
     recipe: Recipe,
     candidate: Candidate,

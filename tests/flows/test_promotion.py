@@ -16,7 +16,9 @@ def measured(name: str, followed: str, accuracy: float, num_pairs: int = 1000, *
     """A model that follows the prompts marked 1."""
     marks = {str(key): mark == "1" for key, mark in enumerate(followed)}
     low, high = wilson(accuracy, num_pairs)
-    return Measured(name, other.get("prompts", "p"), marks, other.get("pairs", "q"), accuracy, low, high, num_pairs)
+    asked = {"IFEval": "1", "max_new_tokens": other.get("tokens", "96")}
+    on = other.get("prompts", "p"), marks, other.get("pairs", "q")
+    return Measured(name, *on, accuracy, low, high, num_pairs, asked)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -76,7 +78,12 @@ def test_better_on_one_and_even_on_the_other_is_promoted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"), [({"prompts": "x"}, "other prompts"), ({"pairs": "x"}, "other held-out pairs")]
+    ("other", "told"),
+    [
+        ({"prompts": "x"}, "other prompts"),
+        ({"pairs": "x"}, "other held-out pairs"),
+        ({"tokens": "32"}, "other terms (max_new_tokens 96 here and 32 there)"),
+    ],
 )
 def test_other_measurements_cannot_be_compared(other: dict[str, str], told: str) -> None:
     decision = decide(measured("version 2", GOOD, 0.99), measured("version 1", BAD, 0.5, **other))

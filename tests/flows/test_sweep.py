@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from dpo_core.errors import RecipeError
+from dpo_core.errors import RecipeError, TrainingError
 from dpo_core.records import StepMetrics
 from dpo_core.settings import read_recipe
 from flows.early_stop import hopeless
@@ -185,7 +185,7 @@ class Place:
             "max_new_tokens=8",
             "registered_model_name=swept",
             "stop_hopeless_after=0.1",
-            "learning_rate=1e-3,5e-4,1e-12",
+            "learning_rate=1e-3,5e-4,1e-12,1e9",
         ]
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
@@ -232,8 +232,9 @@ def test_a_sweep_stopped_in_the_middle_is_continued_and_its_best_promoted(place:
 
     (tmp_path / "out").write_text("")
     again = place.start("members_at_once=2")
-    assert again.wait(400) == 0, place.said[-3000:]
+    assert again.wait(400) == TrainingError.exit_code, place.said[-3000:]  # one member failed, the others are done
     assert "learning_rate=1e-12: stopped early (at step " in place.said
+    assert "learning_rate=1e9: failed" in place.said
     [folder] = (tmp_path / "runs" / "sweeps").iterdir()
     stages = (folder / "learning_rate=1e-3.log").read_text().splitlines()
     assert [line for line in stages if line.endswith(": done")] == ["promote: done"]
@@ -246,10 +247,10 @@ def test_a_sweep_stopped_in_the_middle_is_continued_and_its_best_promoted(place:
     [parent] = [run for run in runs.values() if "dpo.sweep" in run.data.tags]
     children = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     status = {run.data.params["learning_rate"]: run.info.status for run in children}
-    assert status == {"0.001": "FINISHED", "0.0005": "FINISHED", "1e-12": "KILLED"}
-    assert len(runs) == 4
+    assert status == {"0.001": "FINISHED", "0.0005": "FINISHED", "1e-12": "KILLED", "1000000000.0": "FAILED"}
+    assert len(runs) == 5
     assert parent.info.status == "FINISHED"
-    assert parent.data.params["learning_rate"] == "1e-3, 5e-4, 1e-12"
+    assert parent.data.params["learning_rate"] == "1e-3, 5e-4, 1e-12, 1e9"
     assert {found.path for found in client.list_artifacts(parent.info.run_id)} == {
         "sweep.png",
         "sweep.md",
