@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 import httpx
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
 
 from dpo_core.errors import TrackingError
 from flows.orchestrator import check_prefect
@@ -21,12 +22,13 @@ AWAY_S, POLL_S = 600.0, 2.0
 def turn(stage: str) -> Iterator[None]:
     """Wait for a slot when the stage computes on a GPU, and hold it while it does.
 
+    A server of this run's own has no such limit and is not asked: its sqlite makes the question wait for seconds.
     A holder that is killed loses it after ``LEASE_S`` seconds. A server that is away takes it from nobody; it is waited
     for when a slot is taken, and after a good end when it is given back.
 
     Raises TrackingError when the server stays away.
     """
-    if stage not in STAGES:
+    if stage not in STAGES or not PREFECT_API_URL.value():
         yield
         return
     slot = concurrency(LIMIT, occupy=1, lease_duration=LEASE_S, strict=False)
