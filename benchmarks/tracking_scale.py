@@ -4,15 +4,16 @@
 
 Inserts runs with parameters, curves and final numbers straight into the store's tables (through MLflow the same would
 take hours), then starts the commands as a user does and takes the best wall time of each. ``empty`` is ``dpo runs`` on
-an experiment with one run: what importing and connecting cost. Without ``--uri`` the store is sqlite in a temporary
-directory; a database that is given must be an empty one, and keeps what was inserted. Prints a table, and a line of
-JSON.
+an experiment with one run: what importing and connecting cost. ``page`` is what the experiment page of MLflow's UI asks
+its server for: its table, and a chart. Without ``--uri`` the store is sqlite in a temporary directory; a database that
+is given must be an empty one, and keeps what was inserted. Prints a table, and a line of JSON.
 """
 
 import argparse
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,17 +23,20 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlParam, SqlRun, SqlTag
 
 from dpo_core.recipe import Recipe, TrackSettings
-from flows import tracking
+from flows import tracking, ui
 
 CURVES = ("dpo_loss", "accuracy", "margin", "learning_rate", "progress", "test/dpo_loss", "test/accuracy", "grad_norm")
 FINAL = {"after/prompt_strict_acc": 0.6, "after/test/accuracy": 0.8, "after/test/nll_chosen": 1.2}
 INTERVAL = {"after/test/accuracy_low": 0.78, "after/test/accuracy_high": 0.82, "after/test/num_pairs": 1024.0}
+JSON_TYPE = {"Content-Type": "application/json"}
 START, CHUNK, PROMPTS = 1_790_000_000_000, 20_000, 541
 
 
@@ -41,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dpo-bench-") as place:
         uri = arguments.uri or f"sqlite:///{place}/mlflow.db"
         inserted, ids = fill(uri, Path(place), arguments.runs, arguments.points)
-        timings = measure(uri, ids, Path(place), arguments.repeats)
+        timings = measure(uri, ids, Path(place), arguments.repeats) | page(uri, ids, arguments.repeats)
     print(f"{arguments.runs} runs, {arguments.points} points, inserted in {inserted:.0f} s\n")
     for name, seconds in timings.items():
         print(f"{name:<34}{seconds:8.2f} s")
@@ -156,6 +160,35 @@ def measure(uri: str, ids: list[str], place: Path, repeats: int) -> dict[str, fl
         "dpo compare, by part of a name": ["compare", "run-00000", "run-00001", "--experiment-name", "many"],
     }
     return {name: min(timed(uri, words, place) for _ in range(repeats)) for name, words in commands.items()}
+
+
+def page(uri: str, ids: list[str], repeats: int) -> dict[str, float]:
+    """The best of some answers of MLflow's server to what its experiment page asks for, in seconds."""
+    experiment = MlflowClient(uri).get_experiment_by_name("many")
+    assert experiment is not None
+    table = {
+        "experiment_ids": [experiment.experiment_id],
+        "max_results": 100,
+        "order_by": ["attributes.start_time DESC"],
+    }
+    chart = urlencode({"run_ids": ids[:10], "metric_key": CURVES[0], "max_results": 320}, doseq=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with ui.running(uri, port) as (_, address):
+        api = f"{address}/ajax-api/2.0/mlflow"
+        asked = {
+            "page: table of the newest 100": Request(f"{api}/runs/search", json.dumps(table).encode(), JSON_TYPE),
+            "page: one curve of ten runs": Request(f"{api}/metrics/get-history-bulk-interval?{chart}"),
+        }
+        return {name: min(answered(request) for _ in range(repeats)) for name, request in asked.items()}
+
+
+def answered(request: Request) -> float:
+    """Wall seconds until the whole answer is there."""
+    started = time.perf_counter()
+    with urlopen(request, timeout=120) as answer:
+        answer.read()
+    return round(time.perf_counter() - started, 3)
 
 
 def timed(uri: str, words: list[str], place: Path) -> float:

@@ -16,7 +16,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 CHUNK = 128
 # Of what is free, the part that the cache may take.
 SHARE = 0.5
-MOST_ROWS = {"cpu": 64, "cuda": 512}
+MOST_ROWS = {"cpu": 256, "cuda": 512}
 
 
 class Place:
