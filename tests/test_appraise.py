@@ -45,6 +45,7 @@ def test_two_models_on_two_tasks_and_again(stories: Path, prompt_file: PromptFil
     assert (again.stdout, "asking" in again.stderr) == (first.stdout, False)
 
 
+@pytest.mark.slow
 def test_one_model_with_a_limit(stories: Path, tmp_path: Path) -> None:
     (tmp_path / "tales.py").write_text(TASK)
     words = ("--task=tales.py", "--limit=2", "max_new_tokens=4", "renderer_name=role_colon")
