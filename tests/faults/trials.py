@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from math import ceil
 from pathlib import Path
 
 from dpo_core import durable
@@ -254,7 +255,7 @@ TRIALS: dict[str, tuple[Trial, float]] = {
 
 
 def schedule(injections: int) -> Iterator[tuple[str, Trial, int]]:
-    """Kinds, each with its number of injections: in proportion, at least one."""
+    """Kinds, each with its number of injections: in proportion, so many in all at least."""
     whole = sum(weight for _, weight in TRIALS.values())
     for name, (trial, weight) in TRIALS.items():
-        yield name, trial, max(1, round(injections * weight / whole))
+        yield name, trial, ceil(injections * weight / whole)
