@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlParam, SqlRun, SqlTag
 
+from deployments.processes import free_port
 from dpo_core.recipe import Recipe, TrackSettings
 from flows import tracking, ui
 
@@ -172,9 +172,7 @@ def page(uri: str, ids: list[str], repeats: int) -> dict[str, float]:
         "order_by": ["attributes.start_time DESC"],
     }
     chart = urlencode({"run_ids": ids[:10], "metric_key": CURVES[0], "max_results": 320}, doseq=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with ui.running(uri, port) as (_, address):
+    with ui.running(uri, free_port()) as (_, address):
         api = f"{address}/ajax-api/2.0/mlflow"
         asked = {
             "page: table of the newest 100": Request(f"{api}/runs/search", json.dumps(table).encode(), JSON_TYPE),

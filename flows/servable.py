@@ -84,7 +84,7 @@ def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint, mea
 def measurements(result: EvalResult, name: str) -> Measured:
     """What the rule of promotion needs of an evaluation; a prompt without a verdict is left out."""
     outcomes = [json.loads(line) for line in (result.path / "outcomes.jsonl").read_text().splitlines()]
-    terms = {name: str(result.settings.get(name)) for name in TERMS}
+    terms = {"IFEval": result.tasks.get(IFEVAL, "")} | {term: f"{result.settings[term]:g}" for term in TERMS}
     return Measured(
         name=name,
         prompts_fingerprint=result.prompts_fingerprint,
@@ -94,5 +94,5 @@ def measurements(result: EvalResult, name: str) -> Measured:
         accuracy_low=result.metrics["test/accuracy_low"],
         accuracy_high=result.metrics["test/accuracy_high"],
         num_pairs=int(result.metrics["test/num_pairs"]),
-        asked={"IFEval": result.tasks.get(IFEVAL, ""), **terms} if outcomes else {},
+        asked=terms if outcomes else {},
     )

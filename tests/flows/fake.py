@@ -65,7 +65,7 @@ def evaluation(path: Path, followed: list[bool], accuracy: float, **other: str) 
         prompts_fingerprint=other.get("prompts", "p"),
         pairs_fingerprint=other.get("pairs", "q"),
         tasks={"ifeval": "1"},
-        settings={"eval_seed": 0},
+        settings={"eval_seed": 0, "eval_temperature": 0.0, "max_new_tokens": int(other.get("max_new_tokens", 96))},
         failed=0,
         metrics={"prompt_strict_acc": share, "test/accuracy": accuracy, "test/num_pairs": 300.0, **interval},
     )

@@ -2,12 +2,15 @@
 
 import re
 from math import sqrt
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.promotion import Measured, decide, follows, mcnemar, prefers
+from flows.servable import measurements
+from tests.flows.fake import evaluation
 
 Z = 1.959964
 
@@ -89,6 +92,14 @@ def test_other_measurements_cannot_be_compared(other: dict[str, str], told: str)
     decision = decide(measured("version 2", GOOD, 0.99), measured("version 1", BAD, 0.5, **other))
     assert not decision.promoted
     assert told in decision.reason
+
+
+def test_an_evaluation_says_how_its_prompts_were_asked(tmp_path: Path) -> None:
+    first = evaluation(tmp_path / "first", [True] * 9, 0.9)
+    second = evaluation(tmp_path / "second", [True] * 9, 0.9, max_new_tokens="32")
+    one, other = (measurements(told, told.path.name) for told in (first, second))
+    assert one.asked == {"IFEval": "1", "max_new_tokens": "96", "eval_temperature": "0"}
+    assert other.asked == one.asked | {"max_new_tokens": "32"}
 
 
 def test_without_prompts_preferences_alone_decide() -> None:
