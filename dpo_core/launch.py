@@ -39,8 +39,8 @@ def launch(stage: str, key: str, request: Record, store: Store) -> None:
 
 
 def command(stage: str, request_file: Path, store: Store, key: str) -> list[str]:
-    """What runs one stage."""
-    return [sys.executable, "-m", "dpo_core.worker", stage, str(request_file), str(store.root), key]
+    """What runs one stage as a child of this process."""
+    return [sys.executable, "-m", "dpo_core.worker", stage, str(request_file), str(store.root), key, str(os.getpid())]
 
 
 def wait(words: list[str]) -> int:

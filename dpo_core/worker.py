@@ -1,4 +1,4 @@
-"""One stage in its own process: ``python -m dpo_core.worker <stage> <request.json> <store> <key>``."""
+"""One stage in its own process: ``python -m dpo_core.worker <stage> <request.json> <store> <key> <parent's pid>``."""
 
 import errno
 import importlib
@@ -44,9 +44,12 @@ ERROR_FILE = "error.json"
 ORPHAN_POLL_S = 1.0
 
 
-def main(stage: str, request_file: Path, store: Path, key: str) -> int:
-    """Run one stage; an error meant for the user goes to ``error.json`` beside the request, for the parent to raise."""
-    threading.Thread(target=leave_with_parent, args=(os.getppid(),), daemon=True).start()
+def main(stage: str, request_file: Path, store: Path, key: str, parent: int) -> int:
+    """Run one stage; an error meant for the user goes to ``error.json`` beside the request, for the parent to raise.
+
+    ``parent`` is told and not asked for here: it may have died before this process came to ask.
+    """
+    threading.Thread(target=leave_with_parent, args=(parent,), daemon=True).start()
     module, kind = STAGES[stage]
     request = kind.model_validate_json(request_file.read_text())
     try:
@@ -84,4 +87,4 @@ def leave_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], int(sys.argv[5])))

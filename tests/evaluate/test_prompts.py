@@ -167,6 +167,7 @@ def in_own_process(place: Path, source: str, **environment: str) -> tuple[Except
         str(place / "request.json"),
         str(place / "store"),
         "key",
+        str(os.getpid()),
     ]
     began = time.monotonic()
     done = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=False)

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,19 +133,19 @@ class ForkedWorker:
     fault: Fault | None = None
 
     def __init__(self, words: list[str], **_: Any) -> None:
-        _, _, _, stage, request, store, key = words
+        _, _, _, stage, request, store, key, parent = words
         self.pid = os.fork()
         if self.pid == 0:
-            os._exit(self.body(stage, Path(request), Path(store), key))
+            os._exit(self.body(stage, Path(request), Path(store), key, int(parent)))
         self.code: int | None = None
 
-    def body(self, stage: str, request: Path, store: Path, key: str) -> int:
+    def body(self, stage: str, request: Path, store: Path, key: str, parent: int) -> int:
         """The worker's exit code."""
         os.setsid()
         try:
             if self.fault is not None:
                 type(self).fault(stage)  # type: ignore[misc]
-            return worker.main(stage, request, store, key)
+            return worker.main(stage, request, store, key, parent)
         except SystemExit as leaving:
             return int(leaving.code or 0)
         except BaseException:  # noqa: BLE001 - as above
@@ -230,15 +231,17 @@ def leftovers(place: Path) -> list[str]:
 
 def processes(place: Path) -> list[int]:
     """Living processes whose open files are in a directory: a worker that nobody waits for."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if pid != os.getpid() and any(link.startswith(str(place)) for link in open_files(pid))]
+
+
+def open_files(pid: int) -> list[str]:
+    """Where a process's descriptors point; one that closes while they are read is left out, the others are not."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                links = [str(link.readlink()) for link in (entry / "fd").iterdir()]
-            except OSError:
-                continue
-            if any(link.startswith(str(place)) for link in links):
-                found.append(int(entry.name))
+    with suppress(OSError):  # the process ended
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.append(str(link.readlink()))
     return found
 
 
