@@ -1,5 +1,8 @@
 """The flow: preferences and a model become an evaluated, registered, and perhaps promoted version."""
 
+import importlib
+import threading
+
 from prefect import flow
 from prefect.runtime import flow_run
 
@@ -8,7 +11,6 @@ from dpo_core.errors import TrainingError
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Promotion, Record
 from flows import tasks
-from flows.registry import Candidate
 from flows.turn import turn
 
 MOST_STARTS = 6  # the first among them
@@ -34,11 +36,17 @@ def check_starts(count: int) -> None:
         )
 
 
+def load_ahead(module: str) -> None:
+    """Import a module in the background: MLflow's seconds pass while the first stages' processes are at work."""
+    threading.Thread(target=importlib.import_module, args=(module,), name=f"import {module}").start()
+
+
 @flow(name="dpo", description=__doc__, timeout_seconds=None, persist_result=False)
 def pipeline(recipe: Recipe) -> Outcome:
     """Download and render preferences, train with DPO, evaluate, register, and promote on evidence."""
     check_starts(flow_run.run_count)
     produce.TURN.set(turn)
+    load_ahead("flows.tracked")
     river.preflight(recipe)
     base = weights.base(recipe)
     pairs = tasks.acquire(recipe)
@@ -46,12 +54,15 @@ def pipeline(recipe: Recipe) -> Outcome:
     rendered = tasks.render(recipe, pairs, base)
     start = tasks.warm_start(recipe, rendered, base)
     reference = tasks.score_reference(recipe, rendered, start)
-    checkpoint = tasks.train(recipe, rendered, reference, start)
+    from flows import tracked  # lazy: loaded by now
+    from flows.registry import Candidate
+
+    checkpoint = tracked.train(recipe, rendered, reference, start)
     inputs = river.EvaluationInputs(rendered, reference, prompts)
-    with tasks.accounted(recipe, checkpoint):
+    with tracked.accounted(recipe, checkpoint):
         before = tasks.evaluate(recipe, start, inputs)
         after = tasks.evaluate(recipe, river.trained(checkpoint, start), inputs)
         candidate = Candidate(checkpoint, pairs, rendered, before, after)
-        version = tasks.register(recipe, candidate)
-        promotion = tasks.promote(recipe, candidate, version)
+        version = tracked.register(recipe, candidate)
+        promotion = tracked.promote(recipe, candidate, version)
     return Outcome(checkpoint=checkpoint, base=before, trained=after, version=version, promotion=promotion)

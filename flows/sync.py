@@ -7,7 +7,7 @@ from dpo_core.recipe import Recipe
 from dpo_core.train import journal
 from dpo_core.train.run_dir import CHECKPOINTS, CONFIG, FINAL, METRICS, read_config
 from flows import run_page, tracking
-from flows.tasks import label
+from flows.tracked import label
 
 
 def sync(log_path: Path, tracking_uri: str | None, experiment_name: str | None) -> str:

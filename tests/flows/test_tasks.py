@@ -12,14 +12,14 @@ from dpo_core import fingerprint
 from dpo_core.errors import EvaluationError, StoppedError
 from dpo_core.recipe import Recipe
 from dpo_core.train import run_dir
-from flows import tasks
+from flows import tracked
 from flows.registry import Candidate
 from flows.tracking import RunHandle
 
 SCRIPT = """
 from dpo_core.train import run_dir
-from flows import tasks
-tasks.RETRY_DELAYS_S = [0, 0]
+from flows import stage
+stage.RETRY_DELAYS_S = [0, 0]
 from prefect import flow
 from dpo_core.errors import DiedError, RecipeError
 from dpo_core.produce import Produced
@@ -27,14 +27,14 @@ from dpo_core.records import DataReport
 
 tries = {"died": 0, "bad": 0}
 
-@tasks.stage("died")
+@stage.stage("died")
 def died():
     tries["died"] += 1
     if tries["died"] < 3:
         raise DiedError("found", "rule", "remedy")
     return Produced(DataReport(rows_read=1, kept=1), False)
 
-@tasks.stage("bad")
+@stage.stage("bad")
 def bad():
     tries["bad"] += 1
     raise RecipeError("found", "rule", "remedy")
@@ -74,7 +74,7 @@ def test_a_run_whose_evaluation_fails_does_not_stay_open(
     config = {"origin": "f00d"}
     config |= {run_dir.DIGEST: fingerprint.of_value(config)}
     (candidate.checkpoint.log_path / run_dir.CONFIG).write_text(json.dumps(config))
-    with pytest.raises(type(error)), tasks.accounted(recipe, candidate.checkpoint):
+    with pytest.raises(type(error)), tracked.accounted(recipe, candidate.checkpoint):
         raise error
     assert run.client.get_run(run.run_id).info.status == status
 
@@ -88,4 +88,4 @@ def test_a_run_whose_evaluation_fails_does_not_stay_open(
     ],
 )
 def test_a_name_begins_with_what_distinguishes_runs(recipe: Recipe, directory: str, name: str) -> None:
-    assert tasks.label(recipe, Path("runs") / directory) == name
+    assert tracked.label(recipe, Path("runs") / directory) == name
