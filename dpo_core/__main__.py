@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+from dpo_core import garbage
 from dpo_core.errors import DPOError, RecipeError, interrupted
 from dpo_core.settings import read_recipe
 
@@ -24,6 +25,7 @@ def main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
+    garbage.none_at_the_end()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "--debug" in words:
         os.environ["DPO_DEBUG"] = "1"

@@ -9,8 +9,9 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
-from dpo_core import durable
+from dpo_core import durable, garbage
 from dpo_core.errors import DiskFullError, DPOError
 from dpo_core.records import Record
 from dpo_core.requests import (
@@ -49,13 +50,14 @@ def main(stage: str, request_file: Path, store: Path, key: str, parent: int) -> 
 
     ``parent`` is told and not asked for here: it may have died before this process came to ask.
     """
+    garbage.none_at_the_end()
     threading.Thread(target=leave_with_parent, args=(parent,), daemon=True).start()
     module, kind = STAGES[stage]
     request = kind.model_validate_json(request_file.read_text())
     try:
         with Store(store).write(stage, key) as draft:
             if not draft.there:
-                importlib.import_module(module).run(request, draft)
+                loaded(module).run(request, draft)
     except Exception as raised:
         error = raised if isinstance(raised, DPOError) else full_disk(raised)
         if error is None:
@@ -65,6 +67,12 @@ def main(stage: str, request_file: Path, store: Path, key: str, parent: int) -> 
         (request_file.parent / ERROR_FILE).write_text(error.to_json())
         return error.exit_code
     return 0
+
+
+def loaded(module: str) -> Any:
+    """A stage's module."""
+    with garbage.importing():
+        return importlib.import_module(module)
 
 
 def full_disk(error: Exception) -> DPOError | None:
@@ -80,10 +88,25 @@ def full_disk(error: Exception) -> DPOError | None:
 
 
 def leave_with_parent(parent: int) -> None:
-    """Ask ourselves to stop when the parent is gone: nobody is left to hand a result to."""
-    while os.getppid() == parent:
+    """Ask ourselves to stop when the parent is gone: nobody is left to hand a result to.
+
+    What started us may stand between the two of us, such as a profiler; then it is both that have to live.
+    """
+    nearest = os.getppid()
+    while os.getppid() == nearest and (nearest == parent or lives(parent)):
         time.sleep(ORPHAN_POLL_S)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 if __name__ == "__main__":

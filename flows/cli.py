@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dpo_core import garbage
 from dpo_core.errors import DPOError, StoppedError, TrainingError, interrupted
 from flows.commands import COMMANDS, FREE_FORM, WORDS
 
@@ -82,9 +83,10 @@ def start(recipe: "Recipe") -> None:
     """The flow, on a recipe that can work."""
     refuse_early(recipe)
     end_by_sigterm()
-    from flows import server  # lazy, each of these: prefect and mlflow come after the checks
-    from flows.pipeline import pipeline
-    from flows.summary import show
+    with garbage.importing():
+        from flows import server  # lazy, each of these: prefect and mlflow come after the checks
+        from flows.pipeline import pipeline
+        from flows.summary import show
 
     show(pipeline(server.without_password(recipe)))
 
@@ -200,8 +202,9 @@ def sweep(words: tuple[str, ...]) -> None:
     planned = plans.plan(recipe, axes)
     refuse_early(recipe)
     end_by_sigterm()
-    from flows import server
-    from flows.sweep_flow import sweep as sweeping
+    with garbage.importing():
+        from flows import server
+        from flows.sweep_flow import sweep as sweeping
 
     outcome = sweeping(server.without_password(recipe), {leaf: list(values) for leaf, values in axes.items()})
     click.echo(f"Best: {outcome.best}, version {outcome.promotion.version}. Members: {planned.place}")
@@ -240,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     ``--debug`` anywhere (or DPO_DEBUG=1) shows tracebacks, here and in the stages' processes.
     """
+    garbage.none_at_the_end()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "--debug" in words:
         os.environ["DPO_DEBUG"] = "1"

@@ -8,20 +8,23 @@ import signal
 import sys
 from pathlib import Path
 
+from dpo_core import garbage
 from dpo_core.errors import DPOError, StoppedError
 from dpo_core.recipe import Recipe
 
 
 def main(request: Path, outcome: Path) -> int:
     """Run the member, and return its exit code; an error goes to stderr, its last line."""
+    garbage.none_at_the_end()
     # A parent started in the background hands SIGINT down as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from flows import orchestrator  # lazy: before Prefect is imported, which reads what this sets
 
     orchestrator.quieten(bool(os.environ.get("DPO_DEBUG")))
-    from prefect import tags
+    with garbage.importing():
+        from prefect import tags
 
-    from flows.pipeline import pipeline
+        from flows.pipeline import pipeline
 
     recipe = Recipe.model_validate_json(request.read_text())
     try:

@@ -6,7 +6,7 @@ import threading
 from prefect import flow
 from prefect.runtime import flow_run
 
-from dpo_core import produce, river, weights
+from dpo_core import garbage, produce, river, weights
 from dpo_core.errors import TrainingError
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Promotion, Record
@@ -38,7 +38,12 @@ def check_starts(count: int) -> None:
 
 def load_ahead(module: str) -> None:
     """Import a module in the background: MLflow's seconds pass while the first stages' processes are at work."""
-    threading.Thread(target=importlib.import_module, args=(module,), name=f"import {module}").start()
+
+    def load() -> None:
+        with garbage.importing():
+            importlib.import_module(module)
+
+    threading.Thread(target=load, name=f"import {module}").start()
 
 
 @flow(name="dpo", description=__doc__, timeout_seconds=None, persist_result=False)

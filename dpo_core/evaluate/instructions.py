@@ -17,6 +17,8 @@ import langdetect
 from pydantic import Field, StrictInt, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass as validated
 
+from dpo_core import garbage
+
 # langdetect samples; the official verdicts on lowercase and uppercase English are only repeatable with a fixed seed.
 langdetect.DetectorFactory.seed = 0
 
@@ -117,7 +119,8 @@ def registry() -> dict[str, Any]:
     os.environ["LOCAL_RANK"] = "1"
     try:
         # Lazy: 3 s of lm-eval's task machinery, paid by the evaluation alone.
-        from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
+        with garbage.importing():
+            from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
     finally:
         os.environ.pop("LOCAL_RANK") if rank is None else os.environ.update(LOCAL_RANK=rank)
     return dict(INSTRUCTION_DICT)
