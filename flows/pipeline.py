@@ -60,12 +60,14 @@ def pipeline(recipe: Recipe) -> Outcome:
     start = tasks.warm_start(recipe, rendered, base)
     reference = tasks.score_reference(recipe, rendered, start)
     from flows import tracked  # lazy: loaded by now
+    from flows.recording import Training
     from flows.registry import Candidate
 
     checkpoint = tracked.train(recipe, rendered, reference, start)
     inputs = river.EvaluationInputs(rendered, reference, prompts)
     with tracked.accounted(recipe, checkpoint):
-        before = tasks.evaluate(recipe, start, inputs)
+        with tracked.meanwhile(recipe, Training(checkpoint, pairs, rendered)):
+            before = tasks.evaluate(recipe, start, inputs)
         after = tasks.evaluate(recipe, river.trained(checkpoint, start), inputs)
         candidate = Candidate(checkpoint, pairs, rendered, before, after)
         version = tracked.register(recipe, candidate)

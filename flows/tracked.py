@@ -15,6 +15,7 @@ from dpo_core.records import Checkpoint, ModelSource, ModelVersion, Promotion, R
 from dpo_core.train.run_dir import origin_of
 from flows import approval, champion, lineage, model_card, registry, run_page, tracking
 from flows.follower import Follower
+from flows.recording import Training, record, recording
 from flows.registry import Candidate
 from flows.stage import say, stage
 
@@ -53,10 +54,8 @@ def register(recipe: Recipe, candidate: Candidate) -> Produced[ModelVersion]:
     if found is not None:
         return Produced(registry.record(handle, found), True)
     tags = lineage.tags(recipe, candidate.pairs)
-    tracking.project(handle, candidate.checkpoint.log_path)
     tracking.tag(handle, tags)
-    run_page.log_data(handle, candidate.pairs, candidate.rendered)
-    run_page.log_files(handle, recipe, candidate.checkpoint.log_path)
+    record(handle, recipe, Training(candidate.checkpoint, candidate.pairs, candidate.rendered))
     run_page.log_results(handle, candidate)
     return registry.register(handle, candidate, name, registry.About(tags, model_card.card(recipe, candidate)))
 
@@ -78,6 +77,13 @@ def opened(recipe: Recipe, checkpoint: Checkpoint) -> tracking.RunHandle:
     """The MLflow run of the training run that a checkpoint is of."""
     log_path = checkpoint.log_path
     return tracking.open_run(recipe.track, recipe, label(recipe, log_path), origin_of(log_path))
+
+
+@contextmanager
+def meanwhile(recipe: Recipe, training: Training) -> Iterator[None]:
+    """What training left is recorded while the block runs."""
+    with recording(partial(opened, recipe, training.checkpoint), recipe, training):
+        yield
 
 
 @contextmanager
