@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dpo_core.errors import TrackingError
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, PairSet, RenderedSet
-from flows import run_page, tracking
+from flows import registry, run_page, tracking
 from flows.tracking import RunHandle
 
 RECORDED = "dpo.recorded"
@@ -25,7 +25,7 @@ class Training:
 
 
 def record(handle: RunHandle, recipe: Recipe, training: Training) -> None:
-    """The whole journal, the data, files and curves, unless the run has those of this checkpoint already.
+    """The whole journal, the data, files, curves and the model, unless the run has those of this checkpoint already.
 
     Raises TrackingError when MLflow does not answer.
     """
@@ -37,12 +37,14 @@ def record(handle: RunHandle, recipe: Recipe, training: Training) -> None:
         return
     run_page.log_data(handle, training.pairs, training.rendered)
     run_page.log_files(handle, recipe, checkpoint.log_path)
+    with tracking.answering(handle.uri):
+        registry.log_model(handle, checkpoint, registry.registered_name(recipe))
     tracking.tag(handle, {RECORDED: checkpoint.fingerprint})
 
 
 @contextmanager
 def recording(opened: Callable[[], RunHandle], recipe: Recipe, training: Training) -> Iterator[None]:
-    """Record in a thread while the block runs. When MLflow fails, registering records what is missing then."""
+    """Record in a thread while the block runs, and until it is done. When MLflow fails, registering makes up for it."""
 
     def attempt() -> None:
         with suppress(TrackingError):
@@ -52,5 +54,7 @@ def recording(opened: Callable[[], RunHandle], recipe: Recipe, training: Trainin
     thread.start()
     try:
         yield
-    finally:
+    except BaseException:
         thread.join(LEAVING_S)
+        raise
+    thread.join()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion as Found
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -20,11 +20,12 @@ from dpo_core.errors import RecipeError
 from dpo_core.produce import Produced
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, PairSet, RenderedSet
-from flows.servable import BASE_MEASURED, MEASURED, WEIGHTS, measurements, upload
+from flows.servable import BASE_MEASURED, MEASURED, WEIGHTS, measurements, upload, upload_measured
 from flows.tracking import AFTER, FINGERPRINT, RunHandle, answering
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 LOGGED = "models:/"  # before a logged model's id
+CHECKPOINT = "dpo.checkpoint"  # a logged model's tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,6 @@ def register(handle: RunHandle, candidate: Candidate, name: str, about: About) -
         found = find_version(handle.client, name, candidate)
         if found is not None:
             return Produced(record(handle, found), True)
-        sweep(handle)
         return Produced(record(handle, add_version(handle, candidate, name, about)), False)
 
 
@@ -102,29 +102,65 @@ def find_version(client: MlflowClient, name: str, candidate: Candidate) -> Found
 
 
 def whole(client: MlflowClient, version: Found, checkpoint: Checkpoint) -> bool:
-    """Whether a version's model is there with every file of the checkpoint in its right size."""
+    """Whether a version's model is there with every file of the checkpoint in its right size, and its measurements."""
     try:
-        stored = client.list_logged_model_artifacts(model_of(version), WEIGHTS)
-        measured = client.list_logged_model_artifacts(model_of(version))
+        files = {file.path for file in client.list_logged_model_artifacts(model_of(version))}
+    except (MlflowException, OSError):
+        return False
+    return MEASURED in files and holds(client, model_of(version), checkpoint)
+
+
+def holds(client: MlflowClient, identity: str, checkpoint: Checkpoint) -> bool:
+    """Whether a logged model has every file of the checkpoint in its right size."""
+    try:
+        stored = client.list_logged_model_artifacts(identity, WEIGHTS)
     except (MlflowException, OSError):
         return False
     sizes = {Path(file.path).name: file.file_size for file in stored}
     expected = {path.name: path.stat().st_size for path in checkpoint.path.iterdir() if path.is_file()}
-    return expected.items() <= sizes.items() and MEASURED in {file.path for file in measured}
+    return expected.items() <= sizes.items()
+
+
+def log_model(handle: RunHandle, checkpoint: Checkpoint, name: str) -> LoggedModel:
+    """The checkpoint as a model of the run that no version was made of yet, and that loads: found, or uploaded.
+
+    Others without a version are what an attempt that was killed left, and are discarded.
+    """
+    client, found = handle.client, None
+    for model in unregistered(handle):
+        told = model.status, model.name, model.tags.get(CHECKPOINT)
+        fits = told == (LoggedModelStatus.READY, name, checkpoint.fingerprint)
+        if found is None and fits and holds(client, model.model_id, checkpoint):
+            found = model
+        else:
+            discard(client, model)
+    return found or new_model(handle, checkpoint, name)
+
+
+def new_model(handle: RunHandle, checkpoint: Checkpoint, name: str) -> LoggedModel:
+    """Upload the checkpoint; when that fails, nothing of it stays."""
+    client, tags = handle.client, {CHECKPOINT: checkpoint.fingerprint}
+    model = client.create_logged_model(
+        handle.experiment_id, name=name, source_run_id=handle.run_id, tags=tags, model_type="dpo"
+    )
+    try:
+        upload(client, model, checkpoint)
+        return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    except BaseException:
+        discard(client, model)
+        raise
 
 
 def add_version(handle: RunHandle, candidate: Candidate, name: str, about: About) -> Found:
-    """Log the model and register it; each step notes how it is undone, should a later one fail."""
+    """Register the model with what was measured; each step notes how it is undone, should a later one fail."""
     client, step = handle.client, candidate.checkpoint.step
     with ExitStack() as undo:
-        model = client.create_logged_model(
-            handle.experiment_id, name=name, source_run_id=handle.run_id, tags=dict(about.tags), model_type="dpo"
-        )
+        model = log_model(handle, candidate.checkpoint, name)
         undo.callback(discard, client, model)
         results = {MEASURED: candidate.after, BASE_MEASURED: candidate.before}
         told = {file: measurements(result, "it") for file, result in results.items()}
-        upload(client, model, candidate.checkpoint, told)
-        client.finalize_logged_model(model.model_id, "READY")
+        upload_measured(client, model.model_id, told)
+        client.set_logged_model_tags(model.model_id, dict(about.tags))
         log_metrics(handle, model.model_id, candidate.pairs)
         if created(client, name):
             undo.callback(remove_if_empty, client, name)
@@ -171,14 +207,13 @@ def discard(client: MlflowClient, model: LoggedModel) -> None:
     client.delete_logged_model(model.model_id)
 
 
-def sweep(handle: RunHandle) -> None:
-    """Discard the models of this run that never became a version: an earlier attempt was killed."""
+def unregistered(handle: RunHandle) -> list[LoggedModel]:
+    """The models of this run that did not become a version."""
     versions = handle.client.search_model_versions(f"run_id = '{handle.run_id}'")
     kept = {model_of(version) for version in versions}
     query = f"source_run_id = '{handle.run_id}'"
-    for model in handle.client.search_logged_models([handle.experiment_id], filter_string=query):
-        if model.model_id not in kept:
-            discard(handle.client, model)
+    found = handle.client.search_logged_models([handle.experiment_id], filter_string=query)
+    return [model for model in found if model.model_id not in kept]
 
 
 def created(client: MlflowClient, name: str) -> bool:

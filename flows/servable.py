@@ -54,8 +54,8 @@ SIGNATURE = ModelSignature(
 )
 
 
-def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint, measured: Mapping[str, Measured]) -> None:
-    """Everything that loading the model needs, and what was measured, by file name.
+def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint) -> None:
+    """Everything that loading the model needs.
 
     MLflow's own way copies the weights to a temporary directory twice; here they go to the store straight from the
     checkpoint, into the place that a model saved with a stand-in keeps for them.
@@ -75,10 +75,16 @@ def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint, mea
             pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
             mlflow_model=Model(model.artifact_location, model.source_run_id, model_uuid=identity, model_id=identity),
         )
-        for name, one in measured.items():
-            (saved / name).write_text(json.dumps(asdict(one), indent=1))
         client.log_model_artifacts(identity, str(saved))
     client.log_model_artifacts(identity, str(checkpoint.path), WEIGHTS)
+
+
+def upload_measured(client: MlflowClient, identity: str, measured: Mapping[str, Measured]) -> None:
+    """What was measured of a model, by file name."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, one in measured.items():
+            Path(temporary, name).write_text(json.dumps(asdict(one), indent=1))
+        client.log_model_artifacts(identity, temporary)
 
 
 def measurements(result: EvalResult, name: str) -> Measured:

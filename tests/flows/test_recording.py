@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 
 from dpo_core.errors import TrackingError
 from dpo_core.recipe import Recipe
@@ -48,6 +49,8 @@ def test_it_is_there_after_the_block_and_not_recorded_again(
         pass
     assert {"curves.png", "recipe.toml", "journal"} <= names(run)
     assert len(run.client.get_run(run.run_id).inputs.dataset_inputs) == 2
+    [model] = run.client.search_logged_models([run.experiment_id])
+    assert (model.name, model.status) == ("dpo-test", LoggedModelStatus.READY)
     recording.record(run, recipe, training)
     assert drawn == [run.run_id]
 

@@ -132,6 +132,33 @@ def test_a_killed_attempt_is_swept(run: tracking.RunHandle, candidate: Candidate
     assert [model.model_id for model in models(run)] == [registry.model_of(found)]
 
 
+def test_a_model_that_was_uploaded_before_it_was_measured_is_the_versions(
+    run: tracking.RunHandle, candidate: Candidate, tmp_path: Path
+) -> None:
+    early = registry.log_model(run, candidate.checkpoint, "dpo-test")
+    assert registry.log_model(run, candidate.checkpoint, "dpo-test").model_id == early.model_id
+    version = registered(run, candidate)
+    found = run.client.get_model_version("dpo-test", str(version.version))
+    assert registry.model_of(found) == early.model_id
+    assert register(run, candidate, "dpo-test", ABOUT).cached
+    assert models(run)[0].tags["dpo.checkpoint"] == "c"
+
+
+@pytest.mark.parametrize("harm", ["another checkpoint", "a lost file", "another name"])
+def test_a_model_that_does_not_fit_is_uploaded_anew(
+    run: tracking.RunHandle, candidate: Candidate, tmp_path: Path, harm: str
+) -> None:
+    checkpoint = candidate.checkpoint.model_copy(update={"fingerprint": "x"} if harm == "another checkpoint" else {})
+    registry.log_model(run, checkpoint, "other" if harm == "another name" else "dpo-test")
+    if harm == "a lost file":
+        [found] = [path for path in files(run, tmp_path) if path.name == "model.safetensors"]
+        found.unlink()
+    version = registered(run, candidate)
+    found_version = run.client.get_model_version("dpo-test", str(version.version))
+    assert [model.model_id for model in models(run)] == [registry.model_of(found_version)]
+    assert len([path for path in files(run, tmp_path) if path.name == "model.safetensors"]) == 1
+
+
 def test_the_name_says_data_and_model() -> None:
     recipe = Recipe(data=DataSettings(dataset="some/file.v2.jsonl.gz"), model=ModelSettings(model_name="meta/Ll:ama"))
     assert registered_name(recipe) == "dpo-file-Ll_ama"
