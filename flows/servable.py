@@ -1,6 +1,7 @@
 """A checkpoint as a model that MLflow loads and serves, and what was measured of it."""
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -61,6 +62,8 @@ def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint) -> 
     checkpoint, into the place that a model saved with a stand-in keeps for them.
     """
     identity = model.model_id
+    # It would tell that there is no pip, as in our images, which a model whose packages are named does not need.
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
         stand_in, saved = Path(temporary, "checkpoint"), Path(temporary, "model")
         stand_in.mkdir()
