@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Every = Annotated[int, Field(ge=0)]
+EngineName = Literal["auto", "torch", "paged", "vllm"]
 TrainOnWhat = Literal[
     "last_assistant_message",
     "last_assistant_turn",
@@ -206,6 +207,9 @@ class EvaluateSettings(Section):
     """temperature that answers are drawn at; 0 is greedy (a task's own setting comes first)"""
     eval_seed: int = 0
     """seed of the draws, where the temperature is above 0"""
+    eval_engine: EngineName = "auto"
+    """what generates answers: torch (our batches), paged (transformers' continuous batching), vllm (where installed);
+    auto: in bf16 on a GPU vllm where it is installed, else paged, and torch everywhere else"""
     eval_batch_size: Count | Literal["auto"] = "auto"
     """prompts generated together; auto: as many as memory has room for"""
     num_samples: Every = 8

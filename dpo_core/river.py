@@ -13,6 +13,7 @@ from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, RecipeError
 from dpo_core.evaluate import task_names
 from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
+from dpo_core.model import engines
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
@@ -47,6 +48,7 @@ def preflight(recipe: Recipe) -> None:
     run_dir.settle(recipe)
     acquisition.content(acquisition.pin(recipe.data), recipe.data)
     task_names.settle(recipe.evaluate.tasks)
+    engines.check(recipe.evaluate.eval_engine)
     weights.base(recipe)
     prompts_source(recipe)
 

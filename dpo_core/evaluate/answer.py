@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from dpo_core import fingerprint
 from dpo_core.evaluate.answers import open_answerer
-from dpo_core.evaluate.evaluate import OUTCOMES, drawn, to_sampling, unfinished, write_lines
+from dpo_core.evaluate.evaluate import OUTCOMES, drawn, to_how, to_sampling, unfinished, write_lines
 from dpo_core.evaluate.ifeval import ifeval
 from dpo_core.evaluate.instructions import sentences_from
 from dpo_core.evaluate.ledger import Ledger
@@ -25,8 +25,8 @@ def run(request: AnswerRequest, draft: Draft) -> None:
     """
     settings = request.evaluate
     sentences_from(settings.nltk_data)
-    size = None if settings.eval_batch_size == "auto" else settings.eval_batch_size
-    opened = open_answerer(request.model.path, size, request.renderer_name, request.precision, request.model.name)
+    how = to_how(settings, request.precision, request.model)
+    opened = open_answerer(request.model.path, how, request.renderer_name, request.model.name)
     answerer = replace(opened, ledger=Ledger(unfinished(draft)))
     task = ifeval(str(request.prompts.path)) if request.prompts else request.task
     limit = None if request.prompts else settings.task_limit
@@ -49,7 +49,7 @@ def run(request: AnswerRequest, draft: Draft) -> None:
             task_version=version(log),
             model_name=request.model.name,
             model_fingerprint=request.model.fingerprint,
-            settings=drawn(settings, request.renderer_name, request.precision),
+            settings=drawn(settings, request.precision, answerer),
             samples=len(answers),
             failed=failures(log),
             metrics=metrics,

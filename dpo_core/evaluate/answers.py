@@ -5,20 +5,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
-from transformers import PreTrainedModel
-
 from dpo_core import fingerprint
 from dpo_core.data.preference import Message
 from dpo_core.errors import DPOError
 from dpo_core.evaluate.ledger import Ledger
 from dpo_core.model.adapter import whose
-from dpo_core.model.generate import Completion, Decoding, Finished, decode, own_streams
-from dpo_core.model.opened import open_weights
+from dpo_core.model.engine import Engine
+from dpo_core.model.generate import Completion, Decoding, Finished, own_streams
+from dpo_core.model.opened import How, open_engine
 from dpo_core.model.sampling import Scored
 from dpo_core.render.registry import advise, get_renderer, resolve
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
+
+PLAIN = How()
 
 StopReason = Literal["stop", "max_tokens", "model_length"]
 
@@ -65,16 +65,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Answerer:
-    """A model and its renderer. ``precision`` bf16 computes under autocast, fp32 as the weights are.
+    """An engine with a model in it, and the model's renderer.
 
     ``batch_size`` None: as many prompts at a time as memory has room for. ``ledger`` keeps what was said, so that an
     evaluation that was cut off goes on from it.
     """
 
-    model: PreTrainedModel
+    engine: Engine
     renderer: Renderer
     batch_size: int | None = None
-    precision: str = "fp32"
     ledger: Ledger = field(default_factory=Ledger)
 
     def answer(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Answer]:
@@ -154,8 +153,7 @@ class Answerer:
             logprobs=sampling.logprobs,
         )
         prompts, names = [prompt for prompt, _ in asked], [name for _, name in asked]
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            decode(self.model, prompts, decoding, names, finished)
+        self.engine.generate(prompts, decoding, names, finished)
 
 
 def sound(outcome: Answer | Exception) -> Answer:
@@ -165,19 +163,15 @@ def sound(outcome: Answer | Exception) -> Answer:
     return outcome
 
 
-def open_answerer(
-    path: Path,
-    batch_size: int | None = None,
-    renderer_name: str | None = None,
-    precision: str = "fp32",
-    name: str | None = None,
-) -> Answerer:
+def open_answerer(path: Path, how: How = PLAIN, renderer_name: str | None = None, name: str | None = None) -> Answerer:
     """The model in a directory, whole or LoRA adapters over the one they name, with the renderer of this name, or else
-    the one that fits it. ``precision`` bf16 holds the weights in bf16. ``name``: what the model is called elsewhere.
+    the one that fits it. ``name``: what the model is called elsewhere.
 
-    Raises RecipeError for a directory that is no model with a tokenizer, or a renderer that does not fit it.
+    Raises RecipeError for a directory that is no model with a tokenizer, or a renderer that does not fit it, and as
+    :func:`dpo_core.model.opened.open_engine` does.
     """
-    model, tokenizer_path = open_weights(path, "bfloat16" if precision == "bf16" else "float32")
     own = whose(path, name or path.name)
     advise(renderer_name, *own)
-    return Answerer(model, get_renderer(resolve(renderer_name, *own), load_tokenizer(tokenizer_path)), batch_size)
+    engine, tokenizer_path = open_engine(path, how)
+    tokenizer = load_tokenizer(tokenizer_path, how.trust_remote_code)
+    return Answerer(engine, get_renderer(resolve(renderer_name, *own), tokenizer), how.batch_size)

@@ -7,7 +7,7 @@ from pathlib import Path
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError, RecipeError
 from dpo_core.evaluate.answers import Answer, Answerer, Sampling, open_answerer
-from dpo_core.model.generate import context
+from dpo_core.model.opened import How
 from dpo_core.recipe import EvaluateSettings
 
 HINT = "/new starts over, /exit or Ctrl-D ends."
@@ -36,7 +36,7 @@ def generate_command(model: Path, prompts: list[str], max_new_tokens: int) -> No
 
     Raises RecipeError for a directory that is no model, EvaluationError for a prompt that fills the context.
     """
-    answerer = open_answerer(model, batch_size=max(len(prompts), 1))
+    answerer = open_answerer(model, How(engine="torch", batch_size=max(len(prompts), 1)))
     conversations = [[user(prompt)] for prompt in prompts]
     answers = answerer.answer(conversations, Sampling(max_new_tokens))
     print("\n\n".join(said(answer, max_new_tokens) for answer in answers))
@@ -47,7 +47,7 @@ def chat_command(model: Path, max_new_tokens: int) -> None:
 
     Raises as :func:`generate_command`.
     """
-    answerer = open_answerer(model, batch_size=1)
+    answerer = open_answerer(model, How(engine="torch", batch_size=1))
     print(f"{model} ({answerer.renderer.name}). {HINT}", file=sys.stderr)
     history: list[Message] = []
     for text in spoken():
@@ -76,7 +76,7 @@ def spoken() -> Iterator[str]:
 
 def fitting(answerer: Answerer, messages: Sequence[Message]) -> list[Message]:
     """The conversation without its oldest turns, so many that the model's context has room for an answer."""
-    longest = context(answerer.model)
+    longest = answerer.engine.context
     kept = list(messages)
     while longest and len(kept) > 1 and len(answerer.renderer.build_generation_prompt(kept)) >= longest:
         kept = kept[2:]

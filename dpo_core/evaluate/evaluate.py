@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from dpo_core import fingerprint
 from dpo_core.evaluate.answers import Answerer, Sampling
 from dpo_core.evaluate.ifeval import ifeval
@@ -14,9 +16,11 @@ from dpo_core.evaluate.ledger import Ledger
 from dpo_core.evaluate.outcomes import Outcome, shares, to_outcome
 from dpo_core.evaluate.running import Asked, as_model, failures, measures, run_task, version
 from dpo_core.evaluate.task_names import IFEVAL, label, settle
+from dpo_core.model import engines
 from dpo_core.model.load import load_model, load_tokenizer
+from dpo_core.model.opened import How, engine_of, open_engine, release
 from dpo_core.recipe import EvaluateSettings
-from dpo_core.records import EvalResult
+from dpo_core.records import EvalResult, ModelSource
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.rendered import open_split
 from dpo_core.requests import EvaluateRequest
@@ -34,29 +38,40 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     Raises EvaluationError when the evaluation did not run to its end or too many prompts failed.
     """
     sentences_from(request.evaluate.nltk_data)
-    answerer = open_model(request, draft)
-    train = request.train
-    layout = choose(answerer.model, train.layout, request.rendered)
-    settings = HeldOutSettings(loss_settings(train), layout, train.precision)
-    held_out = measure(answerer.model, request.rendered, request.reference, settings)
+    source, train = request.model, request.train
+    model = load_model(source.path, trust_remote_code=source.trust_remote_code, dtype=request.dtype)
+    settings = HeldOutSettings(loss_settings(train), choose(model, train.layout, request.rendered), train.precision)
+    held_out = measure(model, request.rendered, request.reference, settings)
+    answerer = to_answerer(model, request, draft)
     asked = ask_all(answerer, request, draft.path)
     samples = shown(asked.outcomes, request) if asked.outcomes else continued(answerer, request)
     write_lines(draft.path / OUTCOMES, [outcome.model_dump() for outcome in asked.outcomes])
     write_lines(draft.path / SAMPLES, samples)
     rewards = zip(held_out.rewards.chosen, held_out.rewards.rejected, strict=True)
     write_lines(draft.path / REWARDS, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in rewards])
-    publish(request, replace(asked, metrics=held_out.metrics | asked.metrics), draft)
+    told = drawn(request.evaluate, train.precision, answerer)
+    publish(request, replace(asked, metrics=held_out.metrics | asked.metrics), told, draft)
     unfinished(draft).unlink(missing_ok=True)
 
 
-def open_model(request: EvaluateRequest, draft: Draft) -> Answerer:
-    """The model in evaluation mode, with the renderer that made the training data."""
-    source, size = request.model, request.evaluate.eval_batch_size
-    model = load_model(source.path, trust_remote_code=source.trust_remote_code, dtype=request.dtype)
+def to_answerer(model: PreTrainedModel, request: EvaluateRequest, draft: Draft) -> Answerer:
+    """The model that was measured, with the renderer that made the training data; vLLM reads it anew."""
+    source, precision = request.model, request.train.precision
+    how = to_how(request.evaluate, precision, source)
+    chosen = engines.choose(how.engine, model.device.type, precision)
+    if chosen == "vllm":
+        release(model)
+        engine = open_engine(source.path, how).engine
+    else:
+        engine = engine_of(model, chosen, precision)
     renderer = get_renderer(request.rendered.renderer_name, load_tokenizer(source.path, source.trust_remote_code))
-    return Answerer(
-        model, renderer, None if size == "auto" else size, request.train.precision, Ledger(unfinished(draft))
-    )
+    return Answerer(engine, renderer, how.batch_size, Ledger(unfinished(draft)))
+
+
+def to_how(settings: EvaluateSettings, precision: str, source: ModelSource) -> How:
+    """How the recipe has a model generate."""
+    size = None if settings.eval_batch_size == "auto" else settings.eval_batch_size
+    return How(precision, settings.eval_engine, size, source.trust_remote_code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +140,17 @@ def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in lines))
 
 
-def drawn(settings: EvaluateSettings, renderer_name: str, precision: str) -> dict[str, str | float | None]:
+def drawn(settings: EvaluateSettings, precision: str, answerer: Answerer) -> dict[str, str | float | None]:
     """How answers were drawn, for a record."""
     names = ("max_new_tokens", "eval_temperature", "eval_seed", "ifeval_limit", "task_limit")
     return {name: getattr(settings, name) for name in names} | {
-        "renderer_name": renderer_name,
+        "renderer_name": answerer.renderer.name,
         "precision": precision,
+        "engine": answerer.engine.name,
     }
 
 
-def publish(request: EvaluateRequest, said: Said, draft: Draft) -> None:
+def publish(request: EvaluateRequest, said: Said, settings: dict[str, str | float | None], draft: Draft) -> None:
     """Seal the result; its fingerprint leaves out inspect's log, which names times and places."""
     told = [draft.path / OUTCOMES, draft.path / SAMPLES]
     metrics = said.metrics | {"failed_samples": float(said.failed)}
@@ -147,7 +163,7 @@ def publish(request: EvaluateRequest, said: Said, draft: Draft) -> None:
             prompts_fingerprint=request.prompts.fingerprint if request.prompts else "",
             pairs_fingerprint=request.rendered.fingerprint,
             tasks=said.tasks,
-            settings=drawn(request.evaluate, request.rendered.renderer_name, request.train.precision),
+            settings=settings,
             failed=said.failed,
             metrics=metrics,
         )

@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args
 
 import anyio
 from inspect_ai.model import (
@@ -27,9 +27,9 @@ from dpo_core import fingerprint
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling, open_answerer
-from dpo_core.model.generate import context
 from dpo_core.model.names import find
-from dpo_core.recipe import EvaluateSettings
+from dpo_core.model.opened import DTYPES, How
+from dpo_core.recipe import EngineName, EvaluateSettings
 from dpo_core.render.renderer import Renderer
 
 QUIET_S = 0.03
@@ -62,21 +62,17 @@ class DPOModel(ModelAPI):
     ) -> None:
         """Open ``model_name``: a directory of weights or of LoRA adapters, a hub id, or a registered model.
 
-        ``-M renderer_name=…``, ``-M batch_size=…`` (default: from memory) and ``-M precision=bf16`` as needed.
+        ``-M renderer_name=…``, ``-M batch_size=…`` (default: from memory), ``-M precision=bf16``,
+        ``-M engine=torch|paged|vllm`` and ``-M trust_remote_code=true`` as needed.
         ``answerer``, if given, is a model that is open already. Raises DPOError for one that cannot be used.
         """
         super().__init__(model_name, base_url, api_key, [], config)
         given = model_args.pop("answerer", None)
-        size = model_args.pop("batch_size", None)
-        how = {name: model_args.pop(name) for name in ("renderer_name", "precision") if name in model_args}
-        if model_args:
-            found = f"The provider dpo has no argument {', '.join(sorted(model_args))}."
-            raise EvaluationError(found, "It takes renderer_name, batch_size and precision.", "Leave out the others.")
-        self.answerer: Answerer = given or open_answerer(
-            find(model_name), int(size) if size else None, name=model_name, **how
-        )
+        renderer_name = model_args.pop("renderer_name", None)
+        how = to_how(model_args)
+        self.answerer: Answerer = given or open_answerer(find(model_name), how, renderer_name, model_name)
         # Told here, because inspect-ai would otherwise open the model a second time, in mid-evaluation, to ask for it.
-        set_model_info(f"dpo/{model_name}", ModelInfo(context_length=context(self.answerer.model)))
+        set_model_info(f"dpo/{model_name}", ModelInfo(context_length=self.answerer.engine.context))
         self.waiting: list[Request] = []
         self.asked: Counter[str] = Counter()
         self.turn = anyio.Lock()
@@ -134,6 +130,22 @@ class DPOModel(ModelAPI):
     def connection_key(self) -> str:
         """Every model has its own queue."""
         return self.model_name
+
+
+def to_how(given: dict[str, Any]) -> How:
+    """The provider's own arguments.
+
+    Raises EvaluationError for one that it does not have.
+    """
+    known = [one.name for one in fields(How)]
+    if unknown := sorted(given.keys() - set(known)):
+        found = f"The provider dpo has no argument {', '.join(unknown)}."
+        raise EvaluationError(found, f"It takes renderer_name, {', '.join(known)}.", "Leave out the others.")
+    for name, allowed in {"precision": [*DTYPES], "engine": get_args(EngineName)}.items():
+        if given.get(name, allowed[0]) not in allowed:
+            raise EvaluationError(f"{name}={given[name]} means nothing.", f"It is {' or '.join(allowed)}.", "")
+    size = given.get("batch_size")
+    return How(**given | {"batch_size": int(size) if size else None})
 
 
 def refuse_unsupported(tools: list[ToolInfo], config: GenerateConfig) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling
 from dpo_core.evaluate.instructions import Row, Verdict, score, sentences_from
 from dpo_core.evaluate.prompts import read
+from dpo_core.model.engine import TorchEngine
 from dpo_core.render.renderer import Renderer
 from dpo_core.requests import TrainRequest
 from dpo_core.store import Draft
@@ -27,7 +28,7 @@ def run(request: TrainRequest, draft: Draft) -> None:
     sampling = Sampling(request.max_new_tokens)
 
     def watch(policy: nn.Module, renderer: Renderer) -> dict[str, float]:
-        return followed(Answerer(policy, renderer, None, request.train.precision), rows, sampling)  # type: ignore[arg-type]
+        return followed(Answerer(TorchEngine(policy, request.train.precision), renderer), rows, sampling)  # type: ignore[arg-type]
 
     train.run(request, draft, watch)
 

@@ -103,9 +103,9 @@ def decode(
     do not depend on the other prompts. A draw depends on the seed and the row's name in ``streams`` (None: its tokens,
     and how often they came before). ``finished`` is told of each completion as soon as it is there.
     """
-    names = streams or own_streams(prompts)
+    names, longest = streams or own_streams(prompts), context(model)
     rows = [
-        Row(index, prompt, room(model, prompt, decoding), random.Random(f"{decoding.seed}/{name}"))
+        Row(index, prompt, room(longest, prompt, decoding), random.Random(f"{decoding.seed}/{name}"))
         for index, (prompt, name) in enumerate(zip(prompts, names, strict=True))
     ]
     waiting = sorted((row for row in rows if not row.finished), key=lambda row: len(row.prompt))
@@ -129,11 +129,10 @@ def own_streams(prompts: Sequence[Sequence[int]]) -> list[str]:
     return names
 
 
-def room(model: PreTrainedModel, prompt: Sequence[int], decoding: Decoding) -> int:
-    """How many tokens may follow a prompt."""
+def room(longest: int | None, prompt: Sequence[int], decoding: Decoding) -> int:
+    """How many tokens may follow a prompt in a context of ``longest`` tokens."""
     if not prompt:
         raise ValueError("a prompt needs a token to continue from")
-    longest = context(model)
     return decoding.max_new_tokens if longest is None else min(decoding.max_new_tokens, longest - len(prompt))
 
 

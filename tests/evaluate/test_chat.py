@@ -9,13 +9,14 @@ from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError, RecipeError
 from dpo_core.evaluate.answers import Answerer, Sampling, open_answerer
 from dpo_core.evaluate.chat import chat_command, fitting, main
+from dpo_core.model.opened import How
 
 MARK = " [cut off after max_new_tokens=12]"
 
 
 @pytest.fixture(scope="module")
 def answerer(stories: Path) -> Answerer:
-    return open_answerer(stories, batch_size=1)
+    return open_answerer(stories, How(batch_size=1))
 
 
 def user(text: str) -> Message:

@@ -19,6 +19,7 @@ from dpo_core.evaluate import answers, evaluate, prompts, running
 from dpo_core.evaluate.ifeval import ifeval, instruction_following
 from dpo_core.evaluate.instructions import Verdict, score
 from dpo_core.evaluate.task_names import IFEVAL_VERSION
+from dpo_core.model import engine
 from dpo_core.model.source import describe
 from dpo_core.pair import Pair
 from dpo_core.recipe import EvaluateSettings, RenderSettings, TrainSettings
@@ -207,7 +208,7 @@ def test_failing_prompts_fail_the_stage_and_leave_nothing(
     def broken(*_: object) -> None:
         raise MemoryError("the batch does not fit")
 
-    monkeypatch.setattr("dpo_core.evaluate.answers.decode", broken)
+    monkeypatch.setattr("dpo_core.model.engine.decode", broken)
     with pytest.raises(EvaluationError, match=r"4 of 4 prompts failed: .*the batch does not fit"):
         world.evaluate(world.request(told), "first")
     assert not world.store.entry("evaluate", "first").exists()
@@ -222,14 +223,14 @@ def test_a_few_failing_prompts_are_counted_and_lose_no_other(
     with world.store.write("prompts", "more") as draft:
         prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
     many = world.store.find("prompts", "more", PromptSet)
-    decode = answers.decode
+    decode = engine.decode
 
     def failing(model: Any, asked: Any, decoding: Any, *rest: Any) -> Any:
         if any("Fail" in decoding.tokenizer.decode(one) for one in asked):
             raise MemoryError("this one does not fit")
         return decode(model, asked, decoding, *rest)
 
-    monkeypatch.setattr(answers, "decode", failing)
+    monkeypatch.setattr(engine, "decode", failing)
     result = world.evaluate(world.request(many), "first")
     outcomes = lines(result.path / "outcomes.jsonl")
     assert (result.failed, result.metrics["failed_samples"]) == (1, 1)
@@ -242,20 +243,20 @@ def test_a_model_that_emits_nothing_follows_nothing(
     world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its likeliest first token is the one that ends an answer."""
-    opened = evaluate.open_model
+    opened = evaluate.to_answerer
 
-    def silent(*words: Any) -> answers.Answerer:
-        answerer = opened(*words)
+    def silent(model: Any, *words: Any) -> answers.Answerer:
+        answerer = opened(model, *words)
         [end] = answerer.renderer.stop_token_ids
 
         def only(module: Any, inputs: Any, logits: Any) -> Any:
             logits[..., end] = 1e4
             return logits
 
-        answerer.model.lm_head.register_forward_hook(only)
+        model.lm_head.register_forward_hook(only)
         return answerer
 
-    monkeypatch.setattr(evaluate, "open_model", silent)
+    monkeypatch.setattr(evaluate, "to_answerer", silent)
     result = world.evaluate(world.request(told), "first")
     assert [(one["response"], one["stop_reason"]) for one in lines(result.path / "outcomes.jsonl")] == [
         ("", "stop")

@@ -27,6 +27,7 @@ from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling, open
 from dpo_core.model.export import save_model
 from dpo_core.model.load import load_model
 from dpo_core.model.lora import merged, no_deprecations
+from dpo_core.model.opened import How
 from dpo_core.render.rendered import Completion
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.packing import Branches, build
@@ -49,7 +50,7 @@ class Recorder:
     """Stands in for a model: notes each batch, answers with the question."""
 
     renderer = None
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=512))
+    engine = SimpleNamespace(context=512)
 
     def __init__(self, failures: int = 0) -> None:
         self.batches: list[int] = []
@@ -88,7 +89,7 @@ def ask(model: Model, texts: Sequence[str], *configs: GenerateConfig) -> list[Mo
 
 @pytest.fixture(scope="module")
 def answerer(stories: Path) -> Answerer:
-    return open_answerer(stories, batch_size=8)
+    return open_answerer(stories, How(batch_size=8))
 
 
 def test_answers_reasons_and_counts_are_the_model_s(stories: Path, answerer: Answerer) -> None:
@@ -217,7 +218,7 @@ def test_log_probabilities_are_the_trainer_s(stories: Path) -> None:
         prompt = np.array(answerer.prompt(Question([{"role": "user", "content": text}])), dtype=np.int32)
         items.append(Branches(prompt, (Completion(ids, np.ones(len(ids), dtype=np.bool_)),)))
         told += [one.logprob for one in content]
-    expected = completion_logps(answerer.model, build("padded", items, answerer.model.device))
+    expected = completion_logps(load_model(stories), build("padded", items, torch.device("cpu")))
     assert told == pytest.approx(expected.tolist(), abs=2e-4)
 
 

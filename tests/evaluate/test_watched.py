@@ -7,6 +7,8 @@ from peft import LoraConfig, get_peft_model
 from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling, open_answerer
 from dpo_core.evaluate.instructions import Row, Verdict, score
 from dpo_core.evaluate.watched import followed, shares
+from dpo_core.model.engine import TorchEngine
+from dpo_core.model.load import load_model
 from dpo_core.model.lora import no_deprecations
 
 ROWS = [
@@ -31,7 +33,7 @@ def test_a_policy_with_adapters_is_judged_on_what_it_says(stories: Path) -> None
     answers = answerer.attempt(questions, Sampling(12))
     verdicts = [score(row, one.text) for row, one in zip(ROWS, answers, strict=True) if isinstance(one, Answer)]
     with no_deprecations():
-        policy = get_peft_model(answerer.model, LoraConfig(r=2, target_modules="all-linear"))
-    told = followed(Answerer(policy, answerer.renderer), ROWS, Sampling(12))
+        policy = get_peft_model(load_model(stories), LoraConfig(r=2, target_modules="all-linear"))
+    told = followed(Answerer(TorchEngine(policy), answerer.renderer), ROWS, Sampling(12))
     assert told == {f"test/ifeval_{name}": value for name, value in shares(verdicts).items()}
     assert 0 < told["test/ifeval_inst_strict"] < 1
