@@ -1,14 +1,16 @@
 """Speed of answering IFEval-like prompts through inspect-ai: our provider and inspect-ai's own ``hf``, side by side.
 
     python benchmarks/generate.py [--shape 40m|1b|8b] [--prompts 541] [--max-new-tokens 256] [--precision fp32 bf16]
-                                  [--hf-batches 32 128 541] [--ifeval FILE] [--repeat 1]
+                                  [--engines torch paged vllm] [--hf-batches 32 128 541] [--ifeval FILE] [--repeat 1]
 
 Random weights of the shape, prompts as long as IFEval's, greedy answers that all run to their limit; every contender
 in a process of its own, one after the other, on the GPU where there is one, its model loaded and asked once before the
-clock starts. Without ``--hf-batches``, hf's best batch is looked for: from 32 up and down, by factors of two, until it
-gets slower. Answers are scored by IFEval's checkers, in those kinds that need no data of NLTK's, or as a file of
-prompts says (``--ifeval``; then NLTK_DATA is needed). The row "overhead" is what ours takes besides generation:
-inspect-ai, the scoring of every answer, the log. Prints a table and, last, one JSON line with the same figures.
+clock starts. Without ``--engines``, ours is measured with our own batches, on a GPU also with transformers' continuous
+batching, and there with vLLM where it is installed. Without ``--hf-batches``, hf's best batch is looked for: from 32
+up and down, by factors of two, until it gets slower. Answers are scored by IFEval's checkers, in those kinds that need
+no data of NLTK's, or as a file of prompts says (``--ifeval``; then NLTK_DATA is needed). The row "overhead" is what
+ours takes besides generation: inspect-ai, the scoring of every answer, the log. Prints a table and, last, one JSON line
+with the same figures.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +62,24 @@ def contenders(place: str, precision: str, options: argparse.Namespace) -> Itera
     def at(size: int) -> Figures | None:
         return measure(f"hf, batch {size}, {precision}", options, [place, precision, str(size)])
 
-    ours = measure(f"ours, {precision}", options, [place, precision, "0"])
+    ours = {name: measure(title(name, precision), options, [place, precision, name]) for name in engines(options)}
     theirs = {size: at(size) for size in options.hf_batches} if options.hf_batches else climb(at, options.prompts)
-    if ours:
-        yield f"ours, {precision}", ours
+    yield from ((title(name, precision), told) for name, told in ours.items() if told)
     yield from ((f"hf, batch {size}, {precision}", told) for size, told in sorted(theirs.items()) if told)
+
+
+def engines(options: argparse.Namespace) -> list[str]:
+    """What ours is measured with: as asked, or all that is for this device."""
+    import torch
+
+    if options.engines or not torch.cuda.is_available():
+        return options.engines or ["torch"]
+    return ["torch", "paged"] + (["vllm"] if find_spec("vllm") else [])
+
+
+def title(engine: str, precision: str) -> str:
+    """A row of ours."""
+    return f"ours, {engine}, {precision}"
 
 
 def climb(at: Callable[[int], Figures | None], most: int) -> dict[int, Figures | None]:
@@ -94,6 +110,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=541)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--engines", nargs="*", choices=("torch", "paged", "vllm"), default=[])
     parser.add_argument("--hf-batches", nargs="*", type=int, default=[], help="by default the best is looked for")
     parser.add_argument("--ifeval", type=Path, help="prompts in IFEval's schema whose instructions are judged")
     parser.add_argument("--repeat", type=int, default=1, help="the best of so many")
@@ -160,12 +177,13 @@ def run(options: argparse.Namespace) -> Figures:
 
     from dpo_core.evaluate.ifeval import ifeval
 
-    place, precision, size = Path(options.contender[0]), options.contender[1], int(options.contender[2])
+    place, precision, engine = Path(options.contender[0]), *options.contender[1:]
+    size = int(engine) if engine.isdigit() else 0
     if size:
         how: dict[str, Any] = {"batch_size": size, "do_sample": False}
         model = get_model(f"hf/{place / 'model'}", memoize=False, dtype=DTYPES[precision], **how)
     else:
-        model = get_model(f"dpo/{place / 'model'}", memoize=False, precision=precision)
+        model = get_model(f"dpo/{place / 'model'}", memoize=False, precision=precision, engine=engine)
     anyio.run(model.generate, "w2 w3", [], None, GenerateConfig(max_tokens=4))
     task, generating = ifeval(str(place / "prompts.jsonl")), [0.0]
     if not size:
@@ -244,11 +262,12 @@ def report(found: dict[str, Figures], options: argparse.Namespace) -> None:
     summary: dict[str, float | bool] = {}
     for precision in options.precision:
         theirs = [one for name, one in found.items() if name.startswith("hf") and name.endswith(precision)]
-        ours = found.get(f"ours, {precision}")
-        if ours and theirs:
+        ours = {name: told for name, told in found.items() if name.startswith("ours") and name.endswith(precision)}
+        if theirs:
             best = max(theirs, key=speed)
-            summary[f"ours {precision}, times hf's best"] = speed(ours) / speed(best)
-            summary[f"first answers equal, {precision}"] = ours["answers"] == best["answers"]
+            for name, told in ours.items():
+                summary[f"{name}, times hf's best"] = speed(told) / speed(best)
+                summary[f"{name}, first answers are hf's"] = told["answers"] == best["answers"]
     for line, value in summary.items():
         print(f"{line}: {value if isinstance(value, bool) else f'{value:.2f}'}")
     print(json.dumps({"options": vars(options), "contenders": found, "summary": summary}, default=str))

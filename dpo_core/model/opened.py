@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from dpo_core.errors import EvaluationError
+from dpo_core.errors import DPOError, EvaluationError
 from dpo_core.model import adapter
 from dpo_core.model.engine import Engine, TorchEngine
 from dpo_core.model.engines import choose
@@ -87,6 +87,8 @@ def started(path: Path, how: How) -> Ready | None:
     try:
         with whole(path, how) as (directory, tokenizer_path):
             engine = VLLMEngine(directory, how.precision, how.batch_size, how.trust_remote_code)
+    except DPOError:
+        raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         if how.engine == "vllm":

@@ -14,8 +14,8 @@ from dpo_core.recipe import EngineName
 
 # Seconds of silence after which the thread that generates is looked at.
 PATIENCE = 1.0
-# Its own default is 0.9 of what is free; held-out scoring and the judge's answers want some of it too.
-SHARE = 0.8
+# Of what is free, the part that it takes, all of it at once.
+SHARE = {"cuda": 0.8, "cpu": 0.1}
 NO_TOKEN = -1
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,9 @@ class PagedEngine:
         """Continue the prompts that have a limit. Raises RuntimeError when the thread that generates has died."""
         model, stops = self.otherwise.model, sorted(decoding.stop_token_ids) or [NO_TOKEN]
         greedy = GenerationConfig(max_new_tokens=decoding.max_new_tokens, do_sample=False, eos_token_id=stops)  # type: ignore[no-untyped-call]
-        pages = ContinuousBatchingConfig(max_requests_per_batch=decoding.batch_size, max_memory_percent=SHARE)
+        pages = ContinuousBatchingConfig(
+            max_requests_per_batch=decoding.batch_size, max_memory_percent=SHARE[model.device.type]
+        )
         with (
             evaluating(model),
             model.continuous_batching_context_manager(greedy, continuous_batching_config=pages) as manager,  # type: ignore[operator]

@@ -49,6 +49,7 @@ class VLLMEngine:
                 generation_config="vllm",  # no defaults of the model's: what is asked for is what is done
                 trust_remote_code=trust_remote_code,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
             )
         )
         self.numbers = itertools.count()
