@@ -16,8 +16,9 @@ from dpo_core.model.slots import Slots, affordable, fits
 WORTH_COMPACTING = 8
 # Rows wait until this part of the slots is free: prompts are read faster together.
 WORTH_ADMITTING = 4
-# Prompt tokens that are read at once, padding included.
-PROMPT_TOKENS = 16_384
+# Prompt tokens that are read at once, padding included: as many as keep the device busy, and no more, since one long
+# prompt pads all that are read with it.
+PROMPT_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +168,12 @@ def through_slots(model: PreTrainedModel, waiting: list[Row], decoding: Decoding
     slots = Slots(model, size, len(waiting[-1].prompt))
     live: list[Row] = []
     tokens = torch.zeros(0, dtype=torch.int64, device=model.device)
+    filling = False
     while waiting or live:
         free = size - len(live)
-        if waiting and (not live or free * WORTH_ADMITTING >= size):
-            new = together(waiting, free)
+        filling = bool(waiting) and free > 0 and (filling or not live or free * WORTH_ADMITTING >= size)
+        if filling:
+            new = together(waiting, free, model.device.type)
             logits, rows, fresh = slots.admit(*pad_left([row.prompt for row in new], model.device)), [*live, *new], new
         else:
             logits, rows, fresh = slots.step(tokens), live, live
@@ -183,9 +186,9 @@ def through_slots(model: PreTrainedModel, waiting: list[Row], decoding: Decoding
         live = [rows[place] for place in order]
 
 
-def together(waiting: list[Row], free: int) -> list[Row]:
+def together(waiting: list[Row], free: int, device: str) -> list[Row]:
     """Take the longest prompts that wait, as many as are free and as are read at once."""
-    count = max(1, min(free, PROMPT_TOKENS // len(waiting[-1].prompt)))
+    count = max(1, min(free, PROMPT_TOKENS.get(device, PROMPT_TOKENS["cpu"]) // len(waiting[-1].prompt)))
     new, waiting[:] = waiting[-count:], waiting[:-count]
     return new
 

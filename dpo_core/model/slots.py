@@ -4,19 +4,82 @@ transformers' own cache is concatenated anew with every token, and its batch end
 has the beginning of a slot of its own, the rows that are alive the first slots, and a mask says how much counts.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 # Tokens that a cache grows by, at least: growing copies all of it.
 CHUNK = 128
 # Of what is free, the part that the cache may take.
 SHARE = 0.5
 MOST_ROWS = {"cpu": 256, "cuda": 512}
+ATTENTION = "dpo_slots"
+# Rows that attend together on a CPU, over the width of the longest of them. On a GPU a call costs more than the width.
+TOGETHER = 16
+
+
+class Part(NamedTuple):
+    """Slots ``start`` to ``end`` and how many columns the longest of them reaches."""
+
+    start: int
+    end: int
+    width: int
+
+
+def parts(lengths: Tensor) -> list[Part] | None:
+    """The live slots in parts whose rows attend over what they need; None where one call is better."""
+    if lengths.device.type != "cpu":
+        return None
+    reached = lengths.tolist()
+    cuts = [(start, min(start + TOGETHER, len(reached))) for start in range(0, len(reached), TOGETHER)]
+    return [Part(start, end, max(reached[start:end]) + 1) for start, end in cuts]
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' scaled dot-product attention of one query a row, (n, heads, 1, d), part by part."""
+    slot_parts: list[Part] | None = options.pop("slot_parts", None)
+    if slot_parts is None or attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    outputs = [
+        sdpa_attention_forward(
+            module,
+            query[start:end],
+            key[start:end, :, :width],
+            value[start:end, :, :width],
+            attention_mask[start:end, ..., :width],
+            **options,
+        )[0]
+        for start, end, width in slot_parts
+    ]
+    return torch.cat(outputs), None
+
+
+AttentionInterface.register(ATTENTION, attend)
+
+
+@contextmanager
+def narrowly(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model's layers attend part by part where they are told parts."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 class Place:
@@ -127,12 +190,15 @@ class Slots:
             for layer in self.layers:
                 layer.grow()
         seen = torch.arange(place.width, device=tokens.device) <= place.lengths[:, None]
-        logits = self.forward(tokens[:, None], place.lengths[:, None], seen[:, None, None])
+        with narrowly(self.model):
+            logits = self.forward(
+                tokens[:, None], place.lengths[:, None], seen[:, None, None], slot_parts=parts(place.lengths)
+            )
         place.lengths = place.lengths + 1
         return logits
 
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """The model's logits at the last position."""
+    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, **told: Any) -> Tensor:
+        """The model's logits at the last position; what is ``told`` reaches its attention."""
         output = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -140,6 +206,7 @@ class Slots:
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **told,
         )
         logits: Tensor = output.logits[:, -1].float()
         return logits

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dpo_core.model import generate, slots
 from dpo_core.model.generate import Completion, Decoding, decode
 from dpo_core.model.load import load_model, load_tokenizer
 from dpo_core.model.sampling import Shape, choose, cut
@@ -97,7 +99,10 @@ def test_the_documented_text_in_every_batch_size_and_beside_any_neighbours(
 
 
 @pytest.mark.parametrize("name", ["llama", "sliding window", "absolute positions"])
-def test_batches_equal_the_library_s_own_decoding(name: str) -> None:
+def test_batches_equal_the_library_s_own_decoding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are read a few at a time, and rows attend in parts of two."""
+    monkeypatch.setattr(slots, "TOGETHER", 2)
+    monkeypatch.setattr(generate, "PROMPT_TOKENS", {"cpu": 36})
     model = small_models()[name]
     random = torch.Generator().manual_seed(1)
     prompts = [torch.randint(1, 97, (length,), generator=random).tolist() for length in (3, 30, 1, 12, 7)]
@@ -110,6 +115,22 @@ def test_batches_equal_the_library_s_own_decoding(name: str) -> None:
     for batch_size in (5, 2):
         assert decode(model, prompts, Decoding(20, frozenset([stop]), batch_size=batch_size)) == expected
     assert {completion.ended for completion in expected} == {True, False}
+
+
+def test_rows_attend_over_what_the_longest_of_their_part_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts of two tokens and two of ten: a step's keys are as many as the part's longest row has."""
+    monkeypatch.setattr(slots, "TOGETHER", 2)
+    seen: list[tuple[int, int]] = []
+    attention = slots.sdpa_attention_forward
+
+    def watched(module: Any, query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        seen.append((query.shape[0], key.shape[2]))
+        return attention(module, query, key, *rest, **options)
+
+    monkeypatch.setattr(slots, "sdpa_attention_forward", watched)
+    model = small_models()["llama"]
+    decode(model, [[5] * 10, [6] * 2, [7] * 10, [8] * 2], Decoding(3, batch_size=4))
+    assert seen == [(2, 3), (2, 11)] * 2 + [(2, 4), (2, 12)] * 2  # two layers, two steps after the prompts' own
 
 
 def cut_at(ids: list[int], stop: int) -> Completion:
