@@ -9,17 +9,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dpo_core import appraisal, fingerprint, river
+from dpo_core import appraisal, asking, fingerprint
 from dpo_core.errors import RecipeError
 from dpo_core.evaluate import task_names
 from dpo_core.model import adapter, engines
 from dpo_core.model.names import find
 from dpo_core.model.source import describe, locate
-from dpo_core.produce import Work, produce, without
+from dpo_core.produce import Work, produce
 from dpo_core.recipe import Recipe
-from dpo_core.records import Judgement, ModelSource, PromptSet, TaskResult
-from dpo_core.render.registry import identity, resolve
-from dpo_core.requests import AnswerRequest, JudgeRequest
+from dpo_core.records import Judgement, ModelSource, TaskResult
+from dpo_core.render.registry import resolve
+from dpo_core.requests import JudgeRequest
 from dpo_core.settings import read_recipe
 
 OPTIONS = ("model", "against", "task", "limit", "judge", "show")
@@ -29,16 +29,6 @@ USAGE = (
 )
 SHOWN = 3
 LIMITS = ("ifeval_limit", "task_limit")
-# Settings that change no answer; what they choose is in the prompts' and the task's own fingerprints.
-ELSEWHERE = (
-    "ifeval_path",
-    "ifeval_limit",
-    "tasks",
-    "num_samples",
-    "eval_batch_size",
-    "nltk_data",
-    "infrequent_prompts",
-)
 
 
 @dataclass(frozen=True)
@@ -65,11 +55,14 @@ def eval_command(words: Sequence[str]) -> None:
     if not tasks:
         raise RecipeError("There is no task.", "An evaluation asks something.", "Add --task ifeval.")
     sources = [source(name, recipe) for name in (wanted.model, wanted.against) if name is not None]
-    prompts = river.acquire_prompts(recipe)
+    prompts = asking.acquire_prompts(recipe)
+    questions = asking.questions(recipe, prompts.record if prompts else None)
     console = Console(highlight=False)
     for task in tasks:
-        asked = prompts.record if prompts and task == task_names.IFEVAL else None
-        results = [answer(recipe, one, task, asked) for one in sources]
+        results = [
+            answer(recipe, model, task, asking.answer(recipe, model, renderer, (task, questions)))
+            for model, renderer in sources
+        ]
         appraisal.show(results, wanted.show, console)
         if wanted.judge and len(results) == 2:
             appraisal.show_judgement(judged(recipe, wanted.judge, results), results, console)
@@ -139,28 +132,9 @@ def source(name: str, recipe: Recipe) -> tuple[ModelSource, str]:
     return whole.model_copy(update={"path": path, "name": name, "fingerprint": digest}), renderer
 
 
-def answer(recipe: Recipe, asked: tuple[ModelSource, str], task: str, prompts: PromptSet | None) -> TaskResult:
+def answer(recipe: Recipe, model: ModelSource, task: str, work: Work) -> TaskResult:
     """A model's answers to a task: found, or asked for now."""
-    (model, renderer), settings = asked, recipe.evaluate
-    depends = {
-        "model": model.fingerprint,
-        "tokenizer": model.tokenizer_fingerprint,
-        "renderer": identity(renderer),
-        "task": task_names.identity(task),
-        "prompts": prompts.fingerprint if prompts else None,
-        "settings": without(settings, *ELSEWHERE),
-        "precision": recipe.train.precision,
-    }
-    request = AnswerRequest(
-        model=model,
-        renderer_name=renderer,
-        task=task,
-        prompts=prompts,
-        evaluate=settings,
-        precision=recipe.train.precision,
-    )
-    asking = told(f"{task}: asking {model.name} …")
-    result = produce(recipe, Work("answer", depends, request), TaskResult, asking).record
+    result = produce(recipe, work, TaskResult, told(f"{task}: asking {model.name} …")).record
     # The cache keeps what was measured, not what the model was called when it was.
     return result.model_copy(update={"model_name": model.name})
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from dpo_core import river, weights
+from dpo_core import asking, river, weights
 from dpo_core.data.report import TEXT
 from dpo_core.produce import Produced
 from dpo_core.recipe import Recipe
@@ -29,9 +29,10 @@ def course(recipe: Recipe) -> Iterator[tuple[str, Produced[Any]]]:
     model = weights.base(recipe)
     pairs = river.acquire(recipe)
     yield "acquire", pairs
-    prompts = river.acquire_prompts(recipe)
+    prompts = asking.acquire_prompts(recipe)
     if prompts:
         yield "prompts", prompts
+    asked = asking.questions(recipe, prompts.record if prompts else None)
     rendered = river.render(recipe, pairs.record, model)
     yield "render", rendered
     start = river.warm_start(recipe, rendered.record, model)
@@ -40,7 +41,7 @@ def course(recipe: Recipe) -> Iterator[tuple[str, Produced[Any]]]:
     yield "score_reference", reference
     checkpoint = river.train(recipe, rendered.record, reference.record, start.record)
     yield "train", checkpoint
-    inputs = river.EvaluationInputs(rendered.record, reference.record, prompts.record if prompts else None)
+    inputs = river.EvaluationInputs(rendered.record, reference.record, asked)
     yield "evaluate the base", river.evaluate(recipe, start.record, inputs)
     yield "evaluate", river.evaluate(recipe, river.trained(checkpoint.record, start.record), inputs)
 

@@ -32,13 +32,13 @@ VERSIONS = {
     "base": 1,
     "merge": 1,
     "acquire": 3,
-    "prompts": 1,
+    "prompts": 2,
     "render": 4,
     "warm_start": 2,
     "score_reference": 3,
     "train": 2,
-    "evaluate": 5,
-    "answer": 2,
+    "evaluate": 6,
+    "answer": 3,
     "judge": 1,
 }
 

@@ -177,6 +177,13 @@ class TaskResult(Record):
     metrics: dict[str, float]
 
 
+class TaskContents(Record):
+    """What tasks of inspect-ai's are made of, by name: a digest of each one's samples and version."""
+
+    path: Path
+    digests: dict[str, str]
+
+
 class Judgement(Record):
     """What a judge preferred between two models' answers to the same prompts, each pair shown in both orders.
 

@@ -96,16 +96,10 @@ class TrainRequest(Record):
     recipe: dict[str, object]
 
 
-class EvaluateRequest(Record):
-    """Measure one model on held-out pairs and on prompts (None: pairs only), its weights in ``dtype``."""
+class LookRequest(Record):
+    """Build tasks, to see what they are made of."""
 
-    model: ModelSource
-    rendered: RenderedSet
-    reference: ReferenceSet
-    prompts: PromptSet | None
-    evaluate: EvaluateSettings
-    train: TrainSettings
-    dtype: str = "float32"
+    tasks: tuple[str, ...]
 
 
 class AnswerRequest(Record):
@@ -117,6 +111,25 @@ class AnswerRequest(Record):
     prompts: PromptSet | None
     evaluate: EvaluateSettings
     precision: str
+
+
+class KeyedAnswers(Record):
+    """Answers to one task: the key that they are kept under, and how they are got."""
+
+    key: str
+    request: AnswerRequest
+
+
+class EvaluateRequest(Record):
+    """Measure one model on held-out pairs, its weights in ``dtype``, and bring together its ``answers`` to tasks."""
+
+    model: ModelSource
+    rendered: RenderedSet
+    reference: ReferenceSet
+    answers: tuple[KeyedAnswers, ...]
+    evaluate: EvaluateSettings
+    train: TrainSettings
+    dtype: str = "float32"
 
 
 class JudgeRequest(Record):

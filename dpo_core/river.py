@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_core import weights
+from dpo_core import asking, weights
 from dpo_core.address import public
 from dpo_core.data import acquire as acquisition
-from dpo_core.data.hub import Wanted, check_reachable
-from dpo_core.errors import DataError, RecipeError
+from dpo_core.errors import RecipeError
 from dpo_core.evaluate import task_names
-from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
 from dpo_core.model import engines
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
@@ -21,7 +19,7 @@ from dpo_core.render.registry import advise, check_name, identity, resolve
 from dpo_core.requests import (
     AcquireRequest,
     EvaluateRequest,
-    PromptsRequest,
+    KeyedAnswers,
     RenderRequest,
     ScoreRequest,
     TrainRequest,
@@ -38,7 +36,7 @@ class EvaluationInputs:
 
     rendered: RenderedSet
     reference: ReferenceSet
-    prompts: PromptSet | None
+    asked: asking.Questions
 
 
 def preflight(recipe: Recipe) -> None:
@@ -50,7 +48,7 @@ def preflight(recipe: Recipe) -> None:
     task_names.settle(recipe.evaluate.tasks)
     engines.check(recipe.evaluate.eval_engine)
     weights.base(recipe)
-    prompts_source(recipe)
+    asking.prompts_source(recipe)
 
 
 def acquire(recipe: Recipe) -> Produced[PairSet]:
@@ -63,47 +61,6 @@ def acquire(recipe: Recipe) -> Produced[PairSet]:
     }
     request = AcquireRequest(data=recipe.data, source=source, seed=seed)
     return produce(recipe, Work("acquire", depends | {"seed": seed}, request), PairSet)
-
-
-def acquire_prompts(recipe: Recipe) -> Produced[PromptSet] | None:
-    """The instruction-following prompts; None when no generation task is asked for."""
-    source = prompts_source(recipe)
-    if source is None:
-        return None
-    seed = recipe.train.seed if source == "demo" else 0
-    request = PromptsRequest(
-        source=source,
-        demo_pairs=recipe.data.demo_pairs,
-        seed=seed,
-        limit=recipe.evaluate.ifeval_limit,
-        nltk_data=recipe.evaluate.nltk_data,
-    )
-    demo_settings = [request.demo_pairs, seed] if source == "demo" else []
-    depends = {"content": acquisition.digest(source), "demo": demo_settings, "limit": request.limit}
-    return produce(recipe, Work("prompts", depends, request), PromptSet)
-
-
-def prompts_source(recipe: Recipe) -> str | None:
-    """Where the prompts are: demo, a file's path, or a pinned hub id.
-
-    Raises DataError when they cannot be found.
-    """
-    settings = recipe.evaluate
-    if task_names.IFEVAL not in task_names.settle(settings.tasks):
-        return None
-    if settings.ifeval_path:
-        path = Path(settings.ifeval_path).expanduser()
-        if not path.exists():
-            raise DataError(f"There is no prompt file {path}.", "ifeval_path is a JSONL file.", "Check the path.")
-        return str(path.resolve())
-    if recipe.data.dataset == "demo":
-        return "demo"
-    try:
-        return f"{HUB_ID}@{check_reachable(Wanted('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
-    except DataError:
-        if (kept := kept_by_inspect()) is not None:
-            return str(kept)
-        raise
 
 
 def render(recipe: Recipe, pairs: PairSet, model: ModelSource) -> Produced[RenderedSet]:
@@ -236,7 +193,7 @@ def train(
 
 def watched_prompts(recipe: Recipe) -> PromptSet | None:
     """The prompts that the policy is asked during training, None where it is asked none."""
-    produced = acquire_prompts(recipe) if recipe.evaluate.infrequent_prompts else None
+    produced = asking.acquire_prompts(recipe) if recipe.evaluate.infrequent_prompts else None
     return produced.record if produced else None
 
 
@@ -254,18 +211,17 @@ def trained(checkpoint: Checkpoint, base_model: ModelSource) -> ModelSource:
 
 
 def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Produced[EvalResult]:
-    """One model on held-out pairs and prompts."""
+    """One model on held-out pairs and its answers to tasks, which are kept for whoever asks the same of it."""
     settings, train = recipe.evaluate, recipe.train
-    prompts = inputs.prompts.fingerprint if inputs.prompts else None
+    answers = asking.answers(recipe, model, inputs.rendered.renderer_name, inputs.asked)
     # The reference is measured as it was scored, else its rewards would be rounding; a trained model is float32.
     dtype = frozen_dtype(recipe) if model.fingerprint == inputs.reference.model.fingerprint else "float32"
     depends = {
         "model": model.fingerprint,
         "rendered": inputs.rendered.fingerprint,
         "reference": inputs.reference.fingerprint,
-        "prompts": prompts,
-        "settings": without(settings, "ifeval_path", "ifeval_limit", "tasks", "nltk_data", "infrequent_prompts"),
-        "tasks": [task_names.identity(name) for name in task_names.settle(settings.tasks)],
+        "answers": [work.key for work in answers],
+        "samples": [settings.num_samples, *([] if answers else [settings.max_new_tokens, settings.eval_temperature])],
         "loss": [train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha],
         "numerics": [train.precision, train.layout, dtype],
     }
@@ -273,7 +229,7 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         model=model,
         rendered=inputs.rendered,
         reference=inputs.reference,
-        prompts=inputs.prompts,
+        answers=tuple(KeyedAnswers(key=work.key, request=work.request) for work in answers),
         evaluate=settings,
         train=train,
         dtype=dtype,

@@ -73,6 +73,11 @@ class Draft:
     def __init__(self, path: Path, final: Path, there: bool = False) -> None:
         self.path, self.final, self.there = path, final, there
 
+    @property
+    def store(self) -> Store:
+        """The store that it is written to."""
+        return Store(self.final.parents[1])
+
     def publish(self, record: Record, elsewhere: list[Path] | None = None) -> None:
         """Seal the draft with its record; ``elsewhere`` names files outside of it that belong to the output."""
         (self.path / RECORD).write_text(record.model_dump_json(indent=1))

@@ -19,6 +19,7 @@ from dpo_core.requests import (
     AnswerRequest,
     EvaluateRequest,
     JudgeRequest,
+    LookRequest,
     MergeRequest,
     PromptsRequest,
     RenderRequest,
@@ -37,6 +38,7 @@ STAGES: dict[str, tuple[str, type[Record]]] = {
     "score_reference": ("dpo_core.train.reference", ScoreRequest),
     "train": ("dpo_core.evaluate.watched", TrainRequest),
     "evaluate": ("dpo_core.evaluate.evaluate", EvaluateRequest),
+    "look": ("dpo_core.evaluate.look", LookRequest),
     "answer": ("dpo_core.evaluate.answer", AnswerRequest),
     "judge": ("dpo_core.evaluate.judge", JudgeRequest),
 }

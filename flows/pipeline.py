@@ -6,7 +6,7 @@ import threading
 from prefect import flow
 from prefect.runtime import flow_run
 
-from dpo_core import garbage, produce, river, weights
+from dpo_core import asking, garbage, produce, river, weights
 from dpo_core.errors import TrainingError
 from dpo_core.recipe import Recipe
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Promotion, Record
@@ -55,7 +55,7 @@ def pipeline(recipe: Recipe) -> Outcome:
     river.preflight(recipe)
     base = weights.base(recipe)
     pairs = tasks.acquire(recipe)
-    prompts = tasks.acquire_prompts(recipe)
+    asked = asking.questions(recipe, tasks.acquire_prompts(recipe))
     rendered = tasks.render(recipe, pairs, base)
     start = tasks.warm_start(recipe, rendered, base)
     reference = tasks.score_reference(recipe, rendered, start)
@@ -64,7 +64,7 @@ def pipeline(recipe: Recipe) -> Outcome:
     from flows.registry import Candidate
 
     checkpoint = tracked.train(recipe, rendered, reference, start)
-    inputs = river.EvaluationInputs(rendered, reference, prompts)
+    inputs = river.EvaluationInputs(rendered, reference, asked)
     with tracked.accounted(recipe, checkpoint):
         with tracked.meanwhile(recipe, Training(checkpoint, pairs, rendered)):
             before = tasks.evaluate(recipe, start, inputs)

@@ -3,7 +3,7 @@
 Nothing here imports MLflow: these tasks run while it is being imported.
 """
 
-from dpo_core import river
+from dpo_core import asking, river
 from dpo_core.data.report import TEXT
 from dpo_core.produce import Produced
 from dpo_core.recipe import Recipe
@@ -20,7 +20,7 @@ def acquire(recipe: Recipe) -> Produced[PairSet]:
 @stage("prompts")
 def acquire_prompts(recipe: Recipe) -> Produced[PromptSet | None]:
     """The instruction-following prompts."""
-    produced: Produced[PromptSet | None] | None = river.acquire_prompts(recipe)
+    produced: Produced[PromptSet | None] | None = asking.acquire_prompts(recipe)
     return produced or Produced(None, True)
 
 

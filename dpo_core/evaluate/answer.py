@@ -1,37 +1,45 @@
 """The stage that asks one model one task, and keeps every answer with its scores."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from dpo_core import fingerprint
-from dpo_core.evaluate.answers import open_answerer
-from dpo_core.evaluate.evaluate import OUTCOMES, drawn, to_how, to_sampling, unfinished, write_lines
+from dpo_core.evaluate.answers import Answerer, Sampling, open_answerer
 from dpo_core.evaluate.ifeval import ifeval
 from dpo_core.evaluate.instructions import sentences_from
 from dpo_core.evaluate.ledger import Ledger
 from dpo_core.evaluate.outcomes import Sampled, judged, shares, to_outcome, to_sampled
 from dpo_core.evaluate.running import Asked, as_model, failures, measures, run_task, version
 from dpo_core.evaluate.task_names import IFEVAL
-from dpo_core.records import TaskResult
+from dpo_core.model.opened import How
+from dpo_core.recipe import EvaluateSettings
+from dpo_core.records import ModelSource, TaskResult
 from dpo_core.requests import AnswerRequest
 from dpo_core.store import Draft
 
-ANSWERS = "answers.jsonl"
+ANSWERS, OUTCOMES = "answers.jsonl", "outcomes.jsonl"
 
 
 def run(request: AnswerRequest, draft: Draft) -> None:
+    """Open the model, ask and judge; publish a TaskResult. Raises as :func:`ask` does."""
+    sentences_from(request.evaluate.nltk_data)
+    how = to_how(request.evaluate, request.precision, request.model)
+    ask(open_answerer(request.model.path, how, request.renderer_name, request.model.name), request, draft)
+
+
+def ask(answerer: Answerer, request: AnswerRequest, draft: Draft) -> None:
     """Ask and judge; publish a TaskResult. What was answered before an interruption is not asked again.
 
     Raises EvaluationError when the task did not run to its end, had no samples, or too many of them failed.
     """
     settings = request.evaluate
-    sentences_from(settings.nltk_data)
-    how = to_how(settings, request.precision, request.model)
-    opened = open_answerer(request.model.path, how, request.renderer_name, request.model.name)
-    answerer = replace(opened, ledger=Ledger(unfinished(draft)))
+    model = as_model(replace(answerer, ledger=Ledger(unfinished(draft))), request.model.name, to_sampling(settings))
     task = ifeval(str(request.prompts.path)) if request.prompts else request.task
-    limit = None if request.prompts else settings.task_limit
     log = run_task(
-        as_model(answerer, request.model.name, to_sampling(settings)), Asked(task, request.task, draft.path, limit)
+        model, Asked(task, request.task, draft.path, None if request.task == IFEVAL else settings.task_limit)
     )
     metrics, answers = measures(log), [to_sampled(sample) for sample in log.samples or []]
     if request.task == IFEVAL:
@@ -49,13 +57,43 @@ def run(request: AnswerRequest, draft: Draft) -> None:
             task_version=version(log),
             model_name=request.model.name,
             model_fingerprint=request.model.fingerprint,
-            settings=drawn(settings, request.precision, answerer),
+            settings=drawn(settings, request.renderer_name, request.precision) | {"engine": answerer.engine.name},
             samples=len(answers),
             failed=failures(log),
             metrics=metrics,
         )
     )
     unfinished(draft).unlink(missing_ok=True)
+
+
+def unfinished(draft: Draft) -> Path:
+    """Where a stage keeps the answers that it has while it is not done; a later attempt finds them there."""
+    return draft.final.with_name(f".{draft.final.name}.answers.jsonl")
+
+
+def to_sampling(settings: EvaluateSettings) -> Sampling:
+    """How answers are drawn, as the recipe says."""
+    return Sampling(settings.max_new_tokens, settings.eval_temperature, settings.eval_seed)
+
+
+def to_how(settings: EvaluateSettings, precision: str, source: ModelSource) -> How:
+    """How the recipe has a model generate."""
+    size = None if settings.eval_batch_size == "auto" else settings.eval_batch_size
+    return How(precision, settings.eval_engine, size, source.trust_remote_code)
+
+
+def drawn(settings: EvaluateSettings, renderer_name: str, precision: str) -> dict[str, str | float | None]:
+    """How answers were drawn, for a record."""
+    names = ("max_new_tokens", "eval_temperature", "eval_seed", "ifeval_limit", "task_limit")
+    return {name: getattr(settings, name) for name in names} | {
+        "renderer_name": renderer_name,
+        "precision": precision,
+    }
+
+
+def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """JSON, an object a line."""
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
 
 
 def read_answers(result: TaskResult) -> list[Sampled]:

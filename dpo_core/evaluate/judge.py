@@ -18,8 +18,7 @@ from inspect_ai.solver import TaskState, generate
 
 from dpo_core import fingerprint
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.answer import read_answers
-from dpo_core.evaluate.evaluate import write_lines
+from dpo_core.evaluate.answer import read_answers, write_lines
 from dpo_core.evaluate.outcomes import Sampled
 from dpo_core.evaluate.paired import bootstrap, mcnemar
 from dpo_core.evaluate.running import Asked, run_task

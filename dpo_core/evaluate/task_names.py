@@ -28,7 +28,13 @@ def settle(names: Sequence[str]) -> tuple[str, ...]:
     prompts, rules and metrics are the same. Raises EvaluationError for a name that is no task's, with the nearest one,
     or for a package that is missing, with what installs it.
     """
-    return tuple(dict.fromkeys(settled(name) for name in names))
+    tasks = tuple(dict.fromkeys(settled(name) for name in names))
+    short = {label(name): name for name in tasks}
+    if doubled := [name for name in tasks if short[label(name)] != name]:
+        found = f"{doubled[0]} and {short[label(doubled[0])]} have the same name {label(doubled[0])}."
+        rule = "Metrics and logs are told apart by a task's name without its package or file."
+        raise EvaluationError(found, rule, "Rename one, or measure them apart.")
+    return tasks
 
 
 def settled(name: str) -> str:

@@ -67,13 +67,13 @@ def open_engine(path: Path, how: How) -> Ready:
 
 
 def engine_of(model: PreTrainedModel, chosen: EngineName, precision: str) -> Engine:
-    """An open model in an engine on torch; for ``paged`` in bf16 its weights become bfloat16."""
+    """An open model in an engine on torch; in bf16 its weights become bfloat16, as :func:`open_engine` has them."""
+    if precision == "bf16":
+        model.to(torch.bfloat16)  # type: ignore[arg-type]
     if chosen != "paged":
         return TorchEngine(model, precision)
     from dpo_core.model.paged import PagedEngine  # lazy: a second of imports, which our own batches need not pay
 
-    if precision == "bf16":
-        model.to(torch.bfloat16)  # type: ignore[arg-type]
     return PagedEngine(TorchEngine(model, precision))
 
 

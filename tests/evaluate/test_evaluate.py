@@ -13,6 +13,7 @@ import torch
 from inspect_ai import score as rescore
 from inspect_ai.log import read_eval_log
 
+from dpo_core import asking
 from dpo_core.data.preference import Preference, write_pairs
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate import answers, evaluate, prompts, running
@@ -22,10 +23,10 @@ from dpo_core.evaluate.task_names import IFEVAL_VERSION
 from dpo_core.model import engine
 from dpo_core.model.source import describe
 from dpo_core.pair import Pair
-from dpo_core.recipe import EvaluateSettings, RenderSettings, TrainSettings
+from dpo_core.recipe import EvaluateSettings, Recipe, RenderSettings, TrainSettings
 from dpo_core.records import DataReport, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
 from dpo_core.render import render
-from dpo_core.requests import EvaluateRequest, PromptsRequest, RenderRequest, ScoreRequest
+from dpo_core.requests import EvaluateRequest, KeyedAnswers, PromptsRequest, RenderRequest, ScoreRequest
 from dpo_core.store import Store
 from dpo_core.train import reference
 from dpo_core.train.heldout import by_source
@@ -61,16 +62,25 @@ class World:
     reference: ReferenceSet
 
     def request(self, told: PromptSet | None, **settings: Any) -> EvaluateRequest:
+        tasks = {} if told else {"tasks": ()}
+        recipe = Recipe(evaluate=EvaluateSettings(max_new_tokens=TOKENS, **tasks | settings))
+        works = asking.answers(recipe, self.model, self.rendered.renderer_name, asking.Questions(told, {}))
         return EvaluateRequest(
             model=self.model,
             rendered=self.rendered,
             reference=self.reference,
-            prompts=told,
-            evaluate=EvaluateSettings(max_new_tokens=TOKENS, **settings),
-            train=TrainSettings(),
+            answers=tuple(KeyedAnswers(key=work.key, request=work.request) for work in works),
+            evaluate=recipe.evaluate,
+            train=recipe.train,
         )
 
     def evaluate(self, request: EvaluateRequest, key: str) -> EvalResult:
+        """Under this key, answers too: nothing is found that another evaluation asked."""
+        own = [one.model_copy(update={"key": f"{key}-{one.key}"}) for one in request.answers]
+        return self.sharing(request.model_copy(update={"answers": tuple(own)}), key)
+
+    def sharing(self, request: EvaluateRequest, key: str) -> EvalResult:
+        """Under this key, answers wherever they belong."""
         with self.store.write("evaluate", key) as draft:
             evaluate.run(request, draft)
         result = self.store.find("evaluate", key, EvalResult)

@@ -14,13 +14,13 @@ from datasets import Dataset
 from inspect_ai._util.appdirs import inspect_cache_dir
 from inspect_ai._util.file import safe_filename
 
+from dpo_core.asking import prompts_source
 from dpo_core.errors import DataError, EvaluationError, from_json
 from dpo_core.evaluate.instructions import Row
 from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, kept_by_inspect, read, run
 from dpo_core.recipe import Recipe
 from dpo_core.records import PromptSet
 from dpo_core.requests import PromptsRequest
-from dpo_core.river import prompts_source
 from dpo_core.store import Store
 
 PromptFile = Callable[[dict[str, dict[str, Any]]], Path]

@@ -1,0 +1,122 @@
+"""What models are asked: IFEval's prompts and tasks of inspect-ai's; and the key under which answers are kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dpo_core.data import acquire as acquisition
+from dpo_core.data.hub import Wanted, check_reachable
+from dpo_core.errors import DataError
+from dpo_core.evaluate import sentences, task_names
+from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
+from dpo_core.launch import launch
+from dpo_core.produce import Produced, Work, produce
+from dpo_core.recipe import Recipe
+from dpo_core.records import ModelSource, PromptSet, TaskContents
+from dpo_core.render.registry import identity
+from dpo_core.requests import AnswerRequest, LookRequest, PromptsRequest
+from dpo_core.store import Store
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What every model of a run is asked: IFEval's prompts, and by name a digest of each other task's content."""
+
+    prompts: PromptSet | None
+    contents: dict[str, str]
+
+
+def questions(recipe: Recipe, prompts: PromptSet | None) -> Questions:
+    """The prompts, with what the recipe's other tasks are made of now.
+
+    Each of these is built once in a process of its own: what it needs is then known to be there before anything is
+    trained, and what it asks is known, whatever its name. Raises EvaluationError for one that cannot be built.
+    """
+    names = tuple(name for name in task_names.settle(recipe.evaluate.tasks) if name != task_names.IFEVAL)
+    if not names:
+        return Questions(prompts, {})
+    with TemporaryDirectory(prefix="dpo-") as place:
+        store = Store(Path(place))
+        launch("look", "once", LookRequest(tasks=names), store)
+        found = store.find("look", "once", TaskContents)
+    if found is None:
+        raise RuntimeError("stage look ended well but left no whole output")
+    return Questions(prompts, found.digests)
+
+
+def acquire_prompts(recipe: Recipe) -> Produced[PromptSet] | None:
+    """The instruction-following prompts; None when no generation task is asked for."""
+    source = prompts_source(recipe)
+    if source is None:
+        return None
+    seed = recipe.train.seed if source == "demo" else 0
+    request = PromptsRequest(
+        source=source,
+        demo_pairs=recipe.data.demo_pairs,
+        seed=seed,
+        limit=recipe.evaluate.ifeval_limit,
+        nltk_data=recipe.evaluate.nltk_data,
+    )
+    demo_settings = [request.demo_pairs, seed] if source == "demo" else []
+    depends = {
+        "content": acquisition.digest(source),
+        "demo": demo_settings,
+        "limit": request.limit,
+        # Prompts that could be scored where they were first checked may need what is missing here.
+        "sentences": sentences.found(request.nltk_data),
+    }
+    return produce(recipe, Work("prompts", depends, request), PromptSet)
+
+
+def prompts_source(recipe: Recipe) -> str | None:
+    """Where the prompts are: demo, a file's path, or a pinned hub id.
+
+    Raises DataError when they cannot be found.
+    """
+    settings = recipe.evaluate
+    if task_names.IFEVAL not in task_names.settle(settings.tasks) and not settings.infrequent_prompts:
+        return None
+    if settings.ifeval_path:
+        path = Path(settings.ifeval_path).expanduser()
+        if not path.exists():
+            raise DataError(f"There is no prompt file {path}.", "ifeval_path is a JSONL file.", "Check the path.")
+        return str(path.resolve())
+    if recipe.data.dataset == "demo":
+        return "demo"
+    try:
+        return f"{HUB_ID}@{check_reachable(Wanted('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
+    except DataError:
+        if (kept := kept_by_inspect()) is not None:
+            return str(kept)
+        raise
+
+
+def answers(recipe: Recipe, model: ModelSource, renderer: str, asked: Questions) -> list[Work]:
+    """A model's answers to each task: what they depend on, whoever asks, and what the stage is told."""
+    return [answer(recipe, model, renderer, (task, asked)) for task in task_names.settle(recipe.evaluate.tasks)]
+
+
+def answer(recipe: Recipe, model: ModelSource, renderer: str, question: tuple[str, Questions]) -> Work:
+    """A model's answers to one task."""
+    (task, asked), settings, precision = question, recipe.evaluate, recipe.train.precision
+    ours = task == task_names.IFEVAL
+    depends = {
+        "model": model.fingerprint,
+        "tokenizer": model.tokenizer_fingerprint,
+        "renderer": identity(renderer),
+        "task": task_names.identity(task),
+        "content": asked.prompts.fingerprint if ours and asked.prompts else asked.contents.get(task),
+        "limit": None if ours else settings.task_limit,
+        "sampling": [settings.max_new_tokens, settings.eval_temperature],
+        "seed": settings.eval_seed if settings.eval_temperature else None,
+        "numerics": [precision, settings.eval_engine],
+    }
+    request = AnswerRequest(
+        model=model,
+        renderer_name=renderer,
+        task=task,
+        prompts=asked.prompts if ours else None,
+        evaluate=settings,
+        precision=precision,
+    )
+    return Work("answer", depends, request)
