@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.paired import Paired, compare
 from dpo_core.records import Judgement, TaskResult
 
@@ -23,6 +24,8 @@ def show(results: Sequence[TaskResult], most: int, console: Console) -> None:
     console.print(f"\n{first.task}: {counted(first.samples, 'sample')}", style="bold", soft_wrap=True)
     for result in results:
         failed = f", {result.failed} failed" if result.failed else ""
+        full = sum(line["stop_reason"] == "model_length" and not line["tokens"] for line in read(result))
+        failed += f", {counted(full)} without an answer: they fill the model's context" if full else ""
         console.print(f"{result.model_name}{failed}: {result.path}", markup=False, soft_wrap=True)
     if len(results) == 1:
         console.print(metrics_table(first))
@@ -50,28 +53,38 @@ def metrics_table(result: TaskResult) -> Table:
         if name.endswith("stderr") or name.startswith(f"{result.task}/"):
             continue
         stem, slash, leaf = name.rpartition("/")
-        error = result.metrics.get(stem + slash + errors.get(leaf, leaf.replace("_acc", "_stderr")))
-        table.add_row(name, f"{value:.4g}", "" if error is None or error == value else f"± {error:.3f}")
+        beside = stem + slash + errors.get(leaf, leaf.replace("_acc", "_stderr"))
+        error = result.metrics.get(beside) if beside != name else None
+        table.add_row(name, f"{value:.4g}", "" if error is None else f"± {error:.3f}")
     return table
 
 
 def comparisons(ours: TaskResult, theirs: TaskResult) -> dict[str, Paired]:
     """Every score that both have, paired by prompt; samples that failed for either are left out."""
-    one, other = ({line["id"]: line for line in read(result) if line["error"] is None} for result in (ours, theirs))
-    names = dict.fromkeys(name for line in one.values() for name in line["values"])  # type: ignore[attr-defined]
-    return {
+    one, other = ([line for line in read(result) if line["error"] is None] for result in (ours, theirs))
+    names = dict.fromkeys(name for line in one for name in line["values"])  # type: ignore[attr-defined]
+    compared = {
         name: compare(scores(one, name), scores(other, name), scores(one, name, "sizes", 1.0))
         for name in names
         if scores(one, name).keys() & scores(other, name).keys()
     }
+    if not compared:
+        raise EvaluationError(
+            f"{ours.task} gives no score that both models have of one prompt.",
+            "Two models are compared by their scores.",
+            "Measure them one at a time, without --against.",
+        )
+    return compared
 
 
-def scores(
-    lines: Mapping[object, Mapping[str, object]], name: str, field: str = "values", default: float | None = None
-) -> dict[str, float]:
-    """One score of every sample that has it."""
-    told = {str(key): line[field].get(name, default) for key, line in lines.items()}  # type: ignore[attr-defined]
-    return {key: float(value) for key, value in told.items() if value is not None}
+def scores(lines: Lines, name: str, field: str = "values", default: float | None = None) -> dict[str, float]:
+    """One score of every prompt that has it: the mean of the times it was asked, which are no prompts of their own."""
+    told: dict[str, list[float]] = defaultdict(list)
+    for line in lines:
+        value = line[field].get(name, default)  # type: ignore[attr-defined]
+        if value is not None:
+            told[str(line["id"])].append(float(value))
+    return {key: sum(values) / len(values) for key, values in told.items()}
 
 
 def comparison_table(compared: Mapping[str, Paired], results: Sequence[TaskResult]) -> Table:
@@ -88,11 +101,13 @@ def comparison_table(compared: Mapping[str, Paired], results: Sequence[TaskResul
 def sentence(name: str, told: Paired, models: Sequence[str]) -> str:
     """The main measure in words."""
     first, second = models
-    what = f"{first if told.difference > 0 else second} is better"
+    what = f"{first if told.difference > 0 else second} is {'better' if told.are_shares else 'higher'}"
     if told.p >= 0.05:
         what = "The evidence does not tell them apart"
-    evidence = f"{counted(len(told.gained))} gained and {len(told.lost)} lost, exact McNemar p = {told.p:.2g}"
-    return f"{what}: {name} {told.ours:.1%} against {told.theirs:.1%} of {counted(told.prompts)}, {evidence}."
+    ours, theirs = (f"{value:.1%}" if told.are_shares else f"{value:.4g}" for value in (told.ours, told.theirs))
+    test = "exact McNemar" if told.is_binary else "sign test,"
+    evidence = f"{counted(len(told.gained))} gained and {len(told.lost)} lost, {test} p = {told.p:.2g}"
+    return f"{what}: {name} {ours} against {theirs} of {counted(told.prompts)}, {evidence}."
 
 
 def counted(number: int, what: str = "prompt") -> str:
@@ -124,7 +139,7 @@ def by_instruction(result: TaskResult) -> dict[str, list[bool]]:
 
 def show_flips(told: Paired, results: Sequence[TaskResult], most: int, console: Console) -> None:
     """Prompts that one model got right and the other did not, their answers side by side, both ways."""
-    one, other = ({str(line["id"]): line for line in read(result)} for result in results)
+    one, other = ({str(line["id"]): line for line in reversed(read(result))} for result in results)
     for title, keys in (("better", told.gained), ("worse", told.lost)):
         if not keys:
             continue
@@ -147,7 +162,7 @@ def show_judgement(told: Judgement, results: Sequence[TaskResult], console: Cons
     """What the judge preferred."""
     first, second = (result.model_name for result in results)
     for line in (
-        f"\n{told.judge} prefers {first} to {second} in {told.win_rate:.1%} of {told.prompts} prompts"
+        f"\n{told.judge}: {first} wins {told.win_rate:.1%} of {told.prompts} prompts against {second}"
         f" (95% interval {told.low:.1%} to {told.high:.1%}, ties half):",
         f"{told.wins} wins, {told.ties} ties, {told.losses} losses, sign test p = {told.p:.2g};"
         f" it says the same in both orders of {told.consistent:.0%}.",

@@ -1,5 +1,6 @@
 """``dpo eval``: one model's results, or two models compared on the same prompts; asked once, found again after that."""
 
+import difflib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from dpo_core.model import adapter, engines
 from dpo_core.model.names import find
 from dpo_core.model.source import describe, locate
 from dpo_core.produce import Work, produce
-from dpo_core.recipe import Recipe
+from dpo_core.recipe import LEAVES, Recipe
 from dpo_core.records import Judgement, ModelSource, TaskResult
 from dpo_core.render.registry import resolve
 from dpo_core.requests import JudgeRequest
@@ -56,7 +57,7 @@ def eval_command(words: Sequence[str]) -> None:
         raise RecipeError("There is no task.", "An evaluation asks something.", "Add --task ifeval.")
     sources = [source(name, recipe) for name in (wanted.model, wanted.against) if name is not None]
     prompts = asking.acquire_prompts(recipe)
-    questions = asking.questions(recipe, prompts.record if prompts else None)
+    questions = asking.questions(recipe, prompts.record if prompts else None, wanted.judge)
     console = Console(highlight=False)
     for task in tasks:
         results = [
@@ -80,7 +81,7 @@ def parse(words: Sequence[str]) -> Wanted:
         word = left.pop(0)
         name, is_joined, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or name not in OPTIONS:
-            rest.append(word)
+            rest.append(checked(word, name))
         elif is_joined or left:
             given[name].append(value if is_joined else left.pop(0))
         else:
@@ -97,6 +98,17 @@ def parse(words: Sequence[str]) -> Wanted:
     recipe = read_recipe(Path(files[0]) if files else None, [*rest[len(files) :], *tasks, *limit])
     show = count("show", given["show"][-1], 0) if given["show"] else SHOWN
     return Wanted(given["model"][-1], last(given["against"]), last(given["judge"]), show, recipe)
+
+
+def checked(word: str, name: str) -> str:
+    """A word that is none of the options, and so a setting's.
+
+    Raises RecipeError for one that looks like an option that was misspelt.
+    """
+    near = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.75)
+    if word.startswith("--") and near and name.replace("-", "_").rpartition(".")[2] not in LEAVES:
+        raise RecipeError(f"There is no option --{name}.", USAGE, f"Did you mean --{near[0]}?")
+    return word
 
 
 def last(values: Sequence[str]) -> str | None:

@@ -26,18 +26,19 @@ class Questions:
     contents: dict[str, str]
 
 
-def questions(recipe: Recipe, prompts: PromptSet | None) -> Questions:
+def questions(recipe: Recipe, prompts: PromptSet | None, judge: str | None = None) -> Questions:
     """The prompts, with what the recipe's other tasks are made of now.
 
     Each of these is built once in a process of its own: what it needs is then known to be there before anything is
-    trained, and what it asks is known, whatever its name. Raises EvaluationError for one that cannot be built.
+    trained, and what it asks is known, whatever its name. So is the judge. Raises EvaluationError for one that cannot
+    be built.
     """
     names = tuple(name for name in task_names.settle(recipe.evaluate.tasks) if name != task_names.IFEVAL)
-    if not names:
+    if not names and judge is None:
         return Questions(prompts, {})
     with TemporaryDirectory(prefix="dpo-") as place:
         store = Store(Path(place))
-        launch("look", "once", LookRequest(tasks=names), store)
+        launch("look", "once", LookRequest(tasks=names, judge=judge), store)
         found = store.find("look", "once", TaskContents)
     if found is None:
         raise RuntimeError("stage look ended well but left no whole output")

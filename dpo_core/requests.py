@@ -97,9 +97,10 @@ class TrainRequest(Record):
 
 
 class LookRequest(Record):
-    """Build tasks, to see what they are made of."""
+    """Build tasks, to see what they are made of; and see whether the ``judge`` can be asked."""
 
     tasks: tuple[str, ...]
+    judge: str | None = None
 
 
 class AnswerRequest(Record):

@@ -12,6 +12,7 @@ from dpo_core.evaluate.ifeval import ifeval
 from dpo_core.evaluate.instructions import sentences_from
 from dpo_core.evaluate.ledger import Ledger
 from dpo_core.evaluate.outcomes import Sampled, judged, shares, to_outcome, to_sampled
+from dpo_core.evaluate.plainly import told_to_us
 from dpo_core.evaluate.running import Asked, as_model, failures, measures, run_task, version
 from dpo_core.evaluate.task_names import IFEVAL
 from dpo_core.model.opened import How
@@ -37,7 +38,8 @@ def ask(answerer: Answerer, request: AnswerRequest, draft: Draft) -> None:
     """
     settings = request.evaluate
     model = as_model(replace(answerer, ledger=Ledger(unfinished(draft))), request.model.name, to_sampling(settings))
-    task = ifeval(str(request.prompts.path)) if request.prompts else request.task
+    with told_to_us():
+        task = ifeval(str(request.prompts.path)) if request.prompts else request.task
     log = run_task(
         model, Asked(task, request.task, draft.path, None if request.task == IFEVAL else settings.task_limit)
     )

@@ -9,6 +9,7 @@ from dpo_core import fingerprint
 from dpo_core.data.preference import Message
 from dpo_core.errors import DPOError
 from dpo_core.evaluate.ledger import Ledger
+from dpo_core.evaluate.progress import Progress
 from dpo_core.model.adapter import whose
 from dpo_core.model.engine import Engine
 from dpo_core.model.generate import Completion, Decoding, Finished, own_streams
@@ -110,7 +111,7 @@ class Answerer:
         outcomes: dict[int, Completion | Exception] = {
             place: known for place, key in enumerate(keys) if (known := self.ledger.get(key)) is not None
         }
-
+        progress = Progress(len(prompts), len(outcomes))
         groups = [[place for place in range(len(prompts)) if place not in outcomes]]
         while groups:
             if not (group := [place for place in groups.pop() if place not in outcomes]):
@@ -119,6 +120,7 @@ class Answerer:
             def note(index: int, completion: Completion, group: list[int] = group) -> None:
                 outcomes[group[index]] = completion
                 self.ledger.add(keys[group[index]], completion)
+                progress.one_more()
 
             try:
                 self.generate([(prompts[place], names[place]) for place in group], sampling, note)

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.instructions import ROW, Row, Verdict, score
-from dpo_core.evaluate.prompts import check, read
+from dpo_core.evaluate.plainly import told_to_inspect
+from dpo_core.evaluate.prompts import check, missing_data, read
 from dpo_core.evaluate.task_names import IFEVAL, IFEVAL_VERSION
 
 
@@ -21,10 +22,11 @@ from dpo_core.evaluate.task_names import IFEVAL, IFEVAL_VERSION
 def ifeval(prompts: str) -> Task:
     """The prompts of a JSONL file in IFEval's schema.
 
-    By hand: ``inspect eval ifeval -T prompts=<file> --model dpo/<directory>``. Raises DataError or EvaluationError,
-    before anything is generated, for a file that cannot be scored here.
+    By hand: ``inspect eval ifeval -T prompts=<file> --model dpo/<directory>``. Raises Unusable (DataError or
+    EvaluationError inside), before anything is generated, for a file that cannot be scored here.
     """
-    samples = [to_sample(row) for row in scorable(Path(prompts))]
+    with told_to_inspect():
+        samples = [to_sample(row) for row in scorable(Path(prompts))]
     return Task(
         dataset=MemoryDataset(samples, name=IFEVAL),
         solver=generate(),
@@ -60,6 +62,8 @@ def accuracies() -> Metric:
 
     def measure(scores: list[SampleScore]) -> Value:
         rows = [cast(Mapping[str, int], score.score.value) for score in scores]
+        if not rows:  # inspect-ai tries metrics on nothing, before there is anything
+            return {}
         ones = [1.0] * len(rows)
         sizes = [float(row["num_instructions"]) for row in rows]
         per_prompt = sum(sizes) / len(sizes)
@@ -96,13 +100,25 @@ def instruction_following() -> Scorer:
     """Strict and loose verdicts on every instruction, counted for :func:`accuracies`."""
 
     async def judge(state: TaskState, target: Target) -> Score:
-        row = row_of(state)
         response = state.output.completion
-        verdict = score(row, response)
+        with told_to_inspect():
+            row = row_of(state)
+            verdict = verdict_on(row, response)
         told = {"strict": list(verdict.strict), "loose": list(verdict.loose)}
         return Score(value=counts(verdict), answer=response, explanation=explain(row, verdict), metadata=told)
 
     return judge
+
+
+def verdict_on(row: Row, response: str) -> Verdict:
+    """A response judged.
+
+    Raises EvaluationError where NLTK's data are missing, as when a log is scored again elsewhere.
+    """
+    try:
+        return score(row, response)
+    except LookupError as error:
+        raise missing_data(f"Prompt {row.key}", error, None) from None
 
 
 def row_of(state: TaskState) -> Row:

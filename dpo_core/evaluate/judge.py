@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from inspect_ai import Task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import Model
+from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState, generate
 
@@ -27,6 +27,8 @@ from dpo_core.requests import JudgeRequest
 from dpo_core.store import Draft
 
 NAME, VERDICTS = "judge", "verdicts.jsonl"
+# An API that does not answer is an error, not an evaluation without an end.
+PATIENCE = GenerateConfig(max_retries=5, timeout=300)
 WORTH = {"A": 1.0, "B": 0.0, "C": 0.5}
 SAID = re.compile(r"verdict\W*([ABC])\b", re.IGNORECASE)
 TEMPLATE = """Two assistants replied to the same request. Judge which reply is better: which one does all that was \
@@ -90,12 +92,13 @@ def run(request: JudgeRequest, draft: Draft) -> None:
 
 
 def judge(model: Model | str, first: Sequence[Sampled], second: Sequence[Sampled], place: Path) -> list[Verdict]:
-    """A verdict on every prompt that both answered; the same answer twice is even, and not asked about.
+    """A verdict on every prompt that both answered, as they did the first time; the same answer is even, and not asked
+    about.
 
     Raises EvaluationError as :func:`run` does.
     """
-    others = {one.id: one for one in second if one.error is None}
-    pairs = [(one, others[one.id]) for one in first if one.error is None and one.id in others]
+    ours, others = ({one.id: one for one in told if one.error is None and one.epoch == 1} for told in (first, second))
+    pairs = [(one, others[name]) for name, one in ours.items() if name in others]
     if not pairs:
         raise EvaluationError("The two models answered no prompt in common.", "A judge compares answers.", "")
     differing = [(one, other) for one, other in pairs if one.response != other.response]
@@ -108,7 +111,9 @@ def ask(model: Model | str, pairs: Sequence[tuple[Sampled, Sampled]], place: Pat
     """What the first answers are worth, shown first and shown second; a prompt without both verdicts is left out."""
     samples = [sample for pair in pairs for sample in both_orders(*pair)]
     # What an API has said is kept by inspect-ai, and not paid for again when the judging is cut off.
-    task = Task(dataset=MemoryDataset(samples, name=NAME), solver=generate(cache=True), scorer=preference())
+    task = Task(
+        dataset=MemoryDataset(samples, name=NAME), solver=generate(cache=True), scorer=preference(), config=PATIENCE
+    )
     log = run_task(model, Asked(task, NAME, place))
     worth = {
         str(sample.id): next(iter(sample.scores.values())).as_float()

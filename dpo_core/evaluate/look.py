@@ -26,8 +26,18 @@ def run(request: LookRequest, draft: Draft) -> None:
     """
     # Some tasks ask for the model that is evaluated while they are built.
     init_active_model(get_model("none"), GenerateConfig())
+    if request.judge:
+        check_judge(request.judge)
     digests = {name: content(name) for name in request.tasks}
     draft.publish(TaskContents(path=draft.final, digests=digests))
+
+
+def check_judge(name: str) -> None:
+    """Raises EvaluationError for a judge whose package or key is missing."""
+    try:
+        get_model(name)
+    except Exception as error:
+        raise refused(Asked("judge", f"The judge {name}", Path()), error) from error
 
 
 def content(name: str) -> str:

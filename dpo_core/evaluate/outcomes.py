@@ -55,7 +55,8 @@ def shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Over the prompts that were judged: strict shares of each instruction type, and signs of degenerate answers.
 
     ``ifeval/<type>``: instructions of the type followed strictly. ``ended_share``: answers that ended by themselves.
-    ``loop_share``: answers that loop, see :func:`loops`. ``answer_tokens``: mean length, in tokens.
+    ``loop_share``: answers that loop, see :func:`loops`. ``no_room_share``: prompts that fill the
+    model's context, and so get no answer. ``answer_tokens``: mean length, in tokens.
     """
     judged = [outcome for outcome in outcomes if outcome.error is None]
     followed: dict[str, list[bool]] = defaultdict(list)
@@ -65,9 +66,15 @@ def shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {
         "ended_share": mean([outcome.stop_reason == "stop" for outcome in judged]),
         "loop_share": mean([loops(outcome.response) for outcome in judged]),
+        "no_room_share": mean([without_room(outcome) for outcome in judged]),
         "answer_tokens": mean([outcome.tokens for outcome in judged]),
         **{name: mean(values) for name, values in sorted(followed.items())},
     }
+
+
+def without_room(answer: Outcome) -> bool:
+    """Whether the prompt left no room for an answer in the model's context."""
+    return answer.stop_reason == "model_length" and answer.tokens == 0
 
 
 def mean(values: Sequence[float]) -> float:
@@ -96,10 +103,12 @@ def longest_echo(words: Sequence[str], lag: int) -> int:
 class Sampled(Record):
     """One sample of any task: what was asked and answered, and each score of it as a number.
 
-    ``sizes``: of scores that are sums, how many were summed. ``error`` kept it from being judged.
+    ``epoch``: which time it was asked, from 1. ``sizes``: of scores that are sums, how many were summed. ``error`` kept
+    it from being judged.
     """
 
     id: str
+    epoch: int = 1
     prompt: str
     response: str
     values: dict[str, float]
@@ -117,7 +126,8 @@ def to_sampled(sample: EvalSample) -> Sampled:
     usage = sample.output.usage
     values = {name: value for scorer, score in (sample.scores or {}).items() for name, value in numbers(scorer, score)}
     return Sampled(
-        id=str(sample.id) if sample.epoch == 1 else f"{sample.id}#{sample.epoch}",
+        id=str(sample.id),
+        epoch=sample.epoch,
         prompt=sample.input if isinstance(sample.input, str) else "\n\n".join(one.text for one in sample.input),
         response=sample.output.completion,
         values=values,

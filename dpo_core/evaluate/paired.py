@@ -15,7 +15,8 @@ class Paired:
     """One measure of two models on the prompts that both have: means, difference with its 95 % bootstrap interval.
 
     ``gained``: prompts on which ``ours`` is higher; ``lost``: lower. ``p`` is McNemar's where every value is 0 or 1,
-    and the sign test's otherwise: the same formula.
+    and the sign test's otherwise: the same formula. ``is_binary`` says which. ``are_shares``: every value is from 0 to
+    its size.
     """
 
     prompts: int
@@ -26,6 +27,8 @@ class Paired:
     p: float
     gained: tuple[str, ...]
     lost: tuple[str, ...]
+    is_binary: bool
+    are_shares: bool
 
     @property
     def difference(self) -> float:
@@ -58,6 +61,8 @@ def compare(
         p=mcnemar(len(gained), len(lost)),
         gained=gained,
         lost=lost,
+        is_binary=bool(np.isin(np.stack([one, other]), (0, 1)).all()),
+        are_shares=bool(((one >= 0) & (one <= weights) & (other >= 0) & (other <= weights)).all()),
     )
 
 

@@ -27,6 +27,7 @@ from dpo_core import fingerprint
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling, open_answerer
+from dpo_core.evaluate.plainly import told_to_inspect
 from dpo_core.model.names import find
 from dpo_core.model.opened import DTYPES, How
 from dpo_core.recipe import EngineName, EvaluateSettings
@@ -64,13 +65,14 @@ class DPOModel(ModelAPI):
 
         ``-M renderer_name=…``, ``-M batch_size=…`` (default: from memory), ``-M precision=bf16``,
         ``-M engine=torch|paged|vllm`` and ``-M trust_remote_code=true`` as needed.
-        ``answerer``, if given, is a model that is open already. Raises DPOError for one that cannot be used.
+        ``answerer``, if given, is a model that is open already. Raises Unusable for one that cannot be used.
         """
         super().__init__(model_name, base_url, api_key, [], config)
         given = model_args.pop("answerer", None)
         renderer_name = model_args.pop("renderer_name", None)
-        how = to_how(model_args)
-        self.answerer: Answerer = given or open_answerer(find(model_name), how, renderer_name, model_name)
+        with told_to_inspect():
+            how = to_how(model_args)
+            self.answerer: Answerer = given or open_answerer(find(model_name), how, renderer_name, model_name)
         # Told here, because inspect-ai would otherwise open the model a second time, in mid-evaluation, to ask for it.
         set_model_info(f"dpo/{model_name}", ModelInfo(context_length=self.answerer.engine.context))
         self.waiting: list[Request] = []

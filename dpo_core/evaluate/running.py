@@ -1,5 +1,6 @@
 """Tasks run through inspect-ai: to their end, with every sample in the log, or not at all."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from inspect_ai.model import GenerateConfig, Model, ModelAPI
 from dpo_core.errors import DPOError, EvaluationError
 from dpo_core.evaluate.answers import Answerer, Sampling
 from dpo_core.evaluate.entry import dpo
+from dpo_core.evaluate.plainly import Unusable
 from dpo_core.evaluate.provider import CONNECTIONS
 from dpo_core.evaluate.task_names import label
 
@@ -54,7 +56,8 @@ def run_task(model: Model | str, asked: Asked) -> EvalLog:
             model=model,
             limit=asked.limit,
             continue_on_fail=True,
-            fail_on_error=MOST_FAILED,
+            # inspect-ai ends an evaluation that has reached its share; ours is one that may be reached.
+            fail_on_error=math.nextafter(MOST_FAILED, 1),
             display="none",
             log_dir=str(asked.place),
             # The live view of a running evaluation costs as much again as the evaluation's own bookkeeping.
@@ -64,6 +67,8 @@ def run_task(model: Model | str, asked: Asked) -> EvalLog:
         )
     except DPOError:
         raise
+    except Unusable as error:
+        raise error.cause from error
     except Exception as error:
         raise refused(asked, error) from error
     checked = check(logs)

@@ -19,6 +19,7 @@ from dpo_core.errors import EvaluationError
 from dpo_core.evaluate import answers, evaluate, prompts, running
 from dpo_core.evaluate.ifeval import ifeval, instruction_following
 from dpo_core.evaluate.instructions import Verdict, score
+from dpo_core.evaluate.plainly import Unusable
 from dpo_core.evaluate.task_names import IFEVAL_VERSION
 from dpo_core.model import engine
 from dpo_core.model.source import describe
@@ -320,7 +321,7 @@ def test_missing_sentence_data_are_told_before_anything_is_asked(
         {"Count.": {"length_constraints:number_sentences": {"relation": "at least", "num_sentences": 2}}}
     )
     monkeypatch.setattr("nltk.data.path", [])
-    with pytest.raises(EvaluationError, match="needs NLTK's sentence splitter punkt_tab"):
+    with pytest.raises(Unusable, match="needs NLTK's sentence splitter punkt_tab"):
         ifeval(str(file))
 
 
@@ -329,7 +330,7 @@ def test_a_log_of_another_task_cannot_be_scored(world: World, told: PromptSet, t
     log = read_eval_log(str(world.evaluate(world.request(told), "first").path / "ifeval.eval"))
     for sample in log.samples or []:
         sample.metadata = {"prompt": sample.input, "instruction_id_list": ["punctuation:no_comma"]}
-    with pytest.raises(EvaluationError, match="no row of IFEval"):
+    with pytest.raises(Unusable, match="no row of IFEval"):
         rescore(log, instruction_following(), model="mockllm/model", display="none")
 
 

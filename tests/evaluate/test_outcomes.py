@@ -21,16 +21,18 @@ def outcome(key: int, strict: dict[str, bool], response: str = "A fine answer.",
 
 def test_shares_are_hand_counted() -> None:
     """Three judged prompts; the fourth failed and counts nowhere."""
+    full = outcome(2, {"punctuation:no_comma": False}, response="and so on " * 8)
     outcomes = [
         outcome(1, {"punctuation:no_comma": True, "detectable_format:title": False}),
-        outcome(2, {"punctuation:no_comma": False}, response="and so on " * 8),
+        full.model_copy(update={"stop_reason": "model_length", "tokens": 0}),
         outcome(3, {"punctuation:no_comma": True}),
         outcome(5, {"punctuation:no_comma": False}, error="out of memory"),
     ]
     assert shares(outcomes) == {
         "ended_share": pytest.approx(2 / 3),
         "loop_share": pytest.approx(1 / 3),
-        "answer_tokens": pytest.approx(20),
+        "no_room_share": pytest.approx(1 / 3),
+        "answer_tokens": pytest.approx(40 / 3),
         "ifeval/no_comma": pytest.approx(2 / 3),
         "ifeval/title": 0,
     }
