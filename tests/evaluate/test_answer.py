@@ -156,6 +156,28 @@ def test_a_task_without_samples_is_an_error(tmp_path: Path) -> None:
         run_task("mockllm/model", Asked(f"{tmp_path / 'tales.py'}@words", "words", tmp_path))
 
 
+@pytest.mark.parametrize(("samples", "failing", "ends"), [(20, 1, True), (40, 3, False)])
+def test_five_in_a_hundred_may_fail_and_no_more(tmp_path: Path, samples: int, failing: int, ends: bool) -> None:
+    words = "tuple(f'{place}' for place in range(" + str(samples) + "))"
+    (tmp_path / "tales.py").write_text(TASK.replace('("park", "dog", "ball")', words))
+    said = iter(range(samples))
+
+    def output(*_: Any) -> ModelOutput:
+        if next(said) < failing:
+            raise MemoryError("this one does not fit")
+        told = ModelOutput.from_content("mockllm/model", "e")
+        told.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+        return told
+
+    model = get_model("mockllm/model", custom_outputs=output, memoize=False)
+    asked = Asked(f"{tmp_path / 'tales.py'}@words", "words", tmp_path)
+    if ends:
+        assert run_task(model, asked).status == "success"
+        return
+    with pytest.raises(EvaluationError, match="At most 5% of the prompts may fail"):
+        run_task(model, asked)
+
+
 def test_a_task_that_imports_what_is_not_there_comes_with_the_pip_line(tmp_path: Path) -> None:
     (tmp_path / "tales.py").write_text("import a_package_of_tales\n" + TASK)
     with pytest.raises(EvaluationError, match="pip install a_package_of_tales"):

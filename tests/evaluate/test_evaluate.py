@@ -157,6 +157,23 @@ def test_a_model_is_measured_on_prompts_and_pairs(world: World, told: PromptSet)
     assert [(line["prompt"], line["answer"]) for line in lines(result.path / "samples.jsonl")] == samples
 
 
+def test_answers_are_asked_for_once_whatever_else_is_measured(
+    world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another loss measures the pairs anew, and finds the answers; so would whoever asks the model by itself."""
+    first = world.sharing(world.request(told), "first")
+    monkeypatch.setattr(evaluate, "ask", lambda *_: pytest.fail("it was asked again"))
+    request = world.request(told)
+    second = world.sharing(request.model_copy(update={"train": TrainSettings(dpo_beta=0.7)}), "second")
+    for name in ("outcomes.jsonl", "samples.jsonl"):
+        assert (second.path / name).read_bytes() == (first.path / name).read_bytes()
+    assert read_eval_log(str(second.path / "ifeval.eval")).status == "success"
+    assert second.metrics["prompt_strict_acc"] == first.metrics["prompt_strict_acc"]
+    assert second.settings["engine"] == "torch"
+    [answers] = world.store.root.glob("answer/*")
+    assert answers.name == request.answers[0].key
+
+
 def test_a_model_that_never_stops_is_not_said_to_have_ended(world: World, told: PromptSet) -> None:
     result = world.evaluate(world.request(told), "first")
     assert {outcome["stop_reason"] for outcome in lines(result.path / "outcomes.jsonl")} == {"max_tokens"}
