@@ -82,10 +82,3 @@ def unexpected(stage: str, code: int) -> DPOError:
         "",
         "Its traceback is above; finished stages are kept.",
     )
-
-
-def call_module(module: str, words: list[str]) -> None:
-    """Run ``python -m module words…`` on this terminal, and leave with its exit code when it does not end well."""
-    code = subprocess.call([sys.executable, "-m", module, *words])
-    if code:
-        sys.exit(code)

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -40,7 +40,18 @@ def shown(default: object) -> str:
     return ",".join(str(item) for item in default) if isinstance(default, tuple) else str(default)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """The commands, all of which Ctrl-C stops with the same words and exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """One command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise interrupted() from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dpo-flows")
 def cli() -> None:
     """Direct Preference Optimization as a workflow: data, training, evaluation, registry, promotion.
@@ -73,10 +84,7 @@ def execute(recipe_file: Path | None, words: Sequence[str]) -> None:
     # Lazy, each of these: what comes first must not wait for what comes next.
     from dpo_core.settings import read_recipe
 
-    try:
-        start(read_recipe(recipe_file, words))
-    except KeyboardInterrupt:
-        raise interrupted() from None
+    start(read_recipe(recipe_file, words))
 
 
 def start(recipe: "Recipe") -> None:
@@ -122,9 +130,7 @@ def data(words: tuple[str, ...]) -> None:
 
     Prints what is kept and dropped and how long it is; on a terminal, then pages through the pairs.
     """
-    from dpo_core.launch import call_module  # lazy: the other commands do not launch
-
-    call_module("dpo_core", ["data", *words])
+    become("dpo_core", "data", *words)
 
 
 @cli.command()
@@ -146,13 +152,11 @@ def chat(model: str, max_new_tokens: int) -> None:
 
 def try_model(command: str, model: str, words: Sequence[str]) -> None:
     """Start generate or chat with a directory, or with the weights of a registered version."""
-    from dpo_core.launch import call_module  # lazy: the other commands do not launch
-
     if model.startswith("models:"):
         from flows.named_model import directory  # lazy: mlflow, for registered models only
 
         model = str(directory(model))
-    call_module("dpo_core", [command, model, *words])
+    become("dpo_core", command, model, *words)
 
 
 @cli.command()
@@ -183,9 +187,7 @@ def evaluate(words: tuple[str, ...]) -> None:
 
     Answers are kept: a second call is a lookup, and one that was cut off goes on.
     """
-    from dpo_core.launch import call_module  # lazy: as above
-
-    call_module("dpo_core", ["eval", *words])
+    become("dpo_core", "eval", *words)
 
 
 @cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
@@ -216,26 +218,32 @@ def sweep(words: tuple[str, ...]) -> None:
 @WORDS
 def deploy(words: tuple[str, ...]) -> None:
     """Register the deployments at PREFECT_API_URL: dpo deploy [recipe.toml] [key=value ...]; dpo deploy --help."""
-    become("deploy", words)
+    become("deployments", "deploy", *words)
 
 
 @cli.command(context_settings=FREE_FORM | {"help_option_names": []})
 @WORDS
 def submit(words: tuple[str, ...]) -> None:
     """Ask for a run of a deployment: dpo submit [recipe.toml] [key=value ...]; dpo submit --help."""
-    become("submit", words)
+    become("deployments", "submit", *words)
 
 
 @cli.command(context_settings=FREE_FORM | {"help_option_names": []})
 @WORDS
 def serve(words: tuple[str, ...]) -> None:
     """Run the deployments from this process: dpo serve [recipe.toml] [key=value ...]; dpo serve --help."""
-    become("serve", words)
+    become("deployments", "serve", *words)
 
 
-def become(command: str, words: Sequence[str]) -> None:
-    """Go on as a command of ``deployments``, which stands above this package: same process, same signals."""
-    os.execv(sys.executable, [sys.executable, "-m", "deployments", command, *words])
+def become(package: str, *words: str) -> NoReturn:
+    """Go on as ``python -m package words…``: ``deployments`` stands above this package, ``dpo_core`` loads in its time.
+
+    Nobody stands between the command and a signal, the terminal, or whoever waits for the exit code: it is the same
+    process.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # what replaces this process has buffers of its own
+    os.execv(sys.executable, [sys.executable, "-m", package, *words])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,9 +1,12 @@
 """``dpo eval`` as it is typed: one model, two models, wrong words; a second call is a lookup."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,12 @@ __all__ = ["prompt_file"]
 PromptFile = Callable[[dict[str, dict[str, Any]]], Path]
 
 
+COMMAND = [sys.executable, "-c", "from flows.cli import main; main()", "eval"]
+
+
 def dpo(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """``dpo eval …`` in a process of its own, 100 columns wide."""
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "eval", *words]
+    command = [*COMMAND, *words]
     environment = os.environ | {"COLUMNS": "100", "INSPECT_CACHE_DIR": str(place / "cache")}
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=100, check=False)
 
@@ -53,6 +59,39 @@ def test_one_model_with_a_limit(stories: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "2 samples" in done.stdout
     assert "accuracy" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sign", "code", "told"),
+    [
+        (signal.SIGINT, 75, "error: Stopped in stage answer. Finished stages are kept. Run the same command again"),
+        (signal.SIGTERM, 75, "error: Stopped in stage answer. Finished stages are kept. Run the same command again"),
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+)
+def test_a_signal_stops_it_and_leaves_nobody_behind(
+    sign: signal.Signals, code: int, told: str, stories: Path, prompt_file: PromptFile, tmp_path: Path
+) -> None:
+    prompts = prompt_file({f"Tell me of story {number}.": {"punctuation:no_comma": {}} for number in range(2000)})
+    words = ("--model", str(stories), f"ifeval_path={prompts}", "max_new_tokens=400", "renderer_name=role_colon")
+    command = [*COMMAND, *words, "eval_batch_size=32"]
+    # A session of its own, all of which gets what Ctrl-C sends; a pipe, which who is left behind keeps open.
+    asking = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        while asking.poll() is None and not any(
+            file.stat().st_size for file in tmp_path.glob("runs/store/answer/.*.jsonl")
+        ):
+            time.sleep(0.1)
+        send = os.killpg if sign == signal.SIGINT else os.kill
+        send(asking.pid, sign)
+        _, error = asking.communicate(timeout=20)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(asking.pid, signal.SIGKILL)
+    assert asking.returncode == code, error
+    assert error.removeprefix("ifeval: asking ").partition("\n")[2].startswith(told)
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
