@@ -1,7 +1,6 @@
 """Which kinds of instructions the trained model follows, and which its base did, as one picture."""
 
 from collections import defaultdict
-from math import sqrt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +8,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dpo_core.interval import wilson
 from dpo_core.records import EvalResult
 from dpo_core.train import journal
 from flows.plots import BLUE, INK
 
 OUTCOMES = "outcomes.jsonl"
+TITLE = "instructions followed strictly, by kind (how many)"
 HEIGHT = 0.38
 WHISKERS = {"ecolor": "#999999", "elinewidth": 1}
 
@@ -25,9 +26,11 @@ class Followed(NamedTuple):
     share: float
 
     @property
-    def error(self) -> float:
-        """The share's standard error."""
-        return sqrt(self.share * (1 - self.share) / self.asked)
+    def around(self) -> tuple[float, float]:
+        """How far the share's 95 % interval reaches below and above it."""
+        low, high = wilson(self.share, self.asked)
+        # Not less than nothing, as rounding has it where the share is 0 or 1.
+        return max(0.0, self.share - low), max(0.0, high - self.share)
 
 
 def instructions(base: EvalResult, trained: EvalResult, path: Path) -> None:
@@ -39,9 +42,20 @@ def instructions(base: EvalResult, trained: EvalResult, path: Path) -> None:
         return
     kinds.sort(key=lambda kind: (told["trained"][kind].share - told["base"][kind].share, kind))
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(6.4, 1.2 + 0.42 * len(kinds)), dpi=110, layout="constrained")
-        draw(figure.subplots(), kinds, told)
-        figure.savefig(path, metadata={"Software": None})
+        picture(kinds, told).savefig(path, metadata={"Software": None})
+
+
+def picture(kinds: list[str], told: dict[str, dict[str, Followed]]) -> Figure:
+    """The bars, under a title and a legend that have the figure's whole width, however long the kinds' names are."""
+    figure = Figure(figsize=(6.4, 1.2 + 0.42 * len(kinds)), dpi=110, layout="constrained")
+    figure.suptitle(TITLE, x=0.01, ha="left", fontsize="medium", fontweight="bold")
+    axis = figure.subplots()
+    draw(axis, kinds, told)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(
+        handles[::-1], labels[::-1], frameon=False, ncols=2, loc="upper right", borderpad=0, borderaxespad=0.4
+    )
+    return figure
 
 
 def by_kind(result: EvalResult) -> dict[str, Followed]:
@@ -55,16 +69,15 @@ def by_kind(result: EvalResult) -> dict[str, Followed]:
 
 
 def draw(axis: Axes, kinds: list[str], told: dict[str, dict[str, Followed]]) -> None:
-    """A pair of bars a kind, the base's above, with standard errors and the numbers."""
+    """A pair of bars a kind, the base's above, with 95 % intervals and the numbers."""
     for place, (model, colour) in enumerate({"trained": BLUE, "base": INK}.items()):
         found = [told[model][kind] for kind in kinds]
         centres = [index + (place - 0.5) * HEIGHT for index in range(len(kinds))]
-        shares, errors = [one.share for one in found], [one.error for one in found]
-        bars = axis.barh(centres, shares, HEIGHT, color=colour, label=model, xerr=errors, error_kw=WHISKERS)
+        shares, around = [one.share for one in found], [*zip(*(one.around for one in found), strict=True)]
+        bars = axis.barh(centres, shares, HEIGHT, color=colour, label=model, xerr=around, error_kw=WHISKERS)
         axis.bar_label(bars, fmt="{:.2f}", padding=3, fontsize=7)
     axis.set_yticks(range(len(kinds)), [f"{kind} ({told['trained'][kind].asked})" for kind in kinds])
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axis.set_title("instructions followed strictly, by kind (how many)", loc="left", fontweight="bold")
-    handles, labels = axis.get_legend_handles_labels()
-    axis.legend(handles[::-1], labels[::-1], frameon=False, ncols=2, loc="upper right", bbox_to_anchor=(1, 1.0))
+    axis.set_ylim(-0.6, len(kinds) - 0.4)
+    axis.set_xlabel("share followed, with its 95 % interval")

@@ -6,8 +6,8 @@ from math import hypot, sqrt
 from typing import Literal
 
 from dpo_core.evaluate.paired import mcnemar
+from dpo_core.interval import Z_95
 
-Z_95 = 1.959964
 ALPHA = 0.05
 
 Verdict = Literal["better", "worse", "even"]

@@ -1,6 +1,5 @@
 """Held-out preferences: does the policy prefer the chosen side, and does it still write it?"""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dpo_core.interval import wilson
 from dpo_core.pair import Pair
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Rows, open_split, test_sources
@@ -19,7 +19,6 @@ from dpo_core.train.loss import Evidence, LossSettings, pair_losses, rewards, wi
 from dpo_core.train.packing import Layout, branches, build, split
 from dpo_core.train.reference import TOKENS_AT_ONCE, Reference, open_references
 
-Z_95 = 1.959964
 MOST_SOURCES = 20
 
 
@@ -118,11 +117,3 @@ def summary(table: Tensor) -> dict[str, float]:
         "test/nll_rejected": (-logps[1] / counts[1]).item(),
         "test/num_pairs": float(len(table)),
     }
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share of ``count`` trials (Wilson, JASA 22, 1927)."""
-    centre = share + Z_95**2 / (2 * count)
-    spread = Z_95 * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
-    scale = 1 + Z_95**2 / count
-    return (centre - spread) / scale, (centre + spread) / scale
