@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_core.errors import EvaluationError
+from dpo_core.evaluate.metric_names import measured, standard_error
 from dpo_core.evaluate.paired import Paired, compare
 from dpo_core.records import Judgement, TaskResult
 
@@ -48,14 +49,10 @@ def read(result: TaskResult, name: str = ANSWERS) -> Lines:
 def metrics_table(result: TaskResult) -> Table:
     """Every metric that is not an instruction's, with its standard error where it has one."""
     table = columns("metric", "value", "standard error")
-    errors = {"accuracy": "stderr", "mean": "stderr"}
-    for name, value in result.metrics.items():
-        if name.endswith("stderr") or name.startswith(f"{result.task}/"):
-            continue
-        stem, slash, leaf = name.rpartition("/")
-        beside = stem + slash + errors.get(leaf, leaf.replace("_acc", "_stderr"))
-        error = result.metrics.get(beside) if beside != name else None
-        table.add_row(name, f"{value:.4g}", "" if error is None else f"± {error:.3f}")
+    for name in measured(result.metrics):
+        if not name.startswith(f"{result.task}/"):
+            error = standard_error(result.metrics, name)
+            table.add_row(name, f"{result.metrics[name]:.4g}", "" if error is None else f"± {error:.3f}")
     return table
 
 

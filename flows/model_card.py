@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dpo_core.evaluate.metric_names import of_other_tasks
 from dpo_core.recipe import Recipe
 from flows.registry import Candidate
 from flows.run_page import command, results
@@ -45,7 +46,8 @@ def limits(recipe: Recipe, candidate: Candidate) -> list[str]:
         error = metrics.get("prompt_strict_stderr")
         told.append(f"- instructions followed are of one answer a prompt{f', ± {error:.3f} (1 σ)' if error else ''}")
     else:
-        told.append("- no task was asked: whether it follows instructions was not measured")
+        missing = "IFEval was not" if of_other_tasks(candidate.after) else "no task was"
+        told.append(f"- {missing} asked: whether it follows instructions was not measured")
     if looping := metrics.get("loop_share"):
         told.append(f"- {looping:.1%} of its answers loop")
     return [

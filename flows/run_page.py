@@ -3,13 +3,14 @@
 import json
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from dpo_core.data.report import JSON, TEXT
+from dpo_core.evaluate.metric_names import of_other_tasks, standard_error
 from dpo_core.recipe import Recipe
 from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, RenderedSet
 from dpo_core.store import RECORD
@@ -127,11 +128,19 @@ def note(recipe: Recipe, candidate: Candidate, promotion: Promotion) -> str:
 def results(candidate: Candidate) -> list[str]:
     """The numbers of the trained model beside its base's, as a list in Markdown."""
     before, after = candidate.before.metrics, candidate.after.metrics
-    return [
+    told = [
         f"- {words}: **{after[name]:.3f}**, base {before[name]:.3f}"
         for name, words in TOLD.items()
         if name in before and name in after
     ]
+    others = [name for name in of_other_tasks(candidate.after) if name in before]
+    return told + [f"- {name}: **{measure(after, name)}**, base {measure(before, name)}" for name in others]
+
+
+def measure(metrics: Mapping[str, float], name: str) -> str:
+    """A metric, with its standard error if that is known."""
+    error = standard_error(metrics, name)
+    return f"{metrics[name]:.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def command(recipe: Recipe) -> str:

@@ -1,10 +1,13 @@
 """The end of a run on the terminal: base against trained, where everything lies, and what to do next."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from dpo_core.evaluate.metric_names import of_other_tasks
 from dpo_core.records import EvalResult
 from flows.pipeline import Outcome
+from flows.run_page import measure
 
 ROWS = (
     ("prompt_strict_acc", "prompts followed (strict)"),
@@ -54,15 +57,15 @@ def table(base: EvalResult, trained: EvalResult) -> Table:
     for name, words in ROWS:
         if name in trained.metrics:
             made.add_row(words, cell(base, name), cell(trained, name))
+    for name in of_other_tasks(trained):
+        if name in base.metrics:
+            made.add_row(escape(name), cell(base, name), cell(trained, name))
     return made
 
 
 def cell(result: EvalResult, name: str) -> str:
     """A value, with its standard error or its interval where there is one."""
     metrics = result.metrics
-    value = f"{metrics[name]:.3f}"
-    if (error := name.replace("_acc", "_stderr")) != name and error in metrics:
-        return f"{value} ± {metrics[error]:.3f}"
     if f"{name}_low" in metrics:
-        return f"{value} [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]"
-    return value
+        return f"{metrics[name]:.3f} [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]"
+    return measure(metrics, name)

@@ -71,6 +71,13 @@ def evaluation(path: Path, followed: list[bool], accuracy: float, **other: str) 
     )
 
 
+def with_task(result: EvalResult, **metrics: float) -> EvalResult:
+    """The evaluation, as if the task caps had been asked too."""
+    told = {f"caps/{name}": value for name, value in metrics.items()}
+    update = {"tasks": result.tasks | {"caps": "1"}, "metrics": result.metrics | told}
+    return result.model_copy(update=update)
+
+
 def candidate(tmp_path: Path) -> Candidate:
     """A trained model, its weights a few bytes."""
     log_path, report = tmp_path / "run", DataReport(rows_read=110, kept=100, dropped={"equal sides": 10})

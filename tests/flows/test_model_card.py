@@ -6,6 +6,7 @@ from dpo_core.recipe import EvaluateSettings, ModelSettings, Recipe, TrainSettin
 from flows import run_page
 from flows.model_card import card
 from flows.registry import Candidate
+from tests.flows import fake
 
 RECIPE = Recipe(model=ModelSettings(lora_rank=8), train=TrainSettings(learning_rate=3e-5, batch_size=32))
 
@@ -32,3 +33,13 @@ def test_what_was_not_asked_is_said_to_be_unknown(candidate: Candidate) -> None:
     told = card(RECIPE.model_copy(update={"evaluate": EvaluateSettings(tasks=())}), bare)
     assert "whether it follows instructions was not measured" in told
     assert "- 25.0% of its answers loop" in told
+
+
+def test_every_task_is_among_the_results(candidate: Candidate) -> None:
+    before = fake.with_task(candidate.before, accuracy=0.111)
+    after = fake.with_task(candidate.after, accuracy=0.777, stderr=0.033)
+    told = card(RECIPE, replace(candidate, before=before, after=after))
+    assert "- caps/accuracy: **0.777 ± 0.033**, base 0.111" in told
+    metrics = {name: value for name, value in after.metrics.items() if name != "prompt_strict_acc"}
+    told = card(RECIPE, replace(candidate, before=before, after=after.model_copy(update={"metrics": metrics})))
+    assert "- IFEval was not asked: whether it follows instructions was not measured" in told

@@ -1,11 +1,14 @@
 """The end of a run on the terminal."""
 
+from dataclasses import replace
+
 import pytest
 
 from dpo_core.records import ModelVersion, Promotion
 from flows.pipeline import Outcome
 from flows.registry import Candidate
 from flows.summary import show
+from tests.flows import fake
 
 
 def outcome(candidate: Candidate, failed: int) -> Outcome:
@@ -28,3 +31,21 @@ def test_results_decision_and_what_failed_are_told(candidate: Candidate, capsys:
     assert "3 of the trained model's samples could not be asked or judged" in told
     show(outcome(candidate, failed=0))
     assert "could not be asked" not in capsys.readouterr().out
+
+
+def test_every_task_is_in_the_table(candidate: Candidate, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = replace(
+        candidate,
+        before=fake.with_task(candidate.before, accuracy=0.111, stderr=0.022),
+        after=fake.with_task(candidate.after, accuracy=0.777, stderr=0.033),
+    )
+    show(outcome(asked, failed=0))
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "caps/" in line]
+    assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["caps/accuracy", "0.111 ± 0.022", "0.777 ± 0.033"]
+
+
+def test_a_task_of_which_the_base_was_not_asked_is_left_out(
+    candidate: Candidate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(outcome(replace(candidate, after=fake.with_task(candidate.after, accuracy=0.777)), failed=0))
+    assert "caps" not in capsys.readouterr().out
