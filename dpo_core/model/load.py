@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -26,7 +27,7 @@ def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False, dtype
 
     dtype: of its weights; bfloat16 only for weights that stay as they are.
     A directory without weights gives the architecture of its configuration, initialised from ``seed``.
-    Raises RecipeError when transformers cannot load it.
+    Raises RecipeError when transformers cannot load it, or its weights are broken.
     """
     try:
         if any(path.glob("*.safetensors")):
@@ -39,6 +40,8 @@ def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False, dtype
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
             )
+    except SafetensorError as error:
+        raise broken(path, error) from error
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(
             f"The model in {path} does not load: {str(error).splitlines()[0]}.",
@@ -50,6 +53,26 @@ def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False, dtype
     model.eval()  # type: ignore[no-untyped-call]
     loaded: PreTrainedModel = model.to(device())  # type: ignore[arg-type]
     return loaded
+
+
+def broken(path: Path, error: SafetensorError) -> RecipeError:
+    """The error for weights that safetensors refuses, with the names of the files that it does not open."""
+    names = [file.name for file in sorted(path.glob("*.safetensors")) if not opens(file)]
+    which = f" ({', '.join(names)})" if names else ""
+    return RecipeError(
+        f"The weights in {path} are broken{which}: {error}.",
+        "A file that was cut off or changed on its way here is not read at all.",
+        "Copy or download it again.",
+    )
+
+
+def opens(file: Path) -> bool:
+    """Whether a file of weights has a header, and all that this tells of."""
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -2,11 +2,12 @@
 
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from dpo_core.errors import RecipeError
 from dpo_core.model.export import save_model
-from dpo_core.model.load import load_model
+from dpo_core.model.load import broken, load_model
 from dpo_core.model.lora import merged, no_deprecations
 from dpo_core.model.source import describe
 from dpo_core.render.registry import stored
@@ -26,12 +27,14 @@ def run(request: MergeRequest, draft: Draft) -> None:
 def adapted(model: PreTrainedModel, request: MergeRequest) -> PeftModel:
     """The base with the adapters on it.
 
-    Raises RecipeError when they do not fit.
+    Raises RecipeError when they do not fit, or are broken.
     """
     try:
         with no_deprecations():
             told: PeftModel = PeftModel.from_pretrained(model, request.adapter)
         expected = set(get_peft_model_state_dict(told))
+    except SafetensorError as error:
+        raise broken(request.adapter, error) from error
     except (ValueError, RuntimeError) as error:
         raise misfit(request, str(error).splitlines()[0]) from error
     missing = expected ^ set(load_peft_weights(str(request.adapter), device="cpu"))

@@ -86,6 +86,13 @@ def test_adapters_of_another_shape_are_refused(saved: Path, tmp_path: Path) -> N
         merged(describe(other, "other"), saved, tmp_path / "store")
 
 
+def test_adapters_that_were_cut_off_are_told(base: ModelSource, saved: Path, tmp_path: Path) -> None:
+    file = saved / adapter.WEIGHTS
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(RecipeError, match=r"are broken \(adapter_model\.safetensors\)"):
+        merged(base, saved, tmp_path / "store")
+
+
 def test_adapters_of_other_weights_are_refused(saved: Path, tmp_path: Path) -> None:
     other = tiny.directory(tmp_path / "other", seed=5)
     recipe = Recipe.model_validate({"model": {"model_name": str(other), "load_checkpoint_path": saved}})

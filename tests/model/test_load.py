@@ -1,0 +1,34 @@
+"""Weights that cannot be read are told in a line, not in a traceback."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpo_core.errors import RecipeError
+from dpo_core.model.load import load_model
+from tests import tiny
+
+
+@pytest.mark.parametrize("kept", [-100, 20, 0])
+def test_weights_that_were_cut_off_are_told_with_their_file(kept: int, tmp_path: Path) -> None:
+    """In the tensors, in the header, and at once."""
+    path = tiny.directory(tmp_path / "model")
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(RecipeError) as caught:
+        load_model(path)
+    assert caught.value.found.startswith(f"The weights in {path} are broken (model.safetensors): ")
+    assert caught.value.remedy == "Copy or download it again."
+
+
+def test_of_several_files_the_broken_one_is_named(tmp_path: Path) -> None:
+    path = tiny.directory(tmp_path / "model")
+    whole = load_model(path)
+    shutil.rmtree(path)
+    whole.save_pretrained(path, max_shard_size="20KB")
+    shards = sorted(path.glob("*.safetensors"))
+    assert len(shards) > 1
+    shards[-1].write_bytes(shards[-1].read_bytes()[:-1])
+    with pytest.raises(RecipeError, match=rf"are broken \({shards[-1].name}\)"):
+        load_model(path)
