@@ -10,7 +10,6 @@ from dpo_core.errors import DPOError, RecipeError, interrupted
 from dpo_core.settings import read_recipe
 
 STAGES = ("acquire", "render", "warm_start", "score_reference", "train", "evaluate", "run")
-LIMIT, DEFAULT_LIMIT = "max_new_tokens=", 256
 USAGE = f"""usage: python -m dpo_core STAGE [recipe.toml] [key=value ...]
 
 STAGE is one of {", ".join(STAGES)} (run = all of them); stages before it are run too, unless their output exists.
@@ -46,7 +45,9 @@ def act(command: str, words: list[str]) -> None:
     Raises RecipeError for an unknown one.
     """
     if command in ("generate", "chat"):
-        try_model(command, words)
+        from dpo_core.evaluate import chat  # lazy: torch, 2 s that the stages' parent need not pay
+
+        chat.main(command, words)
         return
     if command == "data":
         from dpo_core.browse import data_command  # lazy: pyarrow and rich, half a second, for this command only
@@ -66,19 +67,6 @@ def act(command: str, words: list[str]) -> None:
     from dpo_core.course import flow_to
 
     flow_to(recipe, "evaluate" if command == "run" else command)
-
-
-def try_model(command: str, words: list[str]) -> None:
-    """``generate MODEL_DIR PROMPT…`` or ``chat MODEL_DIR``, with ``max_new_tokens=`` among the words."""
-    from dpo_core.evaluate import chat  # lazy: imports torch, 2 s that the stages' parent need not pay
-
-    limits = [word.partition("=")[2] for word in words if word.startswith(LIMIT)]
-    model, *prompts = [word for word in words if not word.startswith(LIMIT)] or ["."]
-    limit = int(limits[-1]) if limits and limits[-1].isdigit() else DEFAULT_LIMIT
-    if command == "chat":
-        chat.chat_command(Path(model), limit)
-    else:
-        chat.generate_command(Path(model), prompts, limit)
 
 
 if __name__ == "__main__":

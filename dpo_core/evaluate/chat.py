@@ -8,10 +8,9 @@ from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError, RecipeError
 from dpo_core.evaluate.answers import Answer, Answerer, Sampling, open_answerer
 from dpo_core.model.opened import How
-from dpo_core.recipe import EvaluateSettings
 
 HINT = "/new starts over, /exit or Ctrl-D ends."
-TOKENS = "max_new_tokens="
+TOKENS, DEFAULT = "max_new_tokens=", 256
 
 
 def main(command: str, words: list[str]) -> None:
@@ -21,7 +20,7 @@ def main(command: str, words: list[str]) -> None:
     """
     limits = [word.removeprefix(TOKENS) for word in words if word.startswith(TOKENS)]
     model, *prompts = [word for word in words if not word.startswith(TOKENS)] or [""]
-    limit = limits[-1] if limits else str(EvaluateSettings().max_new_tokens)
+    limit = limits[-1] if limits else str(DEFAULT)
     if not model or not limit.isdigit() or int(limit) < 1 or bool(prompts) != (command == "generate"):
         usage = "generate MODEL_DIR PROMPT..." if command == "generate" else "chat MODEL_DIR"
         raise RecipeError(f"{command} does not understand {words}.", f"Write: {usage} [{TOKENS}N].", "")

@@ -16,6 +16,8 @@ IFEVAL = "ifeval"
 # Raise it when the same answers would get other verdicts: what was measured before is then measured again.
 IFEVAL_VERSION = "1"
 EVALS = "inspect_evals"
+# What the metrics of held-out pairs stand under.
+TAKEN = ("test", "length", "source")
 RULE = "A task is ifeval, inspect_evals/<name>, <package>/<name> of an installed package, or <file>.py@<task>."
 
 logger = logging.getLogger(__name__)
@@ -29,12 +31,21 @@ def settle(names: Sequence[str]) -> tuple[str, ...]:
     or for a package that is missing, with what installs it.
     """
     tasks = tuple(dict.fromkeys(settled(name) for name in names))
-    short = {label(name): name for name in tasks}
-    if doubled := [name for name in tasks if short[label(name)] != name]:
-        found = f"{doubled[0]} and {short[label(doubled[0])]} have the same name {label(doubled[0])}."
-        rule = "Metrics and logs are told apart by a task's name without its package or file."
-        raise EvaluationError(found, rule, "Rename one, or measure them apart.")
+    check_labels(tasks)
     return tasks
+
+
+def check_labels(tasks: Sequence[str]) -> None:
+    """Raises EvaluationError for tasks whose metrics and logs could not be told apart."""
+    short = {label(name): name for name in tasks}
+    for name in tasks:
+        if label(name) in TAKEN or (label(name) == IFEVAL and name != IFEVAL):
+            found = f"The task {name} is called {label(name)}, as measures of our own are."
+            raise EvaluationError(found, "A task's metrics stand under its name.", "Rename it.")
+        if short[label(name)] != name:
+            found = f"{name} and {short[label(name)]} have the same name {label(name)}."
+            rule = "Metrics and logs are told apart by a task's name without its package or file."
+            raise EvaluationError(found, rule, "Rename one, or measure them apart.")
 
 
 def settled(name: str) -> str:

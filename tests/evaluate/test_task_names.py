@@ -64,6 +64,21 @@ def test_what_is_not_there_is_told_with_the_nearest(name: str, told: str, geogra
         settle((name.format(file=geography),))
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("{0}/geography.py@capitals", "{0}/other.py@capitals"), "have the same name capitals"),
+        (("ifeval", "{0}/other.py@ifeval"), "called ifeval, as measures of our own are"),
+        (("{0}/other.py@test",), "called test, as measures of our own are"),
+    ],
+)
+def test_tasks_that_could_not_be_told_apart_are_refused(names: tuple[str, ...], told: str, geography: Path) -> None:
+    more = "".join(f"\n@task\ndef {name}():\n    return Task()\n" for name in ("ifeval", "test"))
+    (geography.parent / "other.py").write_text(FILE + more)
+    with pytest.raises(EvaluationError, match=told):
+        settle([name.format(geography.parent) for name in names])
+
+
 def test_a_missing_package_comes_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_names, "find_spec", lambda name: None)
     with pytest.raises(EvaluationError, match="pip install inspect-evals"):
