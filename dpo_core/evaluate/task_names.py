@@ -39,7 +39,7 @@ def check_labels(tasks: Sequence[str]) -> None:
     """Raises EvaluationError for tasks whose metrics and logs could not be told apart."""
     short = {label(name): name for name in tasks}
     for name in tasks:
-        if label(name) in TAKEN or (label(name) == IFEVAL and name != IFEVAL):
+        if label(name) in TAKEN or (label(name) == IFEVAL and name not in (IFEVAL, f"{EVALS}/{IFEVAL}")):
             found = f"The task {name} is called {label(name)}, as measures of our own are."
             raise EvaluationError(found, "A task's metrics stand under its name.", "Rename it.")
         if short[label(name)] != name:

@@ -68,7 +68,8 @@ def test_what_is_not_there_is_told_with_the_nearest(name: str, told: str, geogra
     ("names", "told"),
     [
         (("{0}/geography.py@capitals", "{0}/other.py@capitals"), "have the same name capitals"),
-        (("ifeval", "{0}/other.py@ifeval"), "called ifeval, as measures of our own are"),
+        (("ifeval", "{0}/other.py@ifeval"), "have the same name ifeval"),
+        (("{0}/other.py@ifeval",), "called ifeval, as measures of our own are"),
         (("{0}/other.py@test",), "called test, as measures of our own are"),
     ],
 )
