@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -69,7 +70,9 @@ class PagedEngine:
         model, stops = self.otherwise.model, sorted(decoding.stop_token_ids) or [NO_TOKEN]
         greedy = GenerationConfig(max_new_tokens=decoding.max_new_tokens, do_sample=False, eos_token_id=stops)  # type: ignore[no-untyped-call]
         pages = ContinuousBatchingConfig(
-            max_requests_per_batch=decoding.batch_size, max_memory_percent=SHARE[model.device.type]
+            max_requests_per_batch=decoding.batch_size,
+            max_memory_percent=SHARE[model.device.type],
+            auto_switch_to_flash=model.dtype != torch.float32,  # which its kernels do not take
         )
         with (
             evaluating(model),

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from dpo_core.errors import EvaluationError, RecipeError
 from dpo_core.model import engines, opened
@@ -59,8 +61,31 @@ def test_an_engine_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="module")
-def model(stories: Path) -> PreTrainedModel:
-    return load_model(stories)
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights whose best token is best by far, with heads as wide as vLLM's kernels want them."""
+    path = tmp_path_factory.mktemp("wide")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    words = Tokenizer(WordLevel({str(number): number for number in range(512)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0").save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(wide: Path) -> PreTrainedModel:
+    return load_model(wide)
 
 
 @pytest.fixture(scope="module")
@@ -111,42 +136,19 @@ def test_where_pages_fail_the_rest_is_done_without_them(
 
 
 def test_an_engine_that_does_not_start_is_replaced_unless_it_was_asked_for(
-    stories: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    wide: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on a GPU, with a vLLM that does not know the model."""
     monkeypatch.setattr(opened, "choose", lambda *how: "vllm")
     monkeypatch.setattr("dpo_core.model.vllm_engine.VLLMEngine", lambda *how: 1 / 0)
-    assert open_engine(stories, How()).engine.name == "paged"
+    assert open_engine(wide, How()).engine.name == "paged"
     assert "vLLM does not start" in caplog.text
     with pytest.raises(EvaluationError, match="division by zero"):
-        open_engine(stories, How(engine="vllm"))
-
-
-@pytest.fixture(scope="module")
-def wide(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with heads as wide as vLLM's kernels want them; skips where vLLM is not installed."""
-    if not find_spec("vllm"):
-        pytest.skip("needs vLLM")
-    path = tmp_path_factory.mktemp("wide")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(path)
-    AutoTokenizer.from_pretrained(stories).save_pretrained(path)
-    return path
+        open_engine(wide, How(engine="vllm"))
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM")
 @pytest.mark.filterwarnings("ignore")  # its own and those of what it brings
 def test_vllm_gives_our_tokens_ends_and_scores(wide: Path) -> None:
     """One after the other in one process: vLLM cannot be opened twice in it."""
