@@ -85,6 +85,7 @@ class VLLMEngine:
 def wanted(decoding: Decoding, limit: int, stream: str) -> Any:
     """How vLLM is to continue a prompt: a row's draws come from a seed of its own."""
     from vllm import SamplingParams  # lazy: as above
+    from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         max_tokens=limit,
@@ -99,6 +100,7 @@ def wanted(decoding: Decoding, limit: int, stream: str) -> Any:
         detokenize=bool(decoding.stop_strings),
         skip_special_tokens=False,
         logprobs=decoding.logprobs,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
