@@ -9,7 +9,7 @@ run: install
 	$(BIN)/dpo demo
 
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile --hypothesis-profile=random tests/render
+	$(BIN)/pytest --hypothesis-profile=random tests/render
 	$(BIN)/pytest -m slow
 
 check: install
