@@ -61,7 +61,7 @@ def eval_command(words: Sequence[str]) -> None:
     console = Console(highlight=False)
     for task in tasks:
         results = [
-            answer(recipe, model, task, asking.answer(recipe, model, renderer, (task, questions)))
+            answer(recipe, model, task, asking.answer(recipe, model, renderer, task, questions))
             for model, renderer in sources
         ]
         appraisal.show(results, wanted.show, console)

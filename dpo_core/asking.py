@@ -11,7 +11,7 @@ from dpo_core.evaluate import sentences, task_names
 from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
 from dpo_core.launch import launch
 from dpo_core.produce import Produced, Work, produce
-from dpo_core.recipe import Recipe
+from dpo_core.recipe import EvaluateSettings, Recipe
 from dpo_core.records import ModelSource, PromptSet, TaskContents
 from dpo_core.render.registry import identity
 from dpo_core.requests import AnswerRequest, LookRequest, PromptsRequest
@@ -92,14 +92,14 @@ def prompts_source(recipe: Recipe) -> str | None:
         raise
 
 
-def answers(recipe: Recipe, model: ModelSource, renderer: str, asked: Questions) -> list[Work]:
-    """A model's answers to each task: what they depend on, whoever asks, and what the stage is told."""
-    return [answer(recipe, model, renderer, (task, asked)) for task in task_names.settle(recipe.evaluate.tasks)]
+def answers(recipe: Recipe, model: ModelSource, renderer: str, asked: Questions) -> tuple[Work, ...]:
+    """A model's answers to each task."""
+    return tuple(answer(recipe, model, renderer, task, asked) for task in task_names.settle(recipe.evaluate.tasks))
 
 
-def answer(recipe: Recipe, model: ModelSource, renderer: str, question: tuple[str, Questions]) -> Work:
-    """A model's answers to one task."""
-    (task, asked), settings, precision = question, recipe.evaluate, recipe.train.precision
+def answer(recipe: Recipe, model: ModelSource, renderer: str, task: str, asked: Questions) -> Work:
+    """A model's answers to one task: what they depend on, whoever asks, and what the stage is told."""
+    settings, precision = recipe.evaluate, recipe.train.precision
     ours = task == task_names.IFEVAL
     depends = {
         "model": model.fingerprint,
@@ -108,9 +108,8 @@ def answer(recipe: Recipe, model: ModelSource, renderer: str, question: tuple[st
         "task": task_names.identity(task),
         "content": asked.prompts.fingerprint if ours and asked.prompts else asked.contents.get(task),
         "limit": None if ours else settings.task_limit,
-        "sampling": [settings.max_new_tokens, settings.eval_temperature],
-        "seed": settings.eval_seed if settings.eval_temperature else None,
-        "numerics": [precision, settings.eval_engine],
+        "sampling": sampling(settings),
+        "precision": precision,
     }
     request = AnswerRequest(
         model=model,
@@ -121,3 +120,9 @@ def answer(recipe: Recipe, model: ModelSource, renderer: str, question: tuple[st
         precision=precision,
     )
     return Work("answer", depends, request)
+
+
+def sampling(settings: EvaluateSettings) -> list[int | float | str | None]:
+    """What answers depend on beside the model and the question; a greedy one on no seed."""
+    seed = settings.eval_seed if settings.eval_temperature else None
+    return [settings.max_new_tokens, settings.eval_temperature, seed, settings.eval_engine]

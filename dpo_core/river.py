@@ -221,7 +221,7 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         "rendered": inputs.rendered.fingerprint,
         "reference": inputs.reference.fingerprint,
         "answers": [work.key for work in answers],
-        "samples": [settings.num_samples, *([] if answers else [settings.max_new_tokens, settings.eval_temperature])],
+        "samples": [settings.num_samples, asking.sampling(settings)],
         "loss": [train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha],
         "numerics": [train.precision, train.layout, dtype],
     }

@@ -74,7 +74,7 @@ def test_other_weights_or_samples_have_another_key(model: ModelSource) -> None:
     other = model.model_copy(update={"fingerprint": "other"})
     assert keys(other) != keys(model)
     work = [
-        asking.answer(Recipe(), model, "role_colon", (TASK, asking.Questions(None, {TASK: samples}))).key
+        asking.answer(Recipe(), model, "role_colon", TASK, asking.Questions(None, {TASK: samples})).key
         for samples in ("some", "others")
     ]
     assert work[0] != work[1]
