@@ -176,6 +176,7 @@ def run(options: argparse.Namespace) -> Figures:
     from inspect_ai.model import GenerateConfig, get_model
 
     from dpo_core.evaluate.ifeval import ifeval
+    from dpo_core.model.engines import DTYPES
 
     place, precision, engine = Path(options.contender[0]), *options.contender[1:]
     size = int(engine) if engine.isdigit() else 0
@@ -231,9 +232,6 @@ def peak_gb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def timed(answerer: Any, seconds: list[float]) -> None:

@@ -1,6 +1,6 @@
 """The stage that measures one model: held-out preferences, its answers to tasks, and some of them to look at."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from shutil import copyfile
@@ -50,7 +50,7 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     asked = any(result.task == IFEVAL for result in results)
     if not asked:
         write_lines(draft.path / OUTCOMES, [])
-    write_lines(draft.path / SAMPLES, list(shown(draft.path, request)) if asked else continued(answerer(), request))
+    write_lines(draft.path / SAMPLES, shown(draft.path, request) if asked else continued(answerer(), request))
     rewards = zip(held_out.rewards.chosen, held_out.rewards.rejected, strict=True)
     write_lines(draft.path / REWARDS, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in rewards])
     publish(request, held_out.metrics, results, draft)
@@ -90,10 +90,10 @@ def bring(result: TaskResult, place: Path) -> None:
             copyfile(path, place / path.name)
 
 
-def shown(place: Path, request: EvaluateRequest) -> Iterator[dict[str, Any]]:
+def shown(place: Path, request: EvaluateRequest) -> list[dict[str, Any]]:
     """IFEval's first prompts with their answers."""
-    for told, _ in zip(journal.read(place / OUTCOMES), range(request.evaluate.num_samples), strict=False):
-        yield line(told["prompt"], told["response"], told["stop_reason"], told["tokens"])
+    first = journal.read(place / OUTCOMES)[: request.evaluate.num_samples]
+    return [line(one["prompt"], one["response"], one["stop_reason"], one["tokens"]) for one in first]
 
 
 def continued(answerer: Answerer, request: EvaluateRequest) -> list[dict[str, Any]]:

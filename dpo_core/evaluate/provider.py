@@ -28,8 +28,9 @@ from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.answers import Answer, Answerer, Question, Sampling, open_answerer
 from dpo_core.evaluate.plainly import told_to_inspect
+from dpo_core.model.engines import DTYPES
 from dpo_core.model.names import find
-from dpo_core.model.opened import DTYPES, How
+from dpo_core.model.opened import How
 from dpo_core.recipe import EngineName, EvaluateSettings
 from dpo_core.render.renderer import Renderer
 

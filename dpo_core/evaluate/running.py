@@ -14,7 +14,7 @@ from inspect_ai.model import GenerateConfig, Model, ModelAPI
 from dpo_core.errors import DPOError, EvaluationError
 from dpo_core.evaluate.answers import Answerer, Sampling
 from dpo_core.evaluate.entry import dpo
-from dpo_core.evaluate.plainly import Unusable
+from dpo_core.evaluate.plainly import told_to_us
 from dpo_core.evaluate.provider import CONNECTIONS
 from dpo_core.evaluate.task_names import label
 
@@ -51,24 +51,23 @@ def run_task(model: Model | str, asked: Asked) -> EvalLog:
     Raises EvaluationError unless it ended well with every sample in the log.
     """
     try:
-        logs = eval(
-            asked.task,
-            model=model,
-            limit=asked.limit,
-            continue_on_fail=True,
-            # inspect-ai ends an evaluation that has reached its share; ours is one that may be reached.
-            fail_on_error=math.nextafter(MOST_FAILED, 1),
-            display="none",
-            log_dir=str(asked.place),
-            # The live view of a running evaluation costs as much again as the evaluation's own bookkeeping.
-            log_realtime=False,
-            score_display=False,
-            ctl_server=False,
-        )
+        with told_to_us():
+            logs = eval(
+                asked.task,
+                model=model,
+                limit=asked.limit,
+                continue_on_fail=True,
+                # inspect-ai ends an evaluation that has reached its share; ours is one that may be reached.
+                fail_on_error=math.nextafter(MOST_FAILED, 1),
+                display="none",
+                log_dir=str(asked.place),
+                # The live view of a running evaluation costs as much again as the evaluation's own bookkeeping.
+                log_realtime=False,
+                score_display=False,
+                ctl_server=False,
+            )
     except DPOError:
         raise
-    except Unusable as error:
-        raise error.cause from error
     except Exception as error:
         raise refused(asked, error) from error
     checked = check(logs)

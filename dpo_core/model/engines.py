@@ -9,6 +9,9 @@ from importlib.util import find_spec
 from dpo_core.errors import RecipeError
 from dpo_core.recipe import EngineName
 
+# The weights' type by compute type.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
 
 def check(name: EngineName) -> None:
     """Raises RecipeError for an engine that is not installed here."""

@@ -14,14 +14,12 @@ from transformers import PreTrainedModel
 from dpo_core.errors import DPOError, EvaluationError
 from dpo_core.model import adapter
 from dpo_core.model.engine import Engine, TorchEngine
-from dpo_core.model.engines import choose
+from dpo_core.model.engines import DTYPES, choose
 from dpo_core.model.export import save_model
 from dpo_core.model.load import device, load_model
 from dpo_core.model.source import check_directory, describe, locate
 from dpo_core.recipe import EngineName
 from dpo_core.requests import MergeRequest
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 logger = logging.getLogger(__name__)
 

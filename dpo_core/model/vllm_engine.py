@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dpo_core.model.engines import DTYPES
 from dpo_core.model.generate import Completion, Decoding, Finished, room
 from dpo_core.model.sampling import Scored
 from dpo_core.model.slots import free_memory
@@ -16,7 +17,6 @@ from dpo_core.recipe import EngineName
 
 # Of what is free, the part that weights and cache may take.
 SHARE = {"cuda": 0.9, "cpu": 0.5}
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # In this process: a stage that is killed leaves no other behind. And nobody is told what is evaluated here.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 MOST_ROWS = 512
