@@ -17,8 +17,10 @@ from dpo_core.train.reference import References, open_references, score
 VOCABULARY = 64
 
 
-def llama(seed: int = 0, dtype: torch.dtype = torch.float32, hidden_size: int = 32) -> LlamaForCausalLM:
-    """A random two-layer Llama."""
+def llama(
+    seed: int = 0, dtype: torch.dtype = torch.float32, hidden_size: int = 32, spread: float = 0.02
+) -> LlamaForCausalLM:
+    """A random two-layer Llama; weights of a larger ``spread`` make the best token best by far."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -30,13 +32,14 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float32, hidden_size: int = 
         max_position_embeddings=256,
         bos_token_id=1,
         eos_token_id=2,
+        initializer_range=spread,
     )
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
-def directory(path: Path, seed: int = 0, hidden_size: int = 32) -> Path:
+def directory(path: Path, seed: int = 0, hidden_size: int = 32, spread: float = 0.02) -> Path:
     """A tiny Llama as a model directory, with a tokenizer of as many words."""
-    llama(seed, hidden_size=hidden_size).save_pretrained(path)
+    llama(seed, hidden_size=hidden_size, spread=spread).save_pretrained(path)
     words = Tokenizer(WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="0"))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0").save_pretrained(path)
     return path

@@ -22,11 +22,13 @@ from dpo_core.evaluate.instructions import Verdict, score
 from dpo_core.evaluate.plainly import Unusable
 from dpo_core.evaluate.task_names import IFEVAL_VERSION
 from dpo_core.model import engine
+from dpo_core.model.paged import PagedEngine
 from dpo_core.model.source import describe
 from dpo_core.pair import Pair
 from dpo_core.recipe import EvaluateSettings, Recipe, RenderSettings, TrainSettings
 from dpo_core.records import DataReport, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
 from dpo_core.render import render
+from dpo_core.render.role_colon import RoleColon
 from dpo_core.requests import EvaluateRequest, KeyedAnswers, PromptsRequest, RenderRequest, ScoreRequest
 from dpo_core.store import Store
 from dpo_core.train import reference
@@ -172,6 +174,22 @@ def test_answers_are_asked_for_once_whatever_else_is_measured(
     assert second.settings["engine"] == "torch"
     [answers] = world.store.root.glob("answer/*")
     assert answers.name == request.answers[0].key
+
+
+def test_the_engine_of_the_settings_generates(world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the renderer's stop strings, which continuous batching leaves to our own batches."""
+    monkeypatch.setattr(RoleColon, "stop_strings", ())
+    in_pages, asked = PagedEngine.in_pages, []
+
+    def watched(engine: PagedEngine, prompts: Any, limits: Any, *rest: Any) -> None:
+        asked.append(len(limits))
+        in_pages(engine, prompts, limits, *rest)
+
+    monkeypatch.setattr(PagedEngine, "in_pages", watched)
+    results = [world.evaluate(world.request(told, eval_engine=name), name) for name in ("torch", "paged")]
+    assert [result.settings["engine"] for result in results] == ["torch", "paged"]
+    assert asked == [4]
+    assert lines(results[0].path / "outcomes.jsonl") == lines(results[1].path / "outcomes.jsonl")
 
 
 def test_a_model_that_never_stops_is_not_said_to_have_ended(world: World, told: PromptSet) -> None:

@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel
 
 from dpo_core.errors import EvaluationError, RecipeError
 from dpo_core.model import engines, opened
@@ -19,8 +16,9 @@ from dpo_core.model.load import load_model
 from dpo_core.model.opened import How, open_engine
 from dpo_core.model.paged import PagedEngine
 from dpo_core.recipe import EngineName
+from tests import tiny
 
-PROMPTS = [[1, 5, 6, 7], [1, 9] * 20, [1, 40], [1], [1, 300, 301, 302, 303]]
+PROMPTS = [[1, 5, 6, 7], [1, 9] * 20, [1, 40], [1], [1, 60, 61, 62, 63]]
 
 
 def generate(engine: Engine, decoding: Decoding, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[Completion]:
@@ -62,25 +60,8 @@ def test_an_engine_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights whose best token is best by far, with heads as wide as vLLM's kernels want them."""
-    path = tmp_path_factory.mktemp("wide")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(path)
-    words = Tokenizer(WordLevel({str(number): number for number in range(512)}, unk_token="0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0").save_pretrained(path)
-    return path
+    """Random weights whose best token is best by far, with heads of 64, as wide as vLLM's kernels want them."""
+    return tiny.directory(tmp_path_factory.mktemp("wide"), hidden_size=256, spread=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +82,7 @@ def test_pages_give_our_greedy_tokens(
     first = generate(TorchEngine(model), Decoding(30))
     stop = first[0].ids[11]
     decoding = Decoding(30, frozenset({stop}))
-    prompts = [*PROMPTS, [1] * 500, [1] * 512]
+    prompts = [*PROMPTS, [1] * 244, [1] * 256]
     expected = generate(TorchEngine(model), decoding, prompts)
     assert generate(paged, decoding, prompts) == expected
     assert [len(one.ids) for one in expected[-2:]] == [12, 0]
@@ -154,10 +135,10 @@ def test_vllm_gives_our_tokens_ends_and_scores(wide: Path) -> None:
     """One after the other in one process: vLLM cannot be opened twice in it."""
     ours, theirs = (open_engine(wide, How(engine=name)).engine for name in ("torch", "vllm"))
     assert theirs.name == "vllm"
-    assert ours.context == theirs.context == 512
+    assert ours.context == theirs.context == 256
     first = generate(ours, Decoding(40))
     tokenizer = AutoTokenizer.from_pretrained(wide)
-    prompts = [*PROMPTS, [1] * 500, [1] * 512]
+    prompts = [*PROMPTS, [1] * 244, [1] * 256]
     text = tokenizer.decode(list(first[0].ids[5:9]))
     for decoding in (
         Decoding(40),
