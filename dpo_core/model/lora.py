@@ -5,11 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners import lora
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dpo_core.errors import RecipeError
 from dpo_core.recipe import ModelSettings
+
+ADAPTER = "default"  # the name that peft gives a model's only adapter
 
 
 def trainable(model: PreTrainedModel, settings: ModelSettings, seed: int) -> PreTrainedModel | PeftModel:
@@ -31,13 +36,44 @@ def trainable(model: PreTrainedModel, settings: ModelSettings, seed: int) -> Pre
     )
     try:
         with no_deprecations():
-            return get_peft_model(model, config)
+            return with_plain_forward(get_peft_model(model, config))
     except ValueError as error:
         raise RecipeError(
             f"LoRA finds no layer to adapt in {type(model).__name__}: {str(error).splitlines()[0]}.",
             "Adapters go on linear layers, named by lora_targets.",
             "Mend lora_targets, or set lora_rank=0 to train every weight.",
         ) from error
+
+
+class AdaptedLinear(lora.Linear):  # type: ignore[misc]
+    """A linear layer with one LoRA adapter: peft's module and parameters, with a forward of three matrix products.
+
+    peft's own forward looks adapters up by name, casts the input to the adapter's type and back, and scales and adds in
+    passes over the whole output: a third more operations to compile, and as many more passes over memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out): x Wᵀ + b + (x Aᵀ · scale) Bᵀ, the last sum inside its matrix product."""
+        if self.merged:
+            return super().forward(x)  # type: ignore[no-any-return]
+        base = self.base_layer
+        result = F.linear(x, base.weight, base.bias)
+        if self.disable_adapters:
+            return result
+        down, up = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(down.dtype)
+        low = F.linear(x, down) * self.scaling[ADAPTER]
+        added = torch.addmm(result.flatten(0, -2).to(low.dtype), low.flatten(0, -2), up.t())
+        return added.view(result.shape).to(result.dtype)
+
+
+def with_plain_forward(model: PeftModel) -> PeftModel:
+    """The same model, each plain adapted linear layer of which is an :class:`AdaptedLinear`."""
+    for module in model.modules():
+        if type(module) is lora.Linear and type(module.base_layer) is nn.Linear and not module.lora_variant:
+            module.__class__ = AdaptedLinear
+    return model
 
 
 @contextmanager

@@ -1,7 +1,11 @@
-"""torch.compile where it pays: layer by layer, so that a model of many layers compiles one or two."""
+"""torch.compile where it pays: layer by layer, so that all layers of a model share one compilation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpo_core.errors import RecipeError
 from dpo_core.recipe import TrainSettings
@@ -24,9 +28,48 @@ def compiled(policy: nn.Module, train: TrainSettings) -> nn.Module:
     torch._dynamo.config.suppress_errors = train.compile_model == "auto"
     # Bits that are the same every time need kernels chosen by rule, not by timing them.
     torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
+    compile_layers(policy)
+    return policy
+
+
+def compile_layers(policy: nn.Module, backend: str = "inductor") -> None:
+    """Compile every decoder layer, in place, for rows of any length."""
+    embeddings = plain(policy).get_input_embeddings()
+    if not embeddings.weight.requires_grad:
+        embeddings.register_forward_hook(with_gradient)
+    for layer in decoder_layers(policy):
+        layer.compile(dynamic=True, backend=backend)
+
+
+def with_gradient(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+    """Embeddings that require a gradient though their weights are frozen.
+
+    Under LoRA the first layer's input would require none and the other layers' would: two compilations instead of one,
+    for the price of one layer's gradient of its input.
+    """
+    return embedded.requires_grad_() if torch.is_grad_enabled() else embedded
+
+
+def decoder_layers(policy: nn.Module) -> list[nn.Module]:
+    """The blocks that a model repeats."""
     causal = plain(policy)
     kinds = set(causal._no_split_modules or ())
-    for module in causal.get_decoder().modules():
-        if type(module).__name__ in kinds:
-            module.compile(dynamic=True)
-    return policy
+    return [module for module in causal.get_decoder().modules() if type(module).__name__ in kinds]
+
+
+@contextmanager
+def uncompiled(policy: nn.Module) -> Iterator[None]:
+    """Inside, compiled layers run as they were written.
+
+    For passes that are rare or of many shapes (validation, sampling, probes), each of which would be compiled anew: a
+    compilation takes as long as hundreds of them.
+    """
+    layers = decoder_layers(policy)
+    calls = [layer._compiled_call_impl for layer in layers]
+    try:
+        for layer in layers:
+            layer._compiled_call_impl = None
+        yield
+    finally:
+        for layer, call in zip(layers, calls, strict=True):
+            layer._compiled_call_impl = call

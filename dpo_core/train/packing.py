@@ -89,7 +89,13 @@ class Batch:
 
 
 def onto(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device. A GPU's is made when its turn comes: the host does not wait for the work before it."""
+    """A copy on the device. A GPU's is made when its turn comes: the host does not wait for the work before it.
+
+    Raises ValueError for a tensor that is not dense, on every device: pinned memory has the tensor's own strides, and
+    cannot be written where several elements share a place.
+    """
+    if not tensor.is_contiguous():
+        raise ValueError(f"a tensor of strides {tensor.stride()} for {tuple(tensor.shape)} goes onto {device}")
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
@@ -146,7 +152,7 @@ def padded(items: Sequence[Branches]) -> Batch:
         attention[index, :end] = True
         predictors.append(index * width + start - 1 + np.flatnonzero(completion.mask))
         targets.append(completion.ids[completion.mask])
-    positions = torch.arange(width).expand(len(rows), width)
+    positions = torch.arange(width).repeat(len(rows), 1)
     real = torch.from_numpy(attention)
     return Batch(torch.from_numpy(ids), positions, real, (), flat(predictors), flat(targets), counts(items))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from dpo_core import compat
 from dpo_core.errors import RecipeError
@@ -62,7 +63,7 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
     model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
     rows = open_split(request.rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
-    layout = choose(model, train.layout, request.rendered)
+    layout = settled_layout(request, model)
     policy = compiled(prepared(trainable(model, request.settings, train.seed), train), train)
     run = Run(
         policy,
@@ -119,6 +120,21 @@ def reference(request: TrainRequest, policy: nn.Module) -> Reference:
         return OnTheFly(policy, precision)
     frozen = load_model(source.path, request.train.seed, source.trust_remote_code, request.frozen_dtype)
     return OnTheFly(frozen.requires_grad_(False), precision)
+
+
+def settled_layout(request: TrainRequest, model: PreTrainedModel) -> Layout:
+    """The layout that the recipe names, or that ``auto`` found; kept with the run, whose continuation must be the same.
+
+    On another kind of device it is found anew: attention is another there.
+    """
+    if request.train.layout != "auto":
+        return choose(model, request.train.layout, request.rendered)
+    told, kind = run_dir.read_config(request.log_path) or {}, model.device.type
+    found: dict[str, Layout] = told.get("layout", {})
+    if kind not in found:
+        found = found | {kind: choose(model, "auto", request.rendered)}
+        run_dir.write_config(request.log_path, told | {"layout": found})
+    return found[kind]
 
 
 def settled_budget(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layout) -> int:

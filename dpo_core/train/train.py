@@ -15,6 +15,7 @@ from dpo_core.store import Draft
 from dpo_core.train import checkpoint, journal, run_dir
 from dpo_core.train.checkpoint import Snapshot
 from dpo_core.train.claim import claimed
+from dpo_core.train.compiled import uncompiled
 from dpo_core.train.display import Display
 from dpo_core.train.finish import finish
 from dpo_core.train.heldout import HeldOutSettings, held_out
@@ -155,12 +156,13 @@ def observations(session: Session, step: int) -> dict[str, float]:
     train, last = session.request.train, step == session.run.total
     values: dict[str, float] = {}
     started = time.perf_counter()
-    if train.eval_every and (last or due(train.eval_every, step)):
-        settings = HeldOutSettings(session.run.losses, session.run.layout, train.precision)
-        values = held_out(session.run.policy, *session.test_split, settings)
-    if train.infrequent_eval_every and (last or due(train.infrequent_eval_every, step)):
-        sample(session, step)
-        values |= session.watch(session.run.policy, session.renderer)
+    with uncompiled(session.run.policy):
+        if train.eval_every and (last or due(train.eval_every, step)):
+            settings = HeldOutSettings(session.run.losses, session.run.layout, train.precision)
+            values = held_out(session.run.policy, *session.test_split, settings)
+        if train.infrequent_eval_every and (last or due(train.infrequent_eval_every, step)):
+            sample(session, step)
+            values |= session.watch(session.run.policy, session.renderer)
     return values | ({"time/evaluation": time.perf_counter() - started} if values else {})
 
 
