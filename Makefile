@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check faults servers install clean
+.PHONY: run test check faults gpu servers install clean
 
 run: install
 	$(BIN)/dpo demo
@@ -22,6 +22,11 @@ check: install
 # Two hundred faults injected into real runs, and what became of them.
 faults: install
 	$(BIN)/python -m tests.faults --injections 200
+
+# What only a GPU can prove, in eight minutes, most important first. Any Python with dpo_core's packages will do: make gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+gpu:
+	$(GPU_PYTHON) -m tests.gpu
 
 # Postgres (apt install postgresql), MLflow, Prefect and a worker on this computer, until Ctrl-C: docs/deployments.md.
 servers: install

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import product  # this folder's
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
+
+from dpo_core.recipe import ModelSettings, TrainSettings
 
 Options = dict[str, Any]
 BETA, BETAS = 0.1, (0.9, 0.95)
@@ -18,9 +21,8 @@ BETA, BETAS = 0.1, (0.9, 0.95)
 
 def run(options: Options) -> dict[str, Any]:
     """Train; returns losses, pairs a second after the first step, and the most memory that the process held."""
-    told = json.loads((Path(options["place"]) / "options.json").read_text())
     rows = json.loads((Path(options["place"]) / "pairs.json").read_text())
-    figures = (ours if options["whose"] == "ours" else theirs)(options | {"config": told["config"]}, rows)
+    figures = (ours if options["whose"] == "ours" else theirs)(options, rows)
     return figures | {"peak_gb": peak_gb()}
 
 
@@ -32,96 +34,49 @@ def peak_gb() -> float:
 
 
 def model(options: Options) -> PreTrainedModel:
-    """Random weights from a seed, in float32 (bf16 where LoRA leaves them as they are and bf16 computes)."""
-    torch.manual_seed(0)
-    config = LlamaConfig(**options["config"], max_position_embeddings=16_384, bos_token_id=1, eos_token_id=2)
-    frozen = options["lora_rank"] and options["precision"] == "bf16"
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        return LlamaForCausalLM(config).to(torch.bfloat16 if frozen else torch.float32)
+    """The weights that every contender starts from."""
+    return product.random_model(setup(options))
 
 
 def ours(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     """Our loop; ``reference``: scored (its pass counts), cached (it does not), or step (on the fly)."""
-    from safetensors.numpy import save_file
+    from dpo_core.train.loop import steps
 
-    from dpo_core.model.heap import keep_heap
-    from dpo_core.model.lora import trainable
-    from dpo_core.recipe import ModelSettings, TrainSettings
-    from dpo_core.train.compiled import compiled
-    from dpo_core.train.flops import matmul_peak
-    from dpo_core.train.loop import Run, steps
-    from dpo_core.train.reference import OnTheFly, References, score
-    from dpo_core.train.session import adamw, prepared
-
-    if not torch.cuda.is_available():
-        keep_heap()  # as load_model does
-    size, precision = options["batch_size"], options["precision"]
-    train = TrainSettings(
-        batch_size=size,
-        learning_rate=options["learning_rate"],
-        precision=precision,
-        dpo_beta=BETA,
-        adam_beta1=BETAS[0],
-        adam_beta2=BETAS[1],
-        activation_checkpointing=bool(options["activation_checkpointing"]),
-        compile_model="auto" if options["compile_model"] else False,
-    )
-    base = model(options).eval()
-    split = InOrder(rows, train)
-    scoring = time.perf_counter()
-    policy = trainable(base, ModelSettings(lora_rank=options["lora_rank"]), seed=0)
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
-        if options["reference"] == "step":
-            frozen = policy if options["lora_rank"] else model(options).eval().requires_grad_(False)
-            known: Any = OnTheFly(frozen, precision)
-        else:
-            tensors = score(base, split, list(range(len(split))), "tree", precision)
-            save_file(tensors, Path(place) / "train.safetensors")
-            known = References(Path(place) / "train.safetensors")
-    scoring = time.perf_counter() - scoring
-    compiled(prepared(policy, train), train)
-    optimizer = adamw(policy, train)
-    peak = matmul_peak(next(policy.parameters()).device, precision)
-    budget = options["token_budget"] or options["micro"]
-    history = list(steps(Run(policy, optimizer, split, known, train, token_budget=budget, peak_flops=peak)))
+        session, scoring = product.session(Path(place), setup(options), rows)
+        ready = time.perf_counter()
+        history = list(steps(session.run))
     timed = history[1:]
     seconds = sum(step.values["batch_time"] for step in timed)
-    seconds += scoring * len(timed) / len(history) if options["reference"] == "scored" else 0
+    seconds += scoring * len(timed) / len(history) if options["reference"] == "scored" else 0.0
     return {
         "losses": [step.values["dpo_loss"] for step in history],
-        "pairs_per_s": len(timed) * size / seconds,
+        "pairs_per_s": len(timed) * options["batch_size"] / seconds,
         "mfu_useful": float(np.mean([step.values["perf/mfu_useful"] for step in timed])),
-        "matmul_peak_gflops": peak / 1e9,
+        "matmul_peak_gflops": (session.run.peak_flops or 0) / 1e9,
+        "layout": session.run.layout,
+        "token_budget": session.run.token_budget,
+        "setup_s": ready - began,
+        "first_step_s": history[0].values["batch_time"],
     }
 
 
-class InOrder:
-    """Rows whose order in training is the order given: row i stands where the run's permutation will ask for it."""
-
-    def __init__(self, rows: list[dict[str, list[int]]], train: Any) -> None:
-        from dpo_core.train.order import permutation
-
-        self.pairs: list[Any] = [None] * len(rows)
-        for row, index in zip(rows, permutation(train.seed, 0, len(rows)).tolist(), strict=True):
-            self.pairs[index] = pair(row)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.pairs[index]
-
-
-def pair(row: dict[str, list[int]]) -> Any:
-    """A row as a rendered pair."""
-    from dpo_core.pair import Pair
-    from dpo_core.render.rendered import Completion, TokenPair
-
-    def side(name: str) -> Completion:
-        ids = np.array(row[f"{name}_ids"], dtype=np.int32)
-        return Completion(ids, np.ones(len(ids), dtype=np.bool_))
-
-    return TokenPair(np.array(row["prompt_ids"], dtype=np.int32), Pair(side("chosen"), side("rejected")))
+def setup(options: Options) -> product.Setup:
+    """The recipe's sections that a contender's options mean."""
+    train = TrainSettings(
+        batch_size=options["batch_size"],
+        learning_rate=options["learning_rate"],
+        precision=options["precision"],
+        dpo_beta=BETA,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        reference_mode="on_the_fly" if options["reference"] == "step" else "cached",
+        token_budget=options["token_budget"],
+        activation_checkpointing=options["recompute"],
+        compile_model=options["compile_model"],
+    )
+    return product.Setup(options["config"], ModelSettings(lora_rank=options["lora_rank"]), train)
 
 
 def theirs(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:

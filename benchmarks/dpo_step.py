@@ -33,6 +33,15 @@ LENGTHS = {
     "8k": {part: (2730,) * 8 for part in ("prompt", "chosen", "rejected")},
 }
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 2_000,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
     "40m": {
         "vocab_size": 32_000,
         "hidden_size": 512,
@@ -61,18 +70,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-# name: (whose, precision, reference, pairs of a TRL microbatch or our token budget)
+# name: (whose, precision, reference, pairs of a TRL microbatch; 0: the batch at once)
 ON_CPU: dict[str, tuple[str, str, str, int]] = {
     "trl fp32": ("trl", "fp32", "step", 0),
     "trl fp32, microbatch 2": ("trl", "fp32", "step", 2),
     "trl fp32, microbatch 1": ("trl", "fp32", "step", 1),
-    "ours fp32": ("ours", "fp32", "scored", 1024),
+    "ours fp32": ("ours", "fp32", "scored", 0),
     "trl bf16": ("trl", "bf16", "step", 0),
     "trl bf16, precomputed": ("trl", "bf16", "cached", 0),
     "trl bf16, precomputed, microbatch 2": ("trl", "bf16", "cached", 2),
     "trl bf16, precomputed, microbatch 1": ("trl", "bf16", "cached", 1),
-    "ours bf16, cached": ("ours", "bf16", "cached", 2048),
-    "ours bf16, on the fly": ("ours", "bf16", "step", 2048),
+    "ours bf16, cached": ("ours", "bf16", "cached", 0),
+    "ours bf16, on the fly": ("ours", "bf16", "step", 0),
 }
 ON_GPU: dict[str, tuple[str, str, str, int]] = {
     "trl bf16, microbatch 8": ("trl", "bf16", "step", 8),
@@ -81,8 +90,8 @@ ON_GPU: dict[str, tuple[str, str, str, int]] = {
     "trl bf16, precomputed, microbatch 4, Liger": ("trl liger", "bf16", "cached", 4),
     "trl bf16, precomputed, microbatch 4": ("trl", "bf16", "cached", 4),
     "trl bf16, precomputed, microbatch 2": ("trl", "bf16", "cached", 2),
-    "ours bf16, cached": ("ours", "bf16", "cached", 16_384),
-    "ours bf16, on the fly": ("ours", "bf16", "step", 16_384),
+    "ours bf16, cached": ("ours", "bf16", "cached", 0),
+    "ours bf16, on the fly": ("ours", "bf16", "step", 0),
 }
 CONTENDERS = ON_GPU if Path("/dev/nvidia0").exists() else ON_CPU
 
@@ -93,12 +102,20 @@ def main() -> None:
     if options.contender:
         from contender import run  # this folder's, which imports torch
 
-        print(json.dumps(run(vars(options) | contender(options.contender))))
+        told = json.loads((Path(options.place) / "options.json").read_text())
+        print(json.dumps(run(told | contender(options.contender) | {"place": options.place})))
         return
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place), options)
-        results = {name: measure(name, place) for name in CONTENDERS if not options.only or name in options.only}
+        results = {name: measure(name, place) for name in chosen(options)}
     report(results, options)
+
+
+def chosen(options: argparse.Namespace) -> list[str]:
+    """The contenders that are asked for, all by default."""
+    names = [*(options.only or []), *(["ours bf16, cached"] if options.ours else [])]
+    names += [f"trl bf16, precomputed, microbatch {size}" for size in options.trl]
+    return names or list(CONTENDERS)
 
 
 def parse() -> argparse.Namespace:
@@ -110,10 +127,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
-    parser.add_argument("--token-budget", type=int, default=0, help="of ours (0: as the table says)")
-    parser.add_argument("--activation-checkpointing", type=int, default=0, help="1: ours computes activations again")
-    parser.add_argument("--compile-model", type=int, default=1, help="0: our layers are not compiled (on a GPU)")
+    parser.add_argument("--token-budget", default="auto", help="of ours")
+    parser.add_argument("--recompute", action="store_true", help="ours computes activations again")
+    parser.add_argument("--compile-model", choices=("auto", "true", "false"), default="auto", help="of ours")
     parser.add_argument("--only", nargs="*", help="contenders to run, by name")
+    parser.add_argument("--ours", action="store_true", help="run ours bf16, cached, beside what --trl says")
+    parser.add_argument(
+        "--trl", type=int, nargs="*", default=[], help="run TRL bf16, precomputed, with these microbatches"
+    )
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--place", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -142,17 +163,10 @@ def prepare(place: Path, options: argparse.Namespace) -> None:
 
 def measure(name: str, place: str) -> dict[str, Any] | None:
     """One contender's figures, None if it failed (as for want of memory)."""
-    told = json.loads((Path(place) / "options.json").read_text())
-    words = [
-        word
-        for key in told
-        if key not in ("only", "contender", "place", "config")
-        for word in (f"--{key.replace('_', '-')}", str(told[key]))
-    ]
-    command = [sys.executable, __file__, *words, "--contender", name, "--place", place]
+    command = [sys.executable, __file__, "--contender", name, "--place", place]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"{name}: failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
+        print(f"{name}: failed:\n{done.stderr.strip()[-2000:]}", flush=True)
         return None
     figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     print(f"{name}: {figures['pairs_per_s']:.3f} pairs/s, {figures['peak_gb']:.2f} GB", flush=True)

@@ -63,7 +63,10 @@ def contenders(place: str, precision: str, options: argparse.Namespace) -> Itera
         return measure(f"hf, batch {size}, {precision}", options, [place, precision, str(size)])
 
     ours = {name: measure(title(name, precision), options, [place, precision, name]) for name in engines(options)}
-    theirs = {size: at(size) for size in options.hf_batches} if options.hf_batches else climb(at, options.prompts)
+    if options.ours:
+        theirs: dict[int, Figures | None] = {}
+    else:
+        theirs = {size: at(size) for size in options.hf_batches} if options.hf_batches else climb(at, options.prompts)
     yield from ((title(name, precision), told) for name, told in ours.items() if told)
     yield from ((f"hf, batch {size}, {precision}", told) for size, told in sorted(theirs.items()) if told)
 
@@ -106,12 +109,13 @@ def speed(told: Figures | None) -> float:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=[*SHAPES, "tiny"], default="40m")
+    parser.add_argument("--shape", choices=SHAPES, default="40m")
     parser.add_argument("--prompts", type=int, default=541)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--engines", nargs="*", choices=("torch", "paged", "vllm"), default=[])
     parser.add_argument("--hf-batches", nargs="*", type=int, default=[], help="by default the best is looked for")
+    parser.add_argument("--ours", action="store_true", help="leave hf out")
     parser.add_argument("--ifeval", type=Path, help="prompts in IFEval's schema whose instructions are judged")
     parser.add_argument("--repeat", type=int, default=1, help="the best of so many")
     parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
@@ -125,7 +129,7 @@ def prepare(place: Path, options: argparse.Namespace) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    shape = SHAPES.get(options.shape) or SHAPES["40m"] | {"vocab_size": 2000, "hidden_size": 64, "num_hidden_layers": 2}
+    shape = SHAPES[options.shape]
     words = {"</s>": 0, "<unk>": 1} | {f"w{place}": place for place in range(2, shape["vocab_size"])}
     plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -73,9 +73,7 @@ def probe(causal: Any, batch: Batch) -> Tensor:
     embedded = causal.get_input_embeddings()(batch.ids)
     embedded = embedded.to(torch.promote_types(embedded.dtype, torch.float32))
     with attention_of(causal, batch):
-        outputs = causal.get_decoder()(
-            inputs_embeds=embedded, position_ids=batch.positions, use_cache=False, **how
-        )
+        outputs = causal.get_decoder()(inputs_embeds=embedded, position_ids=batch.positions, use_cache=False, **how)
     hidden: Tensor = outputs.last_hidden_state
     return hidden.flatten(0, 1).index_select(0, batch.predictors)
 

@@ -1,0 +1,136 @@
+"""A training run on given pairs and a given shape, set up by the product's own stages and its own session."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from dpo_core.pair import Pair
+from dpo_core.recipe import ModelSettings, TrainSettings
+from dpo_core.records import DataReport, ModelSource, ReferenceSet, RenderedSet
+from dpo_core.render.rendered import Completion, TokenPair, write_split
+from dpo_core.requests import ScoreRequest, TrainRequest
+from dpo_core.store import Store
+from dpo_core.train import reference
+from dpo_core.train.order import permutation
+from dpo_core.train.session import Session, begin
+from dpo_core.train.stopping import StopFlag
+
+HELD_OUT = 8
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a benchmark's run is made of: a Llama of ``config``, and the recipe's two sections that matter."""
+
+    config: dict[str, Any]
+    model: ModelSettings
+    train: TrainSettings
+
+    @property
+    def frozen_dtype(self) -> str:
+        """As the recipe has it: bf16 weights under LoRA where bf16 computes."""
+        return "bfloat16" if self.model.lora_rank and self.train.precision == "bf16" else "float32"
+
+
+def random_model(setup: Setup) -> PreTrainedModel:
+    """Weights from a seed, made on the GPU where there is one, in the type that they train in."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**setup.config, max_position_embeddings=16_384, bos_token_id=1, eos_token_id=2)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return LlamaForCausalLM(config).to(getattr(torch, setup.frozen_dtype))
+
+
+def session(place: Path, setup: Setup, rows: list[dict[str, list[int]]]) -> tuple[Session, float]:
+    """The run, ready for its first step, and the seconds that its reference took to be loaded and scored.
+
+    Weights and pairs are written to ``place``; the run's order of pairs is the order of ``rows``.
+    """
+    source, rendered = write_model(place / "model", setup), write_pairs(place / "rendered", rows, setup.train)
+    on_the_fly = setup.train.reference_mode == "on_the_fly"
+    started = time.perf_counter()
+    scored = score(place, source, rendered, setup)
+    scoring = time.perf_counter() - started
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    log_path = place / "run"
+    log_path.mkdir()
+    request = TrainRequest(
+        rendered=rendered,
+        reference=scored,
+        model=source,
+        settings=setup.model,
+        train=setup.train,
+        on_the_fly=on_the_fly,
+        frozen_dtype=setup.frozen_dtype,
+        samples=0,
+        max_new_tokens=1,
+        log_path=log_path,
+        fingerprint="benchmark",
+        lineage="benchmark",
+        recipe={},
+    )
+    return begin(request, StopFlag()), scoring
+
+
+def write_model(path: Path, setup: Setup) -> ModelSource:
+    """Random weights with a tokenizer that knows a word, as a model directory."""
+    random_model(setup).save_pretrained(path)
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 2}, unk_token="<pad>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>").save_pretrained(path)
+    return ModelSource(
+        path=path, name="benchmark", fingerprint="weights", tokenizer_fingerprint="tokenizer", has_weights=True
+    )
+
+
+def write_pairs(path: Path, rows: list[dict[str, list[int]]], train: TrainSettings) -> RenderedSet:
+    """The pairs as a rendered set whose row i stands where the run's first permutation asks for it."""
+    path.mkdir()
+    pairs = [to_pair(row) for row in rows]
+    placed = list(pairs)
+    for pair, index in zip(pairs, permutation(train.seed, 0, len(pairs)).tolist(), strict=True):
+        placed[index] = pair
+    write_split(path / "train.arrow", placed)
+    write_split(path / "test.arrow", pairs[:HELD_OUT])
+    return RenderedSet.model_construct(
+        path=path,
+        fingerprint="pairs",
+        renderer_name="role_colon",
+        tokenizer_path=path.parent / "model",
+        train_pairs=len(pairs),
+        test_pairs=len(pairs[:HELD_OUT]),
+        tokens=sum(pair.tokens for pair in pairs),
+        truncated=0,
+        train_report=DataReport(rows_read=len(pairs), kept=len(pairs)),
+        test_report=DataReport(rows_read=HELD_OUT, kept=HELD_OUT),
+    )
+
+
+def to_pair(row: dict[str, list[int]]) -> TokenPair:
+    """A row of token ids as a rendered pair, every token of its completions trained."""
+
+    def side(name: str) -> Completion:
+        ids = np.array(row[f"{name}_ids"], dtype=np.int32)
+        return Completion(ids, np.ones(len(ids), dtype=np.bool_))
+
+    return TokenPair(np.array(row["prompt_ids"], dtype=np.int32), Pair(side("chosen"), side("rejected")))
+
+
+def score(place: Path, source: ModelSource, rendered: RenderedSet, setup: Setup) -> ReferenceSet:
+    """The reference stage's output, made in this process."""
+    cached = setup.train.reference_mode != "on_the_fly"
+    request = ScoreRequest(
+        rendered=rendered, model=source, train=setup.train, score_train=cached, frozen_dtype=setup.frozen_dtype
+    )
+    store = Store(place / "store")
+    with store.write("score_reference", "benchmark") as draft:
+        reference.run(request, draft)
+    found = store.find("score_reference", "benchmark", ReferenceSet)
+    assert found is not None
+    return found

@@ -1,0 +1,175 @@
+"""``python -m tests.gpu``: everything that needs a GPU, in one command of at most eight minutes; also ``make gpu``.
+
+    python -m tests.gpu [--only NAME …] [--logs DIRECTORY] [--minutes 8]
+
+The most important comes first, each part is bounded in time, and says PASS or FAIL with its figure as soon as it ends:
+what is cut off has still told. The pipelines and the laws run beside each other; what is timed runs alone. It needs a
+checkout and dpo_core's packages, neither Prefect nor MLflow. Ends with 1 if anything failed.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+POLL_S = 0.2
+SHOWN_LINES = 25
+FIGURE = "figure: "
+UNITS = {
+    "pairs_per_s": "pairs/s",
+    "tokens_per_s": "tokens/s",
+    "mfu_useful": "useful MFU",
+    "peak_gb": "GB",
+    "first_step_s": "s the first step",
+    "setup_s": "s set-up",
+    "overhead": "s overhead",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, the seconds that it may take, and whether it is timed, so that nothing may run beside it."""
+
+    name: str
+    words: tuple[str, ...]
+    seconds: float
+    alone: bool = True
+
+    def command(self, work: Path) -> list[str]:
+        """The words for this Python; WORK is a directory of the part's own."""
+        own = work / self.name.replace(" ", "-").replace(",", "")
+        return [sys.executable, *(word.replace("WORK", str(own)) for word in self.words)]
+
+
+def step(name: str, options: str, seconds: float = 100) -> Part:
+    """A row of the step's table."""
+    return Part(f"step, {name}", ("benchmarks/dpo_step.py", "--batch-size", "256", *shlex.split(options)), seconds)
+
+
+GENERATION = "--shape 1b --prompts 256 --max-new-tokens 128 --precision bf16 --ours"
+PARTS = (
+    Part("pipeline, LoRA on 100M", ("-m", "tests.gpu.pipeline", "lora", "WORK"), 300, alone=False),
+    Part("pipeline, demo", ("-m", "tests.gpu.pipeline", "demo", "WORK"), 240, alone=False),
+    Part("laws", ("-m", "pytest", "-n", "4", "-p", "no:cacheprovider", "tests/gpu/test_laws.py"), 240, alone=False),
+    step("1b full, HH", "--shape 1b --steps 4 --ours"),
+    step("1b LoRA, HH", "--shape 1b --steps 4 --lora-rank 32 --ours"),
+    Part("generation, 1b", ("benchmarks/generate.py", *shlex.split(GENERATION)), 120),
+    step("1b full, UltraFeedback", "--shape 1b --steps 4 --lengths ultrafeedback --ours"),
+    step("1b full, TRL, HH", "--shape 1b --steps 3 --trl 16"),
+    step("8b LoRA, 8k", "--shape 8b --steps 3 --lengths 8k --lora-rank 32 --batch-size 8 --recompute --ours", 150),
+)
+
+
+def main() -> int:
+    """Run the parts in their order; 1 if any failed."""
+    options = parse()
+    deadline = time.monotonic() + 60 * options.minutes
+    chosen = [part for part in PARTS if not options.only or any(word in part.name for word in options.only)]
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="dpo-gpu-") as work:
+        for group in groups(chosen):
+            failed += run(group, Path(work), options.logs, deadline)
+    print(f"{len(chosen) - failed} of {len(chosen)} parts passed", flush=True)
+    return 1 if failed else 0
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="parts whose names hold one of these words")
+    parser.add_argument("--logs", type=Path, default=Path(tempfile.gettempdir()), help="where each part's output goes")
+    parser.add_argument("--minutes", type=float, default=8)
+    return parser.parse_args()
+
+
+def groups(parts: list[Part]) -> Iterator[list[Part]]:
+    """Those that run beside each other first, then the others one by one."""
+    beside = [part for part in parts if not part.alone]
+    if beside:
+        yield beside
+    yield from ([part] for part in parts if part.alone)
+
+
+def run(group: list[Part], work: Path, logs: Path, deadline: float) -> int:
+    """Run parts beside each other and tell of each as it ends; how many failed."""
+    started = time.monotonic()
+    running = {part: start(part, work, logs) for part in group if started < deadline}
+    failed = len(group) - len(running)
+    for part in group[len(running) :]:
+        print(f"FAIL      0 s  {part.name}: no time was left", flush=True)
+    while running:
+        for part, process in list(running.items()):
+            seconds = time.monotonic() - started
+            late = seconds > part.seconds or time.monotonic() > deadline
+            if process.poll() is None and not late:
+                continue
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            failed += not tell(part, process.returncode, seconds, logs)
+            del running[part]
+        time.sleep(POLL_S)
+    return failed
+
+
+def start(part: Part, work: Path, logs: Path) -> "subprocess.Popen[bytes]":
+    """The part's process, its output in a file."""
+    own = work / part.name.replace(" ", "-").replace(",", "")
+    own.mkdir()
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(own),
+    }
+    with log_of(part, logs).open("wb") as log:
+        return subprocess.Popen(
+            part.command(work), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+
+
+def tell(part: Part, code: int, seconds: float, logs: Path) -> bool:
+    """One line of a part that passed; of one that failed also the end of what it printed."""
+    lines = log_of(part, logs).read_text(errors="replace").rstrip().splitlines() or [""]
+    figure = figure_of(lines)
+    passed = code == 0 and figure is not None
+    print(f"{'PASS' if passed else 'FAIL'} {seconds:6.0f} s  {part.name}: {figure or lines[-1][:200]}", flush=True)
+    if not passed:
+        print("\n".join(f"        {line[:200]}" for line in lines[-SHOWN_LINES:]), flush=True)
+    return passed
+
+
+def figure_of(lines: list[str]) -> str | None:
+    """What a part measured: its line ``figure: …``, its benchmark's JSON in short, or its last line, else None."""
+    found = [line.removeprefix(FIGURE) for line in lines if line.startswith(FIGURE)]
+    if found or not lines[-1].startswith("{"):
+        return found[-1] if found else lines[-1]
+    contenders = json.loads(lines[-1])["contenders"]
+    return "; ".join(f"{name}: {in_short(told)}" for name, told in contenders.items()) or None
+
+
+def in_short(told: dict[str, Any]) -> str:
+    """A contender's figures that are there, the first loss among them."""
+    figures = [f"{told[name]:.4g} {unit}" for name, unit in UNITS.items() if told.get(name) is not None]
+    words = [f"{name} {told[name]}" for name in ("layout", "token_budget") if name in told]
+    losses = [f"loss {told['losses'][0]:.5f}"] if "losses" in told else []
+    return ", ".join([*figures, *words, *losses])
+
+
+def log_of(part: Part, logs: Path) -> Path:
+    """Where a part's output goes."""
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs / f"{part.name.replace(' ', '-').replace(',', '')}.log"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

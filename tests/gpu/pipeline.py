@@ -1,0 +1,189 @@
+"""The pipeline from end to end by its command, ``python -m dpo_core``, on what device there is.
+
+    python -m tests.gpu.pipeline demo|lora WORK_DIRECTORY [key=value …]
+
+demo: the built-in demo as it stands. lora: a Llama of 100 million parameters under LoRA's defaults in bf16, killed in
+training and continued, then three steps each of other ways to train it. Ends with a line ``figure: …``, or an error.
+"""
+
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dpo_core.data import demo
+from dpo_core.model import demo as demo_model
+
+ROOT = Path(__file__).parents[2]
+# 100 million parameters, heads 64 wide, grouped.
+SHAPE = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+LORA = (
+    "dataset=demo demo_pairs=1024 sft_steps=60 sft_learning_rate=1e-3 precision=bf16 learning_rate=1e-4 batch_size=64"
+    " max_steps=12 eval_every=6 save_every=3 infrequent_eval_every=6 infrequent_prompts=8 num_samples=4"
+    " max_new_tokens=48 ifeval_limit=64"
+)
+WAYS = {
+    "full, padded, reference on the fly, activations computed again": (
+        "lora_rank=0 layout=padded reference_mode=on_the_fly activation_checkpointing=true"
+    ),
+    "full, tree, activations computed again": "lora_rank=0 layout=tree activation_checkpointing=true",
+    "LoRA, tree, reference on the fly": "layout=tree reference_mode=on_the_fly",
+    "full, tree, fp32": "lora_rank=0 layout=tree precision=fp32",
+}
+LN_2_WITHIN = 3e-3  # in bf16: the reference was scored by other kernels than the compiled ones
+
+
+def main(words: list[str]) -> None:
+    """One of the two pipelines."""
+    which, work, *settings = words
+    figure = {"demo": run_demo, "lora": run_lora}[which](Path(work), settings)
+    print(f"figure: {figure}", flush=True)
+
+
+def run_demo(work: Path, settings: list[str]) -> str:
+    """The demo's shares before and after."""
+    out = finish(start("run", ["recipes/demo.toml", f"runs_dir={work}", *settings]))
+    base, trained = (stage_line(out, name) for name in ("evaluate the base", "evaluate"))
+    before, after = (share(line, "prompt_strict_acc") for line in (base, trained))
+    assert after > before + 0.2, f"strict {before} before, {after} after"
+    return f"strict {before:.3f} → {after:.3f}, accuracy {share(trained, 'test/accuracy'):.3f}, {layouts(out)}"
+
+
+def run_lora(work: Path, settings: list[str]) -> str:
+    """LoRA killed and continued; then the other ways, beside each other."""
+    model = write_model(work / "model", TINY if "shape=tiny" in settings else SHAPE)
+    words = [
+        *shlex.split(LORA),
+        f"model_name={model}",
+        f"runs_dir={work}",
+        *(word for word in settings if word != "shape=tiny"),
+    ]
+    log_path = work / "lora"
+    first = start("run", [*words, f"log_path={log_path}"])
+    wait_for(lambda: steps_done(log_path) >= 4, first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    kill_orphans(log_path)
+    out = finish(start("run", [*words, f"log_path={log_path}"]))
+    print(out, flush=True)
+    assert "Continuing after step" in out, "the second run did not continue from a checkpoint"
+    journal = read_journal(log_path)
+    assert [row["step"] for row in journal] == list(range(13)), [row["step"] for row in journal]
+    assert abs(journal[1]["dpo_loss"] - math.log(2)) < LN_2_WITHIN, journal[1]["dpo_loss"]
+    figure = f"accuracy {share(stage_line(out, 'evaluate'), 'test/accuracy'):.3f}, continued, {layouts(out)}"
+    runs = {
+        way: start("train", [*words, *extra.split(), "max_steps=3", f"log_path={work / str(number)}"])
+        for number, (way, extra) in enumerate(WAYS.items())
+    }
+    for number, (way, process) in enumerate(runs.items()):
+        finish(process)
+        rows = read_journal(work / str(number))
+        assert abs(rows[1]["dpo_loss"] - math.log(2)) < LN_2_WITHIN, f"{way}: {rows[1]['dpo_loss']}"
+        print(f"{way}: {[round(row['dpo_loss'], 5) for row in rows[1:]]}, {rows[2]['batch_time']:.2f} s a step")
+    return f"{figure}; {len(runs)} other ways start at ln 2"
+
+
+def write_model(path: Path, shape: dict[str, int]) -> Path:
+    """A Llama of this shape with the demo's tokenizer, random weights in bf16."""
+    import torch  # lazy: the demo's pipeline needs none of it here
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    demo_model.write_base(path, demo.texts(demo.generate(256, 0)))
+    config = json.loads((path / "config.json").read_text()) | {"num_key_value_heads": 4} | shape
+    (path / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))  # type: ignore[no-untyped-call]
+    model.to(torch.bfloat16).save_pretrained(path)
+    return path
+
+
+def start(stage: str, words: list[str]) -> "subprocess.Popen[str]":
+    """The command, in a process group of its own, its output kept."""
+    command = [sys.executable, "-m", "dpo_core", stage, *words]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=environment,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    """What the command printed.
+
+    Raises AssertionError when it failed.
+    """
+    out, _ = process.communicate()
+    assert process.returncode == 0, f"exit code {process.returncode}\n{out[-3000:]}"
+    return out
+
+
+def wait_for(done: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Until it is done.
+
+    Raises AssertionError when the command ends before.
+    """
+    while not done():
+        assert process.poll() is None, f"it ended before it could be killed\n{finish(process)}"
+        time.sleep(0.2)
+
+
+def kill_orphans(log_path: Path) -> None:
+    """End the stage's process that trains in ``log_path`` as suddenly as its command."""
+    import psutil  # lazy: as above
+
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "dpo_core.worker" in words and "train" in words and str(log_path.parent) in " ".join(words):
+            process.kill()
+
+
+def steps_done(log_path: Path) -> int:
+    """The last step in the journal, -1 before it begins."""
+    rows = read_journal(log_path)
+    return int(rows[-1]["step"]) if rows else -1
+
+
+def read_journal(log_path: Path) -> list[dict[str, Any]]:
+    """The journal's whole lines."""
+    path = log_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def stage_line(out: str, stage: str) -> str:
+    """What the command said of a stage."""
+    return next(line for line in out.splitlines() if line.startswith(f"{stage}: "))
+
+
+def share(line: str, name: str) -> float:
+    """A metric in a stage's line."""
+    return float(line.split(f"{name}=")[1].split(",")[0])
+
+
+def layouts(out: str) -> str:
+    """The layout that the training stage reported, with the budget."""
+    return next((line.split("engine", 1)[1].strip(" :│|") for line in out.splitlines() if "layout, " in line), "?")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,179 @@
+"""The engine's laws on a GPU, through FlexAttention and compiled layers. Skipped where there is none.
+
+A compilation takes seconds: what shares a configuration shares a policy, whose weights no test changes.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+from dpo_core.model.lora import trainable
+from dpo_core.recipe import ModelSettings, TrainSettings
+from dpo_core.train import budget, checkpoint, session
+from dpo_core.train.compiled import compiled, uncompiled
+from dpo_core.train.layout import obstacle
+from dpo_core.train.logps import backward, completion_logps
+from dpo_core.train.loop import Run, accumulate, steps
+from dpo_core.train.packing import branches, build
+from dpo_core.train.reference import OnTheFly
+from tests import tiny
+
+# Read by CUDA's libraries when they are first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+SETTINGS = {
+    "batch_size": 8,
+    "learning_rate": 1e-2,
+    "lr_schedule": "constant",
+    "max_steps": 4,
+    "num_epochs": 4,
+    "token_budget": 16_384,
+}
+NEAR = {"fp32": 1e-6, "bf16": 1e-4}
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    session.deterministic(True)
+    yield
+    session.deterministic(False)
+
+
+def llama(device: torch.device = GPU, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """FlexAttention needs heads 16 wide: 64 in all."""
+    return tiny.llama(dtype=dtype, hidden_size=64).to(device)
+
+
+def new_policy(lora_rank: int, train: TrainSettings) -> nn.Module:
+    dtype = torch.bfloat16 if lora_rank and train.precision == "bf16" else torch.float32
+    policy = trainable(llama(dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
+    return compiled(session.prepared(policy, train), train)
+
+
+@cache
+def policy_of(lora_rank: int, precision: str) -> nn.Module:
+    """One policy for all tests that leave its weights alone."""
+    return new_policy(lora_rank, TrainSettings.model_validate(SETTINGS | {"precision": precision}))
+
+
+def run_of(path: Path, policy: nn.Module, reference: str = "cached", **changes: Any) -> Run:
+    train = TrainSettings.model_validate(SETTINGS | changes)
+    path.mkdir(exist_ok=True)
+    split = tiny.rows(path, tiny.token_pairs(16))
+    adapted = hasattr(policy, "disable_adapter")
+    frozen = llama(dtype=torch.bfloat16 if adapted and train.precision == "bf16" else torch.float32)
+    if reference == "on_the_fly":
+        known: Any = OnTheFly(policy if adapted else frozen, train.precision)
+    else:
+        known = tiny.references(path, frozen, split, precision=train.precision)  # type: ignore[arg-type]
+    return Run(policy, session.adamw(policy, train), split, known, train, token_budget=int(train.token_budget))
+
+
+def gradients(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double().cpu()
+
+
+def one_batch(run: Run) -> tuple[float, torch.Tensor]:
+    """The loss and the gradients of the first eight pairs."""
+    run.optimizer.zero_grad(set_to_none=True)
+    sums, _ = accumulate(run, list(range(8)), [run.rows[index] for index in range(8)])
+    return sums[0].item() / 8, gradients(run.policy)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_starts_at_ln_2(tmp_path: Path, lora_rank: int, precision: str) -> None:
+    for how in ("cached", "on_the_fly"):
+        run = run_of(tmp_path / how, policy_of(lora_rank, precision), how, precision=precision)
+        assert one_batch(run)[0] == pytest.approx(math.log(2), abs=NEAR[precision]), how
+
+
+@pytest.mark.parametrize("compile_layers", [False, True])
+def test_a_trees_logps_and_gradients_are_those_of_padded_rows_in_float64(compile_layers: bool) -> None:
+    items = [branches(pair) for pair in tiny.token_pairs(12)]
+    told = []
+    for model, layout, device in ((policy_of(0, "fp32"), "tree", GPU), (llama(CPU, torch.float64), "padded", CPU)):
+        model.zero_grad(set_to_none=True)
+        batch = build(layout, items, device)
+        with nullcontext() if compile_layers else uncompiled(model):
+            logps = completion_logps(model, batch).double().cpu()
+            backward(
+                model, batch, lambda logps, _: (logps * torch.linspace(1, 2, len(logps), device=logps.device)).sum()
+            )
+        told.append((logps, gradients(model)))
+    (logps, slope), (exact_logps, exact_slope) = told
+    assert (logps - exact_logps).abs().max() < 1e-4
+    assert (slope - exact_slope).norm() / exact_slope.norm() < 1e-4
+
+
+def test_every_layer_shares_one_compilation(tmp_path: Path) -> None:
+    train = TrainSettings.model_validate(SETTINGS | {"precision": "bf16"})
+    run = run_of(tmp_path, new_policy(4, train), precision="bf16")
+    torch._dynamo.reset()
+    counters.clear()
+    one_batch(run)
+    assert counters["stats"]["unique_graphs"] <= 3  # the layers', the head's probabilities and their gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_tree_is_chosen_on_a_gpu(tmp_path: Path, dtype: torch.dtype) -> None:
+    rows = tiny.rows(tmp_path, tiny.token_pairs(4))
+    assert obstacle(llama(dtype=dtype), rows) is None
+    narrow = tiny.llama().to(GPU)  # heads 8 wide, which FlexAttention may refuse
+    assert obstacle(narrow, rows) is None or "refuses" in str(obstacle(narrow, rows))
+
+
+def test_gradients_do_not_depend_on_the_split_into_microbatches(tmp_path: Path) -> None:
+    told = [
+        one_batch(run_of(tmp_path / str(tokens), policy_of(0, "fp32"), token_budget=tokens))[1]
+        for tokens in (1, 200, 100_000)
+    ]
+    for other in told[1:]:
+        assert (told[0] - other).norm() / told[0].norm() < 1e-4
+
+
+@pytest.mark.parametrize("compile_model", [False, True])
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_recomputed_activations_give_the_same_gradients(tmp_path: Path, lora_rank: int, compile_model: bool) -> None:
+    _, kept = one_batch(run_of(tmp_path / "kept", policy_of(lora_rank, "fp32")))
+    changes: Any = {"activation_checkpointing": True, "compile_model": compile_model}
+    again = new_policy(lora_rank, TrainSettings.model_validate(SETTINGS | changes))
+    _, recomputed = one_batch(run_of(tmp_path / "recomputed", again, **changes))
+    assert (kept - recomputed).norm() / kept.norm() < 1e-4
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize(("precision", "lora_rank"), [("fp32", 0), ("bf16", 0), ("bf16", 4)])
+def test_resumed_is_uninterrupted_to_the_bit(tmp_path: Path, precision: str, lora_rank: int) -> None:
+    changes: Any = {"precision": precision, "deterministic": True}
+    train = TrainSettings.model_validate(SETTINGS | changes)
+    whole = run_of(tmp_path / "whole", new_policy(lora_rank, train), **changes)
+    told = [metrics.values["dpo_loss"] for metrics in steps(whole)]
+    first = run_of(tmp_path / "first", new_policy(lora_rank, train), **changes)
+    before = [metrics.values["dpo_loss"] for metrics in islice(steps(first), 2)]
+    checkpoint.write(tmp_path, checkpoint.snapshot(tmp_path, first.policy, first.optimizer, 2, {"run": "r"}))
+    torch._dynamo.reset()  # as another process, which compiles anew
+    second = run_of(tmp_path / "second", new_policy(lora_rank, train), **changes)
+    found, _ = checkpoint.latest(tmp_path)
+    assert found is not None
+    checkpoint.load(found.path, second.policy, second.optimizer)
+    after = [metrics.values["dpo_loss"] for metrics in steps(second, done=2)]
+    assert before + after == told
+    for ours, theirs in zip(second.policy.parameters(), whole.policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_budget_is_found_from_the_gpus_memory(tmp_path: Path) -> None:
+    run = run_of(tmp_path, policy_of(0, "bf16"), precision="bf16")
+    assert budget.LEAST < budget.find(run.policy, run.rows, "tree", "bf16") <= budget.MOST
