@@ -12,7 +12,8 @@ import argparse
 import json
 import subprocess
 import sys
-from typing import Any
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -59,15 +60,13 @@ def measure(case: str, steps: int) -> dict[str, float]:
 
 def run(case: dict[str, int], steps: int) -> dict[str, float]:
     """Seconds and useful FLOP a pair, and the memory that activations took."""
-    import torch  # lazy, as below: the parent has no need of it
-    from contender import InOrder, model
+    import product  # lazy, as below: the parent has no need of torch
+    import torch
 
-    from dpo_core.recipe import TrainSettings
+    from dpo_core.recipe import ModelSettings, TrainSettings
     from dpo_core.train.flops import Shape, peak_memory
-    from dpo_core.train.loop import Run
     from dpo_core.train.loop import steps as train_steps
     from dpo_core.train.packing import branches, build
-    from dpo_core.train.reference import OnTheFly
 
     shape = {
         "vocab_size": case["vocabulary"],
@@ -78,21 +77,13 @@ def run(case: dict[str, int], steps: int) -> dict[str, float]:
         "num_key_value_heads": 4,
         "tie_word_embeddings": True,
     }
-    policy = model({"config": shape, "lora_rank": 0, "precision": "fp32"})
-    settings = TrainSettings(batch_size=case["pairs"], learning_rate=1e-5, token_budget=2048)
-    rows = InOrder(drawn(case, steps), settings)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, fused=True)
-    before = peak_memory()
-
-    class Uniform(OnTheFly):
-        """A reference that costs nothing: what is measured is the policy."""
-
-        def of(self, indices: list[int], batch: Any) -> torch.Tensor:
-            return torch.zeros(sum(batch.counts))
-
-    run = Run(policy, optimizer, rows, Uniform(policy, "fp32"), settings, token_budget=2048)
-    history = [step.values["batch_time"] for step in train_steps(run)]
-    pairs = [rows[index] for index in range(case["pairs"])]
+    train = TrainSettings(batch_size=case["pairs"], learning_rate=1e-5, token_budget=2048, reference_mode="cached")
+    with tempfile.TemporaryDirectory() as place:
+        setup = product.Setup(shape, ModelSettings(lora_rank=0), train)
+        session, _ = product.session(Path(place), setup, drawn(case, steps))
+        policy, rows, before = session.run.policy, session.run.rows, peak_memory()
+        history = [step.values["batch_time"] for step in train_steps(session.run)]
+        pairs = [rows[index] for index in range(case["pairs"])]
     micros = [build("tree", [branches(pair)], torch.device("cpu")) for pair in pairs]
     parameters = sum(p.numel() for p in policy.parameters())
     beyond = peak_memory() - before - parameters * (BYTES_A_PARAMETER - 4)  # the weights were there before

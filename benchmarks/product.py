@@ -52,7 +52,6 @@ def session(place: Path, setup: Setup, rows: list[dict[str, list[int]]]) -> tupl
     Weights and pairs are written to ``place``; the run's order of pairs is the order of ``rows``.
     """
     source, rendered = write_model(place / "model", setup), write_pairs(place / "rendered", rows, setup.train)
-    on_the_fly = setup.train.reference_mode == "on_the_fly"
     started = time.perf_counter()
     scored = score(place, source, rendered, setup)
     scoring = time.perf_counter() - started
@@ -61,13 +60,20 @@ def session(place: Path, setup: Setup, rows: list[dict[str, list[int]]]) -> tupl
         torch.cuda.reset_peak_memory_stats()
     log_path = place / "run"
     log_path.mkdir()
-    request = TrainRequest(
+    return begin(to_request(log_path, source, rendered, scored, setup), StopFlag()), scoring
+
+
+def to_request(
+    log_path: Path, source: ModelSource, rendered: RenderedSet, scored: ReferenceSet, setup: Setup
+) -> TrainRequest:
+    """What the train stage is asked."""
+    return TrainRequest(
         rendered=rendered,
         reference=scored,
         model=source,
         settings=setup.model,
         train=setup.train,
-        on_the_fly=on_the_fly,
+        on_the_fly=setup.train.reference_mode == "on_the_fly",
         frozen_dtype=setup.frozen_dtype,
         samples=0,
         max_new_tokens=1,
@@ -76,7 +82,6 @@ def session(place: Path, setup: Setup, rows: list[dict[str, list[int]]]) -> tupl
         lineage="benchmark",
         recipe={},
     )
-    return begin(request, StopFlag()), scoring
 
 
 def write_model(path: Path, setup: Setup) -> ModelSource:

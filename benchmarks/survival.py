@@ -84,40 +84,39 @@ def opened(place: Path) -> Any:
 
 def train(options: argparse.Namespace) -> float:
     """Seconds a step after the first, until the last checkpoint is on the disk."""
-    import torch  # lazy, as all of these: the parent has no need of them
-    from contender import InOrder, model
+    import product  # lazy, as all of these: the parent has no need of them
 
-    from dpo_core.model.heap import keep_heap
-    from dpo_core.recipe import TrainSettings
+    from dpo_core.recipe import ModelSettings, TrainSettings
     from dpo_core.train import checkpoint, journal
-    from dpo_core.train.loop import Run, steps
-    from dpo_core.train.reference import OnTheFly
+    from dpo_core.train.loop import steps
     from dpo_core.train.saver import Saver
 
-    keep_heap()
-    policy = model({"config": SHAPE, "lora_rank": 0, "precision": "fp32"})
     settings = TrainSettings(
-        batch_size=options.batch_size, learning_rate=1e-5, token_budget=4096, save_every=options.save_every
+        batch_size=options.batch_size,
+        learning_rate=1e-5,
+        token_budget=4096,
+        save_every=options.save_every,
+        reference_mode="on_the_fly",
     )
     rng = np.random.default_rng(0)
     rows = [
         {f"{part}_ids": rng.integers(10, 1024, 20).tolist() for part in ("prompt", "chosen", "rejected")}
         for _ in range(options.batch_size * options.steps)
     ]
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, fused=True)
-    frozen = model({"config": SHAPE, "lora_rank": 0, "precision": "fp32"}).requires_grad_(False)
-    run = Run(policy, optimizer, InOrder(rows, settings), OnTheFly(frozen, "fp32"), settings, token_budget=4096)
-    started = 0.0
-    with Saver(options.place, settings, print) as saver:
-        for metrics in steps(run):
-            if options.way != WAYS[0]:
-                journal.append(options.place / "metrics.jsonl", journal.to_row(metrics))
-                saver.check()
-                if saver.due(metrics.step):
-                    saver.save(checkpoint.snapshot(options.place, policy, optimizer, metrics.step, {}))
-            started = started or time.perf_counter()
-        saver.settle()
-    return (time.perf_counter() - started) / (options.steps - 1)
+    setup = product.Setup(SHAPE, ModelSettings(lora_rank=0), settings)
+    with tempfile.TemporaryDirectory() as place:
+        run = product.session(Path(place), setup, rows)[0].run
+        started = 0.0
+        with Saver(options.place, settings, print) as saver:
+            for metrics in steps(run):
+                if options.way != WAYS[0]:
+                    journal.append(options.place / "metrics.jsonl", journal.to_row(metrics))
+                    saver.check()
+                    if saver.due(metrics.step):
+                        saver.save(checkpoint.snapshot(options.place, run.policy, run.optimizer, metrics.step, {}))
+                started = started or time.perf_counter()
+            saver.settle()
+        return (time.perf_counter() - started) / (options.steps - 1)
 
 
 def projection() -> float:

@@ -1,5 +1,6 @@
 """The whole river without an orchestrator, stage after stage, each told in a line."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,12 +17,15 @@ METRICS_SHOWN = ("prompt_strict_acc", "test/accuracy", "test/nll_chosen")
 def flow_to(recipe: Recipe, last: str) -> None:
     """Run the stages in their order, up to ``last``."""
     river.preflight(recipe)
+    began = time.monotonic()
     for stage, produced in course(recipe):
-        print(f"{stage}: {'cached' if produced.cached else 'done'}, {told(produced.record)}", flush=True)
+        done = "cached" if produced.cached else f"done in {time.monotonic() - began:.1f} s"
+        print(f"{stage}: {done}, {told(produced.record)}", flush=True)
         if isinstance(produced.record, RenderedSet):
             print((produced.record.path / TEXT).read_text(), flush=True)
         if stage == last:
             return
+        began = time.monotonic()
 
 
 def course(recipe: Recipe) -> Iterator[tuple[str, Produced[Any]]]:

@@ -123,6 +123,7 @@ def test_a_reference_without_adapters_is_the_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 def test_the_heads_fused_kernels_give_what_plain_ones_do() -> None:
     torch.manual_seed(0)
     logits, targets, upstream = torch.randn(7, 300), torch.randint(300, (7, 1)), torch.randn(7, 1)
