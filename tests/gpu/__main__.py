@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.2
-SHOWN_LINES = 25
+SHOWN_LINES = 12
 FIGURE = "figure: "
 UNITS = {
     "pairs_per_s": "pairs/s",
@@ -47,8 +47,7 @@ class Part:
 
     def command(self, work: Path) -> list[str]:
         """The words for this Python; WORK is a directory of the part's own."""
-        own = work / self.name.replace(" ", "-").replace(",", "")
-        return [sys.executable, *(word.replace("WORK", str(own)) for word in self.words)]
+        return [sys.executable, *(word.replace("WORK", str(work_of(self, work))) for word in self.words)]
 
 
 def step(name: str, options: str, seconds: float = 100) -> Part:
@@ -56,6 +55,7 @@ def step(name: str, options: str, seconds: float = 100) -> Part:
     return Part(f"step, {name}", ("benchmarks/dpo_step.py", "--batch-size", "256", *shlex.split(options)), seconds)
 
 
+LAWS = "-m pytest -n 4 -p no:cacheprovider -p no:benchmark tests/gpu/test_laws.py"
 GENERATION = "--shape 1b --prompts 256 --max-new-tokens 128 --precision bf16 --ours"
 PARTS = (
     Part("pipeline, LoRA on 100M", ("-m", "tests.gpu.pipeline", "lora", "WORK"), 300, alone=False),
@@ -121,7 +121,9 @@ def run(group: list[Part], work: Path, logs: Path, deadline: float) -> int:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            failed += not tell(part, process.returncode, seconds, logs)
+            passed = tell(part, process.returncode, seconds, logs)
+            failed += not passed
+            keep_logs(part, work, logs, show=not passed)
             del running[part]
         time.sleep(POLL_S)
     return failed
@@ -129,7 +131,7 @@ def run(group: list[Part], work: Path, logs: Path, deadline: float) -> int:
 
 def start(part: Part, work: Path, logs: Path) -> "subprocess.Popen[bytes]":
     """The part's process, its output in a file."""
-    own = work / part.name.replace(" ", "-").replace(",", "")
+    own = work_of(part, work)
     own.mkdir()
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -153,6 +155,16 @@ def tell(part: Part, code: int, seconds: float, logs: Path) -> bool:
     return passed
 
 
+def keep_logs(part: Part, work: Path, logs: Path, show: bool) -> None:
+    """What the part's own commands printed, after its own log; the end of each is shown if the part failed."""
+    with log_of(part, logs).open("a") as log:
+        for found in sorted(work_of(part, work).glob("*.log")):
+            text = found.read_text(errors="replace")
+            log.write(f"\n== {found.name}\n{text}")
+            if show:
+                print("\n".join(f"        {found.stem}: {line[:200]}" for line in text.splitlines()[-SHOWN_LINES:]))
+
+
 def figure_of(lines: list[str]) -> str | None:
     """What a part measured: its line ``figure: …``, its benchmark's JSON in short, or its last line, else None."""
     found = [line.removeprefix(FIGURE) for line in lines if line.startswith(FIGURE)]
@@ -168,6 +180,11 @@ def in_short(told: dict[str, Any]) -> str:
     words = [f"{name} {told[name]}" for name in ("layout", "token_budget") if name in told]
     losses = [f"loss {told['losses'][0]:.5f}"] if "losses" in told else []
     return ", ".join([*figures, *words, *losses])
+
+
+def work_of(part: Part, work: Path) -> Path:
+    """The part's own directory."""
+    return work / part.name.replace(" ", "-").replace(",", "")
 
 
 def log_of(part: Part, logs: Path) -> Path:

@@ -13,8 +13,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ SHAPE = {
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 LORA = (
     "dataset=demo demo_pairs=1024 sft_steps=60 sft_learning_rate=1e-3 precision=bf16 learning_rate=1e-4 batch_size=64"
-    " max_steps=12 eval_every=6 save_every=3 infrequent_eval_every=6 infrequent_prompts=8 num_samples=4"
+    " max_steps=8 eval_every=4 save_every=2 infrequent_eval_every=8 infrequent_prompts=8 num_samples=4"
     " max_new_tokens=48 ifeval_limit=64"
 )
 WAYS = {
@@ -57,7 +59,7 @@ def main(words: list[str]) -> None:
 
 def run_demo(work: Path, settings: list[str]) -> str:
     """The demo's shares before and after."""
-    out = finish(start("run", ["recipes/demo.toml", f"runs_dir={work}", *settings]))
+    out = finish(start("demo", "run", ["recipes/demo.toml", f"runs_dir={work}", *settings]))
     base, trained = (stage_line(out, name) for name in ("evaluate the base", "evaluate"))
     before, after = (share(line, "prompt_strict_acc") for line in (base, trained))
     assert after > before + 0.2, f"strict {before} before, {after} after"
@@ -74,20 +76,19 @@ def run_lora(work: Path, settings: list[str]) -> str:
         *(word for word in settings if word != "shape=tiny"),
     ]
     log_path = work / "lora"
-    first = start("run", [*words, f"log_path={log_path}"])
-    wait_for(lambda: steps_done(log_path) >= 4, first)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    first = start("killed", "run", [*words, f"log_path={log_path}"])
+    wait_for(lambda: steps_done(log_path) >= 3, first)
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.wait()
     kill_orphans(log_path)
-    out = finish(start("run", [*words, f"log_path={log_path}"]))
-    print(out, flush=True)
+    out = finish(start("continued", "run", [*words, f"log_path={log_path}"]))
     assert "Continuing after step" in out, "the second run did not continue from a checkpoint"
     journal = read_journal(log_path)
-    assert [row["step"] for row in journal] == list(range(13)), [row["step"] for row in journal]
+    assert [row["step"] for row in journal] == list(range(9)), [row["step"] for row in journal]
     assert abs(journal[1]["dpo_loss"] - math.log(2)) < LN_2_WITHIN, journal[1]["dpo_loss"]
     figure = f"accuracy {share(stage_line(out, 'evaluate'), 'test/accuracy'):.3f}, continued, {layouts(out)}"
     runs = {
-        way: start("train", [*words, *extra.split(), "max_steps=3", f"log_path={work / str(number)}"])
+        way: start(f"way-{number}", "train", [*words, *extra.split(), "max_steps=3", f"log_path={work / str(number)}"])
         for number, (way, extra) in enumerate(WAYS.items())
     }
     for number, (way, process) in enumerate(runs.items()):
@@ -112,38 +113,44 @@ def write_model(path: Path, shape: dict[str, int]) -> Path:
     return path
 
 
-def start(stage: str, words: list[str]) -> "subprocess.Popen[str]":
-    """The command, in a process group of its own, its output kept."""
-    command = [sys.executable, "-m", "dpo_core", stage, *words]
+@dataclass(frozen=True)
+class Command:
+    """A running command, and the file that holds what it prints."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+
+def start(name: str, stage: str, words: list[str]) -> Command:
+    """The command, in a process group of its own, its output in ``name``.log where temporary files go."""
+    log = Path(tempfile.gettempdir()) / f"{name}.log"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        env=environment,
-    )
+    command = [sys.executable, "-m", "dpo_core", stage, *words]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+    return Command(process, log)
 
 
-def finish(process: "subprocess.Popen[str]") -> str:
+def finish(command: Command) -> str:
     """What the command printed.
 
     Raises AssertionError when it failed.
     """
-    out, _ = process.communicate()
-    assert process.returncode == 0, f"exit code {process.returncode}\n{out[-3000:]}"
+    code = command.process.wait()
+    out = command.log.read_text(errors="replace")
+    assert code == 0, f"exit code {code}\n{out[-3000:]}"
     return out
 
 
-def wait_for(done: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+def wait_for(done: Callable[[], bool], command: Command) -> None:
     """Until it is done.
 
     Raises AssertionError when the command ends before.
     """
     while not done():
-        assert process.poll() is None, f"it ended before it could be killed\n{finish(process)}"
+        assert command.process.poll() is None, f"it ended before it could be killed\n{finish(command)}"
         time.sleep(0.2)
 
 
