@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dpo_core import compat
 from dpo_core.errors import RecipeError
 from dpo_core.model.load import check_vocabulary, device, load_model, without_dropout
 from dpo_core.model.lora import trainable
@@ -92,7 +93,7 @@ def prepared(policy: nn.Module, train: TrainSettings) -> nn.Module:
     without_dropout(policy)
     if train.activation_checkpointing:
         # Layers are computed again only in training mode; without dropout that mode changes nothing else.
-        plain(policy).activation_checkpointing_enable()
+        compat.recompute_activations(plain(policy))
         policy.train()
     return policy
 
