@@ -1,9 +1,10 @@
 # Two commands do everything on a fresh machine: make run, make test. Each installs what it needs first.
+# Any Python from 3.11 to 3.13 will do: make run PYTHON=python3.13
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check faults gpu servers install clean
+.PHONY: run test check versions faults gpu servers install clean
 
 run: install
 	$(BIN)/dpo demo
@@ -18,6 +19,10 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# The fast tests on the newest Python that is here, and the engine's laws on the oldest torch and transformers allowed.
+versions:
+	.ci/versions
 
 # Two hundred faults injected into real runs, and what became of them.
 faults: install
@@ -35,7 +40,7 @@ servers: install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11 …")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.13 …")'
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@

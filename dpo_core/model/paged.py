@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from transformers import GenerationConfig
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from dpo_core import compat
 from dpo_core.model.engine import TorchEngine
 from dpo_core.model.generate import Completion, Decoding, Finished, evaluating, room
 from dpo_core.recipe import EngineName
@@ -69,11 +68,7 @@ class PagedEngine:
         """Continue the prompts that have a limit. Raises RuntimeError when the thread that generates has died."""
         model, stops = self.otherwise.model, sorted(decoding.stop_token_ids) or [NO_TOKEN]
         greedy = GenerationConfig(max_new_tokens=decoding.max_new_tokens, do_sample=False, eos_token_id=stops)  # type: ignore[no-untyped-call]
-        pages = ContinuousBatchingConfig(
-            max_requests_per_batch=decoding.batch_size,
-            max_memory_percent=SHARE[model.device.type],
-            auto_switch_to_flash=model.dtype != torch.float32,  # which its kernels do not take
-        )
+        pages = compat.page_settings(model, decoding.batch_size, SHARE[model.device.type])
         with (
             evaluating(model),
             model.continuous_batching_context_manager(greedy, continuous_batching_config=pages) as manager,  # type: ignore[operator]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from dpo_core import compat
 from dpo_core.errors import TrainingError
 from dpo_core.model.load import without_dropout
 from dpo_core.model.lora import trainable
@@ -151,7 +152,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     for checkpointing in (False, True):
         model = exact_llama()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            compat.recompute_activations(model)
             model.train()
         backward(model, tree(items), lambda logps, _: logps.sum())
         told.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
