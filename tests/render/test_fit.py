@@ -60,7 +60,8 @@ def test_then_the_beginning_of_the_last_users_text_goes_at_a_word() -> None:
     fitted = cut(pair, 80)
     shorter = renderer_text(fitted.pair.prompt)
     assert shorter == (
-        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nword35 word36 word37 word38 word39<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nS<|im_end|>\n"
+        "<|im_start|>user\nword35 word36 word37 word38 word39<|im_end|>\n<|im_start|>assistant\n"
     )
     assert fitted.cuts == (OLDER_TURNS, LAST_TEXT)
     assert fitted.pair.sides.chosen.ids[-1] == END
