@@ -33,10 +33,9 @@ SAID = "He said: a naïve café, 漢字 and 👩‍👩‍👧. Then the last qu
 Sides = Pair[list[Message]]
 
 
-def talk(system: bool) -> list[Message]:
+def talk() -> list[Message]:
     """A prompt of two turns whose last text is long."""
-    roles = [*(["system"] if system else []), "user", "assistant", "user"]
-    contents = [*(["Be kind."] if system else []), "first question", "first reply", SAID]
+    roles, contents = ("system", "user", "assistant", "user"), ("Be kind.", "first question", "first reply", SAID)
     return [Message(role=role, content=content) for role, content in zip(roles, contents, strict=True)]
 
 
@@ -88,18 +87,17 @@ def sweep(renderer: Renderer, prompt: list[Message]) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [*product(NAMES, KINDS), *product(TEMPLATES, ["bytes", "tiny bpe"])])
 def test_headers_survive_any_max_length(name: str, kind: str) -> None:
-    sweep(renderer_of(name, kind), talk(system=True))
+    sweep(renderer_of(name, kind), talk())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("system", [True, False])
-def test_headers_survive_any_max_length_with_a_real_tokenizer(family: str, system: bool) -> None:
+def test_headers_survive_any_max_length_with_a_real_tokenizer(family: str) -> None:
     if not (REAL / family).is_dir():
         pytest.skip("needs the tokenizers that ../shared/tools/real-tokenizers brings")
     tokenizer = load_tokenizer(REAL / family)
     for name in (*FAMILIES[family], "role_colon"):
-        sweep(get_renderer(name, tokenizer), talk(system))
+        sweep(get_renderer(name, tokenizer), talk())
 
 
 @pytest.mark.slow
@@ -107,12 +105,12 @@ def test_headers_survive_any_max_length_with_a_real_tokenizer(family: str, syste
 def test_headers_survive_with_a_real_template(family: str) -> None:
     if not (REAL / family).is_dir():
         pytest.skip("needs the tokenizers that ../shared/tools/real-tokenizers brings")
-    renderer = get_renderer("chat_template", load_tokenizer(REAL / family))
     try:
-        Fitter(renderer, 10).fit_all([Preference(talk(True), SIDES)])
+        renderer = get_renderer("chat_template", load_tokenizer(REAL / family))
+        Fitter(renderer, 10).fit_all([Preference(talk(), SIDES)])
     except RecipeError as error:
         pytest.skip(str(error))
-    sweep(renderer, talk(system=True))
+    sweep(renderer, talk())
 
 
 @pytest.mark.parametrize("name", EVERY)
