@@ -33,7 +33,7 @@ VERSIONS = {
     "merge": 1,
     "acquire": 3,
     "prompts": 2,
-    "render": 4,
+    "render": 5,
     "warm_start": 2,
     "score_reference": 3,
     "train": 2,

@@ -18,6 +18,7 @@ TrainOnWhat = Literal[
     "all_user_and_system_messages",
     "customized",
 ]
+OverLength = Literal["cut", "drop"]
 
 
 class Section(BaseModel):
@@ -70,7 +71,10 @@ class RenderSettings(Section):
     all_messages, all_tokens, all_user_and_system_messages, or customized (messages' trainable flags); the prompt is the
     same on both sides, so its tokens would cancel in the loss, and are never trained"""
     max_length: Annotated[int, Field(ge=2)] = 8192
-    """tokens of prompt and completion together at most; the prompt's oldest go first"""
+    """tokens of prompt and completion together at most"""
+    over_length: OverLength = "cut"
+    """of pairs over max_length: cut drops the prompt's oldest turns, then the beginning of its last user's text, then
+    responses' ends, and the pair where that leaves no room for the prompt; drop drops the pair"""
 
 
 class ModelSettings(Section):

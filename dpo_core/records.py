@@ -27,7 +27,9 @@ class DataReport(Record):
 
     ``dropped`` counts rows by cause, ``examples`` says which row was the first of a cause. ``lengths`` of prompt,
     chosen and rejected are in ``unit``: characters before rendering, tokens after it. ``longer_chosen`` is the share
-    of pairs whose longer side is the chosen one, among those whose sides differ in length. ``truncated`` counts pairs.
+    of pairs whose longer side is the chosen one, among those whose sides differ in length. ``truncated`` counts the
+    kept pairs that are cut for their length, ``cuts`` what of them (one pair may lose several parts). ``uncut``: tokens
+    of the longer side with its prompt before that, of every pair that was rendered, those dropped for length included.
     """
 
     rows_read: int
@@ -35,6 +37,8 @@ class DataReport(Record):
     dropped: dict[str, int] = {}
     examples: dict[str, str] = {}
     truncated: int = 0
+    cuts: dict[str, int] = {}
+    uncut: Lengths | None = None
     unit: str = "characters"
     lengths: dict[str, Lengths] = {}
     longer_chosen: float | None = None

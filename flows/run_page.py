@@ -62,7 +62,7 @@ def log_data(handle: RunHandle, pairs: PairSet, rendered: RenderedSet) -> None:
 
 def dataset(name: str, pairs: PairSet, report: DataReport) -> Dataset:
     """One split as MLflow describes data; its digest is the fingerprint of the pairs."""
-    profile = {"num_rows": report.kept, **report.model_dump(exclude={"kept", "examples", "lengths"})}
+    profile = {"num_rows": report.kept, **report.model_dump(exclude={"kept", "examples", "lengths", "uncut"})}
     source = json.dumps({"uri": pairs.source})
     return Dataset(name, pairs.fingerprint, "local", source, COLUMNS, json.dumps(profile))
 

@@ -135,11 +135,12 @@ def test_token_pages_colour_what_is_trained(tmp_path: Path, stories: Path) -> No
     from dpo_core.requests import RenderRequest
     from dpo_core.store import Store
 
+    rows = [row | {"chosen": row["chosen"] + " And so on." * 9} for row in pair_rows(20)]
     recipe = Recipe.model_validate(
         {
-            "data": {"dataset": str(write_rows(tmp_path / "x.jsonl", pair_rows(20)))},
+            "data": {"dataset": str(write_rows(tmp_path / "x.jsonl", rows))},
             "model": {"model_name": str(stories)},
-            "render": {"renderer_name": "role_colon", "max_length": 30},
+            "render": {"renderer_name": "role_colon", "max_length": 80},
         }
     )
     tokenizer = browse.tokenizer_of(recipe)
@@ -154,6 +155,7 @@ def test_token_pages_colour_what_is_trained(tmp_path: Path, stories: Path) -> No
     console = terminal()
     console.print(browse.token_pages(rendered)("train", 0))
     told = output(console)
+    assert "Assistant:" in told
     assert "chosen, " in told
     assert re.search(r"\x1b\[32m ?Once upon a time", told)
 

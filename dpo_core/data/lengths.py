@@ -10,6 +10,14 @@ from dpo_core.records import Lengths
 
 PARTS = ("prompt", "chosen", "rejected")
 PERCENTS = (5, 25, 50, 75, 95, 99, 100)
+# Why a pair is dropped for its length.
+OVER_LENGTH, NO_ROOM = "over max_length", "no room for the prompt"
+NOT_WITHIN, EQUAL_WITHIN = "no trained token within max_length", "equal sides after truncation"
+LENGTH_CAUSES = (OVER_LENGTH, NO_ROOM, NOT_WITHIN, EQUAL_WITHIN)
+# What of a kept pair is cut.
+OLDER_TURNS, LAST_TEXT = "older turns of the prompt", "text of the prompt's last turn"
+CHOSEN, REJECTED = "end of the chosen response", "end of the rejected response"
+CUTS = (OLDER_TURNS, LAST_TEXT, CHOSEN, REJECTED)
 
 
 class Told(TypedDict):

@@ -10,19 +10,20 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from dpo_core.data.lengths import PARTS, PERCENTS
-from dpo_core.records import DataReport
+from dpo_core.data.lengths import CUTS, LENGTH_CAUSES, PARTS, PERCENTS
+from dpo_core.records import DataReport, Lengths
 
 JSON, TEXT = "report.json", "report.txt"
 WIDTH, BAR = 110, 24
+SHARE_WARNED = 0.05
 
 Reports = Mapping[str, DataReport]
 
 
 def write(place: Path, title: str, reports: Reports) -> None:
     """``report.json`` and ``report.txt`` into a directory."""
-    told = {split: report.model_dump(mode="json") for split, report in reports.items()}
-    (place / JSON).write_text(json.dumps({"dataset": title, **told}, indent=1) + "\n")
+    dumped = {split: report.model_dump(mode="json") for split, report in reports.items()}
+    (place / JSON).write_text(json.dumps({"dataset": title, **dumped}, indent=1) + "\n")
     (place / TEXT).write_text(text(title, reports))
 
 
@@ -35,7 +36,8 @@ def text(title: str, reports: Reports) -> str:
 
 def tables(title: str, reports: Reports, plain: bool = False) -> Group:
     """What became of the rows, the first of each cause, the lengths and their histograms."""
-    parts: list[Table | Text] = [Text(f"Data: {title}", style="bold"), rows(reports, plain), *examples(reports)]
+    notes = [*examples(reports), *(Text(line, style="yellow") for line in warnings(reports))]
+    parts: list[Table | Text] = [Text(f"Data: {title}", style="bold"), rows(reports, plain), *notes]
     measured = {split: report for split, report in reports.items() if report.lengths}
     return Group(*parts, lengths(measured, plain), histograms(measured, plain)) if measured else Group(*parts)
 
@@ -56,17 +58,19 @@ def number(value: float | None, plain: bool) -> str:
 
 
 def rows(reports: Reports, plain: bool) -> Table:
-    """Rows read, dropped by cause and kept; truncated pairs and how often the longer side is the chosen one."""
+    """Rows read, dropped by cause and kept; truncated pairs by what they lost; how often the longer side is chosen."""
     table = framed(None, plain)
     table.add_column("rows")
     for split in reports:
         table.add_column(split, justify="right")
     causes = sorted({cause for report in reports.values() for cause in report.dropped})
+    cuts = [cut for cut in CUTS if any(report.cuts.get(cut) for report in reports.values())]
     lines: list[tuple[str, Sequence[float | None]]] = [
         ("read", [report.rows_read for report in reports.values()]),
         *((f"dropped: {cause}", [report.dropped.get(cause, 0) for report in reports.values()]) for cause in causes),
         ("kept", [report.kept for report in reports.values()]),
         ("truncated", [report.truncated for report in reports.values()]),
+        *((f"truncated: {cut}", [report.cuts.get(cut, 0) for report in reports.values()]) for cut in cuts),
         ("truncated, share of kept", [report.truncated / max(report.kept, 1) for report in reports.values()]),
         ("longer side is chosen, share", [report.longer_chosen for report in reports.values()]),
     ]
@@ -82,6 +86,18 @@ def examples(reports: Reports) -> Iterator[Text]:
             yield Text(f"first {cause} ({split}): {example}", style="dim", overflow="fold")
 
 
+def warnings(reports: Reports) -> Iterator[str]:
+    """A line for every split of which more than SHARE_WARNED of the pairs are cut or dropped for their length."""
+    for split, report in reports.items():
+        lost = sum(report.dropped.get(cause, 0) for cause in LENGTH_CAUSES)
+        pairs, touched = report.kept + lost, report.truncated + lost
+        if report.uncut and touched > SHARE_WARNED * pairs:
+            yield (
+                f"Warning: {touched} of {pairs} {split} pairs are longer than max_length ({report.truncated} cut,"
+                f" {lost} dropped); max_length={report.uncut.quantiles['95']} would keep 95 % of them whole."
+            )
+
+
 def lengths(reports: Reports, plain: bool) -> Table:
     """Mean and quantiles of each part."""
     unit = next(iter(reports.values())).unit
@@ -91,9 +107,15 @@ def lengths(reports: Reports, plain: bool) -> Table:
         table.add_column(name, justify="right")
     for split, report in reports.items():
         for part, found in report.lengths.items():
-            told = [found.mean, *(found.quantiles[str(percent)] for percent in PERCENTS)]
-            table.add_row(f"{split}, {part}", *(number(value, plain) for value in told))
+            table.add_row(f"{split}, {part}", *(number(value, plain) for value in told(found)))
+        if report.uncut and (report.truncated or any(cause in report.dropped for cause in LENGTH_CAUSES)):
+            table.add_row(f"{split}, whole pair uncut", *(number(value, plain) for value in told(report.uncut)))
     return table
+
+
+def told(found: Lengths) -> list[float]:
+    """The mean and the quantiles of lengths."""
+    return [found.mean, *(found.quantiles[str(percent)] for percent in PERCENTS)]
 
 
 def histograms(reports: Reports, plain: bool) -> Table:

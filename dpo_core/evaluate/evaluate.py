@@ -98,8 +98,7 @@ def shown(place: Path, request: EvaluateRequest) -> list[dict[str, Any]]:
 
 def continued(answerer: Answerer, request: EvaluateRequest) -> list[dict[str, Any]]:
     """Held-out prompts with answers, where no task asked for any."""
-    rows = open_split(request.rendered.path, "test")
-    prompts = [rows[index].prompt.tolist() for index in range(min(request.evaluate.num_samples, len(rows)))]
+    prompts = open_split(request.rendered.path, "test").whole_prompts(request.evaluate.num_samples)
     answers = answerer.answer_ids(prompts, to_sampling(request.evaluate))
     texts = [answerer.renderer.decode(prompt) for prompt in prompts]
     told = zip(texts, answers, strict=True)

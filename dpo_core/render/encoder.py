@@ -43,6 +43,12 @@ class Encoder:
             ids += texts[piece] if type(piece) is str else self.fixed(piece, type(piece))
         return ids
 
+    def join_new(self, pieces: Pieces, texts: dict[str, list[int]]) -> list[int]:
+        """The ids of pieces; plain texts that ``texts`` lacks are encoded into it."""
+        new = [piece for piece in pieces if type(piece) is str and piece not in texts]
+        texts.update(zip(new, self.encode_texts(new), strict=True))
+        return self.join(pieces, texts)
+
     def encode_all(self, many: Iterable[Pieces]) -> dict[str, list[int]]:
         """The ids of every plain text among these pieces, each encoded once, all together."""
         texts = list({piece: None for pieces in many for piece in pieces if type(piece) is str})

@@ -1,27 +1,47 @@
-"""Preferences to token ids of at most ``max_length``: the response is never lost before the prompt."""
+"""Preferences to token ids of at most ``max_length``: neither the response is lost nor the prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dpo_core.data.lengths import CHOSEN, LAST_TEXT, NO_ROOM, OLDER_TURNS, OVER_LENGTH, REJECTED
 from dpo_core.data.preference import Message, Preference
 from dpo_core.errors import DataError
 from dpo_core.pair import Pair
-from dpo_core.recipe import TrainOnWhat
+from dpo_core.recipe import OverLength, TrainOnWhat
 from dpo_core.render.encoder import Encoder
-from dpo_core.render.rendered import Completion, TokenPair
+from dpo_core.render.rendered import Completion, Ids, TokenPair
 from dpo_core.render.renderer import Renderer
+from dpo_core.render.truncation import PromptCutter, cut_message, prompt_room
 from dpo_core.render.turn import Pieces, Stretch
 from dpo_core.render.weights import LAST
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A token pair, and whether anything of it had to go."""
+    """A token pair within ``max_length``, what of it had to go (of CUTS), and its ``longest`` side's tokens before.
+
+    ``whole_prompt``: the prompt's ids (P,) int32 before, where something of them had to go.
+    """
 
     pair: TokenPair
-    truncated: bool
+    longest: int
+    cuts: tuple[str, ...] = ()
+    whole_prompt: Ids | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether anything had to go."""
+        return bool(self.cuts)
+
+
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """A pair that is dropped for its length: the cause, and its longer side's tokens."""
+
+    cause: str
+    longest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,43 +59,70 @@ class LaidOut:
             yield from (stretch.pieces for stretch in side)
 
 
-def fit(renderer: Renderer, preference: Preference, max_length: int, what: TrainOnWhat = LAST) -> Fitted:
-    """Render a preference within ``max_length`` tokens.
+class Fitter:
+    """Renders preferences within ``max_length`` tokens.
 
-    Whole oldest turns of the prompt go first, then its left tokens. A completion longer than the budget is cut at
-    its right end, and so carries no end-of-turn token. At least one prompt token stays, to predict the first from.
-    Raises DataError when the renderer cannot express the conversation.
+    Longer ones are dropped (``over_length="drop"``) or cut. Then whole oldest turns of the prompt go first, then the
+    beginning of its last user's text, as :mod:`dpo_core.render.truncation` says: headers stay whole. Responses are cut
+    last, at their right end, and so carry no end-of-turn token. A pair without room for its prompt is dropped.
     """
-    return shortened(renderer, preference, render_pair(renderer, preference.prompt, preference.sides, what), max_length)
+
+    def __init__(
+        self, renderer: Renderer, max_length: int, what: TrainOnWhat = LAST, over_length: OverLength = "cut"
+    ) -> None:
+        self.renderer, self.max_length, self.what, self.over_length = renderer, max_length, what, over_length
+
+    def fit_all(self, preferences: Sequence[Preference]) -> list[Fitted | TooLong | DataError]:
+        """Every preference, all tokenised together; an error where the renderer cannot express one."""
+        laid = [lay_out_or_error(self.renderer, preference, self.what) for preference in preferences]
+        texts = self.renderer.encoder.encode_all(p for one in laid if isinstance(one, LaidOut) for p in one.texts())
+        return [self.fitted_or_error(one, texts) if isinstance(one, LaidOut) else one for one in laid]
+
+    def fitted_or_error(self, laid: LaidOut, texts: dict[str, list[int]]) -> Fitted | TooLong | DataError:
+        """A preference whose texts are encoded; an error where the renderer cannot express its shorter prompt."""
+        whole = assemble(self.renderer.encoder, laid, texts)
+        if whole.longest <= self.max_length:
+            return Fitted(whole, whole.longest)
+        if self.over_length == "drop":
+            return TooLong(OVER_LENGTH, whole.longest)
+        try:
+            return self.cut(laid.preference, whole, dict(texts))
+        except DataError as error:
+            return error
+
+    def cut(self, preference: Preference, whole: TokenPair, texts: dict[str, list[int]]) -> Fitted | TooLong:
+        """A pair that is too long, shortened; dropped where its prompt has no room."""
+        cutter = PromptCutter(self.renderer, single(preference.sides), texts)
+        smallest = cutter.length(cutter.smallest(preference.prompt))
+        room = prompt_room(smallest, whole.longest - len(whole.prompt), self.max_length)
+        if room is None:
+            return TooLong(NO_ROOM, whole.longest)
+        prompt = cutter.within(preference.prompt, room)
+        laid = lay_out(self.renderer, Preference(prompt, preference.sides), self.what)
+        for pieces in laid.texts():
+            self.renderer.encoder.join_new(pieces, texts)
+        pair = assemble(self.renderer.encoder, laid, texts)
+        left = self.max_length - len(pair.prompt)
+        cuts = (*prompt_cuts(preference.prompt, prompt), *side_cuts(pair.sides, left))
+        sides = pair.sides.map(lambda side: Completion(side.ids[:left], side.mask[:left]))
+        return Fitted(
+            TokenPair(pair.prompt, sides), whole.longest, cuts, None if prompt == preference.prompt else whole.prompt
+        )
 
 
-def fit_all(
-    renderer: Renderer, preferences: Sequence[Preference], max_length: int, what: TrainOnWhat = LAST
-) -> list[Fitted | DataError]:
-    """What :func:`fit` makes of each preference, all tokenised together; an error where it would raise one."""
-    laid = [lay_out_or_error(renderer, preference, what) for preference in preferences]
-    texts = renderer.encoder.encode_all(pieces for one in laid if isinstance(one, LaidOut) for pieces in one.texts())
-    return [
-        shortened(renderer, one.preference, assemble(renderer.encoder, one, texts), max_length)
-        if isinstance(one, LaidOut)
-        else one
-        for one in laid
-    ]
+def prompt_cuts(whole: list[Message], shorter: list[Message]) -> Iterator[str]:
+    """What a shorter prompt lost."""
+    if len(shorter) < len(whole):
+        yield OLDER_TURNS
+    if shorter[cut_message(shorter)] != whole[cut_message(whole)]:
+        yield LAST_TEXT
 
 
-def shortened(renderer: Renderer, preference: Preference, whole: TokenPair, max_length: int) -> Fitted:
-    """A rendered pair within ``max_length`` tokens."""
-    if whole.longest <= max_length:
-        return Fitted(whole, False)
-    sides = whole.sides.map(lambda side: cut(side, max_length - 1))
-    room = max_length - max(len(sides.chosen.ids), len(sides.rejected.ids))
-    prompt = list(preference.prompt)
-    ids = whole.prompt
-    while len(ids) > room and (shorter := without_oldest_turn(prompt)):
-        prompt = shorter
-        pieces = renderer.prompt(prompt, prefilled=single(preference.sides))
-        ids = np.array(renderer.encoder.encode(pieces), dtype=np.int32)
-    return Fitted(TokenPair(ids[max(len(ids) - room, 0) :], sides), True)
+def side_cuts(sides: Pair[Completion], length: int) -> Iterator[str]:
+    """Which sides are longer than this."""
+    for name, side in ((CHOSEN, sides.chosen), (REJECTED, sides.rejected)):
+        if len(side.ids) > length:
+            yield name
 
 
 def render_pair(
@@ -128,15 +175,3 @@ def assemble(encoder: Encoder, laid: LaidOut, texts: dict[str, list[int]]) -> To
 
     prompt = np.array(encoder.join(laid.prompt, texts), dtype=np.int32)
     return TokenPair(prompt, laid.sides.map(complete))
-
-
-def cut(side: Completion, length: int) -> Completion:
-    """The first ``length`` tokens of a completion."""
-    return Completion(side.ids[:length], side.mask[:length])
-
-
-def without_oldest_turn(prompt: list[Message]) -> list[Message]:
-    """The conversation from its second user message on, system message kept; empty when there is no older turn."""
-    kept = 1 if prompt[0]["role"] == "system" else 0
-    users = [index for index, message in enumerate(prompt) if message["role"] == "user" and index > kept]
-    return prompt[:kept] + prompt[users[0] :] if users else []

@@ -5,34 +5,40 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dpo_core import fingerprint
+from dpo_core.data.lengths import CUTS, EQUAL_WITHIN, NOT_WITHIN, summary
 from dpo_core.data.preference import batches, read_pairs
-from dpo_core.errors import DataError
+from dpo_core.errors import DataError, RecipeError
 from dpo_core.recipe import RenderSettings
 from dpo_core.records import DataReport, RenderedSet
-from dpo_core.render.fit import Fitted, fit_all
+from dpo_core.render.fit import Fitted, Fitter, TooLong
 from dpo_core.render.registry import get_renderer, resolve
 from dpo_core.render.rendered import TEST_SOURCES, TokenPair, write_split
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.report import in_tokens, write
 from dpo_core.render.tokenizer import load_tokenizer
+from dpo_core.render.truncation import LEAST_TEXT
 from dpo_core.render.weights import LAST
 from dpo_core.requests import RenderRequest
 from dpo_core.store import Draft
 
 
 class Counted:
-    """Renders one split, counting what is kept, truncated and dropped."""
+    """Renders one split, counting what is kept, cut and dropped. ``keeps_prompts``: whole, where they are cut."""
 
-    def __init__(self, renderer: Renderer, settings: RenderSettings) -> None:
-        self.renderer, self.settings = renderer, settings
+    def __init__(self, renderer: Renderer, settings: RenderSettings, keeps_prompts: bool = False) -> None:
+        self.fitter = Fitter(renderer, settings.max_length, settings.train_on_what, settings.over_length)
+        self.settings, self.keeps_prompts = settings, keeps_prompts
         self.refused: DataError | None = None
         self.read, self.kept, self.truncated, self.tokens = 0, 0, 0, 0
         self.dropped: Counter[str] = Counter()
+        self.cuts: Counter[str] = Counter()
+        self.longest: Counter[int] = Counter()
         self.sources: list[str] = []
 
     def render(self, path: Path) -> Iterator[TokenPair]:
@@ -40,54 +46,60 @@ class Counted:
         # What is there by now stays; searching it for garbage would take a tenth of the time (LAB, 2026-11-25).
         gc.freeze()
         for batch in batches(read_pairs(path)):
-            made = fit_all(self.renderer, batch, self.settings.max_length, self.settings.train_on_what)
-            for preference, fitted in zip(batch, made, strict=True):
+            for preference, fitted in zip(batch, self.fitter.fit_all(batch), strict=True):
                 self.read += 1
-                if isinstance(fitted, Fitted) and self.keep(fitted):
-                    self.sources.append(preference.source)
-                    yield fitted.pair
-                elif isinstance(fitted, DataError):
+                if isinstance(fitted, DataError):
                     self.dropped["not renderable"] += 1
                     self.refused = self.refused or fitted
+                elif kept := self.keep(fitted):
+                    self.sources.append(preference.source)
+                    yield kept
 
-    def keep(self, fitted: Fitted) -> bool:
+    def keep(self, fitted: Fitted | TooLong) -> TokenPair | None:
         """Count a rendered pair: kept, or dropped for a cause."""
-        cause = useless(fitted)
-        if cause:
-            self.dropped[cause] += 1
-            return False
+        self.longest[fitted.longest] += 1
+        if isinstance(fitted, TooLong) or (cause := useless(fitted)):
+            self.dropped[fitted.cause if isinstance(fitted, TooLong) else cause] += 1
+            return None
         self.kept += 1
         self.truncated += fitted.truncated
+        self.cuts.update(fitted.cuts)
         self.tokens += fitted.pair.tokens
-        return True
+        return replace(fitted.pair, whole_prompt=fitted.whole_prompt) if self.keeps_prompts else fitted.pair
 
     def report(self, before: DataReport) -> DataReport:
         """The counts of acquisition and rendering together."""
         dropped = self.dropped + Counter(before.dropped)
-        return before.model_copy(update={"kept": self.kept, "dropped": dict(sorted(dropped.items()))})
+        return before.model_copy(
+            update={
+                "kept": self.kept,
+                "dropped": dict(sorted(dropped.items())),
+                "cuts": {name: self.cuts[name] for name in CUTS if self.cuts[name]},
+                "uncut": summary(self.longest) if self.longest else None,
+            }
+        )
 
 
-def useless(fitted: Fitted) -> str | None:
-    """Why a rendered pair teaches nothing, or None."""
+def useless(fitted: Fitted) -> str:
+    """Why a rendered pair teaches nothing; empty when it does."""
     sides = fitted.pair.sides
     if not sides.chosen.mask.any() or not sides.rejected.mask.any():
-        return "over-long" if fitted.truncated else "no trained token"
-    if np.array_equal(sides.chosen.ids, sides.rejected.ids):
-        return "equal sides after truncation"
-    return None
+        return NOT_WITHIN if fitted.truncated else "no trained token"
+    return EQUAL_WITHIN if np.array_equal(sides.chosen.ids, sides.rejected.ids) else ""
 
 
 def run(request: RenderRequest, draft: Draft) -> None:
     """Render both splits; publish a RenderedSet.
 
-    Raises DataError when no pair is left of a split.
+    Raises RecipeError when max_length has no room for the headers, DataError when no pair is left of a split.
     """
     # A stage's process runs its tokenizer on one thread unless told so; here nothing forks and all cores are idle.
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     model = request.model
     name = resolve(request.render.renderer_name, model.name, model.path)
     renderer = get_renderer(name, load_tokenizer(model.path, model.trust_remote_code))
-    counted = {split: Counted(renderer, request.render) for split in ("train", "test")}
+    check_headers(renderer, request.render.max_length)
+    counted = {split: Counted(renderer, request.render, split == "test") for split in ("train", "test")}
     paths = {split: draft.path / f"{split}.arrow" for split in counted}
     for split, part in counted.items():
         write_split(paths[split], part.render(request.pairs.path / f"{split}.arrow"))
@@ -121,6 +133,20 @@ def write_sources(part: Counted, path: Path) -> list[Path]:
         return []
     (path / TEST_SOURCES).write_text(json.dumps(part.sources))
     return [path / TEST_SOURCES]
+
+
+def check_headers(renderer: Renderer, max_length: int) -> None:
+    """Raises RecipeError unless the headers around a prompt leave room in ``max_length`` for a token of each text."""
+    try:
+        headers = len(renderer.build_generation_prompt([{"role": "user", "content": "a"}])) - 1
+    except DataError:  # a format that refuses this conversation may take the data's
+        return
+    if max_length < headers + 2:
+        raise RecipeError(
+            f"max_length={max_length}, and the headers of {renderer.name} around a prompt take {headers} tokens.",
+            "Headers are never cut, and a token of the prompt and one of the response come on top.",
+            f"Set max_length={2 * (headers + LEAST_TEXT)} or more.",
+        )
 
 
 def check(part: Counted, split: str) -> None:

@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         ("chosen_mask", pa.list_(pa.bool_())),
         ("rejected", pa.list_(pa.int32())),
         ("rejected_mask", pa.list_(pa.bool_())),
+        ("whole_prompt", pa.list_(pa.int32())),
     ]
 )
 ROWS_A_BATCH = 1024
@@ -38,10 +39,14 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """The prompt's ids (P,) int32, the same for both sides, and the two completions."""
+    """The prompt's ids (P,) int32, the same for both sides, and the two completions.
+
+    ``whole_prompt``: the prompt's ids before truncation, where it was cut and they are kept (of the test split).
+    """
 
     prompt: Ids
     sides: Pair[Completion]
+    whole_prompt: Ids | None = None
 
     @property
     def tokens(self) -> int:
@@ -85,6 +90,14 @@ class Rows:
         rejected = Completion(self._ids("rejected", index), self._mask("rejected_mask", index))
         return TokenPair(self._ids("prompt", index), Pair(chosen, rejected))
 
+    def whole_prompts(self, count: int) -> list[list[int]]:
+        """The first ``count`` prompts as they are before truncation: what to generate from."""
+        whole = (self._table["whole_prompt"][index] for index in range(min(count, len(self))))
+        return [
+            prompt.as_py() if prompt.is_valid else self._ids("prompt", index).tolist()
+            for index, prompt in enumerate(whole)
+        ]
+
     def _ids(self, column: str, index: int) -> Ids:
         return np.asarray(self._table[column][index].values.to_numpy(zero_copy_only=False), dtype=np.int32)
 
@@ -118,19 +131,22 @@ def write_split(path: Path, pairs: Iterable[TokenPair]) -> None:
 def to_batch(pairs: list[TokenPair]) -> pa.RecordBatch:
     """Columns of token ids and masks."""
     chosen, rejected = [pair.sides.chosen for pair in pairs], [pair.sides.rejected for pair in pairs]
-    columns: list[list[Ids] | list[Mask]] = [
+    columns: list[Sequence[Ids | Mask | None]] = [
         [pair.prompt for pair in pairs],
         [side.ids for side in chosen],
         [side.mask for side in chosen],
         [side.ids for side in rejected],
         [side.mask for side in rejected],
+        [pair.whole_prompt for pair in pairs],
     ]
     arrays = [to_lists(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def to_lists(rows: Sequence[Ids | Mask], kind: pa.DataType) -> pa.ListArray:
-    """A column of lists, from one array for all their values."""
-    offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int32)
-    values = np.concatenate(rows) if rows else np.empty(0)
-    return pa.ListArray.from_arrays(offsets, pa.array(values, type=kind.value_type), type=kind)
+def to_lists(rows: Sequence[Ids | Mask | None], kind: pa.DataType) -> pa.ListArray:
+    """A column of lists, from one array for all their values; None becomes null."""
+    there = [row for row in rows if row is not None]
+    offsets = np.cumsum([0, *(0 if row is None else len(row) for row in rows)], dtype=np.int32)
+    values = pa.array(np.concatenate(there) if there else np.empty(0), type=kind.value_type)
+    missing = pa.array([row is None for row in rows]) if len(there) < len(rows) else None
+    return pa.ListArray.from_arrays(offsets, values, type=kind, mask=missing)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from dpo_core.data.report import warnings
 from dpo_core.errors import StoppedError
-from dpo_core.model.generate import Decoding, decode
+from dpo_core.model.generate import Decoding, context, decode
 from dpo_core.model.load import device
 from dpo_core.records import StepMetrics
 from dpo_core.requests import TrainRequest
@@ -19,7 +20,7 @@ from dpo_core.train.compiled import uncompiled
 from dpo_core.train.display import Display
 from dpo_core.train.finish import finish
 from dpo_core.train.heldout import HeldOutSettings, held_out
-from dpo_core.train.logps import autocast
+from dpo_core.train.logps import autocast, plain
 from dpo_core.train.loop import steps
 from dpo_core.train.saver import Saver, check_measured, score
 from dpo_core.train.session import Session, Watch, begin, unwatched
@@ -63,7 +64,7 @@ def introduce(session: Session, display: Display) -> None:
             "log_path": str(request.log_path),
         }
     )
-    for line in session.news + low_disk(session):
+    for line in [*session.news, *length_warnings(session), *low_disk(session)]:
         display.say(line)
     rows = session.run.rows
     display.examples(session.renderer, [rows[index] for index in range(min(EXAMPLES_SHOWN, len(rows)))])
@@ -106,6 +107,22 @@ def dropped_line(request: TrainRequest) -> str:
     """Rows that are not trained on, by cause, and truncated pairs."""
     told = [f"{count:,} {cause}" for cause, count in request.rendered.train_report.dropped.items()]
     return ", ".join([*told, f"{request.rendered.truncated:,} kept but truncated"])
+
+
+def length_warnings(session: Session) -> list[str]:
+    """Lines about pairs over max_length, and about sampled prompts that leave the model's context too little room."""
+    request, longest = session.request, context(plain(session.run.policy))
+    rendered = request.rendered
+    lines = list(warnings({"train": rendered.train_report, "test": rendered.test_report}))
+    prompts = session.test_split[0].whole_prompts(request.samples) if request.train.infrequent_eval_every else []
+    beyond = sum(longest is not None and len(prompt) + request.max_new_tokens > longest for prompt in prompts)
+    if beyond:
+        lines.append(
+            f"Of the {len(prompts)} held-out prompts that are sampled, {beyond} leave less room than"
+            f" max_new_tokens={request.max_new_tokens} in the model's context of {longest} tokens: their samples are"
+            " shorter, or empty."
+        )
+    return lines
 
 
 def follow(session: Session, display: Display) -> None:
@@ -175,7 +192,7 @@ def sample(session: Session, step: int) -> None:
     """Let the policy answer the first held-out prompts."""
     request, renderer = session.request, session.renderer
     rows = session.test_split[0]
-    prompts = [rows[index].prompt.tolist() for index in range(min(request.samples, len(rows)))]
+    prompts = rows.whole_prompts(request.samples)
     decoding = Decoding(
         max_new_tokens=request.max_new_tokens,
         stop_token_ids=renderer.stop_token_ids,

@@ -76,7 +76,7 @@ def test_numerics_seen_pairs_and_weights_do_not(asked: list[Work], tmp_path: Pat
     assert len(set(told)) == len(told)
 
 
-def test_another_max_length_renders_anew(asked: list[Work], tmp_path: Path) -> None:
+def test_another_max_length_or_treatment_of_what_is_beyond_it_renders_anew(asked: list[Work], tmp_path: Path) -> None:
     model = describe(tiny.directory(tmp_path), "tiny")
     pairs = PairSet(
         path=tmp_path,
@@ -88,9 +88,9 @@ def test_another_max_length_renders_anew(asked: list[Work], tmp_path: Path) -> N
         train_report=REPORT,
         test_report=REPORT,
     )
-    for length in (8192, 1024):
-        river.render(recipe(render={"max_length": length, "renderer_name": "role_colon"}), pairs, model)
-    assert asked[0].key != asked[1].key
+    for changed in ({}, {"max_length": 1024}, {"max_length": 1024, "over_length": "drop"}):
+        river.render(recipe(render=changed | {"renderer_name": "role_colon"}), pairs, model)
+    assert len({work.key for work in asked}) == 3
 
 
 def test_the_stored_reference_is_the_one_on_the_fly(tmp_path: Path) -> None:

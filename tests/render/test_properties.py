@@ -8,8 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dpo_core.data.preference import Message, Preference
+from dpo_core.errors import DataError
 from dpo_core.pair import Pair
-from dpo_core.render.fit import Fitted, fit, fit_all
+from dpo_core.render.fit import Fitted, Fitter, TooLong
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.renderer import Renderer
 from tests.conftest import shared
@@ -140,17 +141,21 @@ def test_many_at_once_are_as_one_by_one(name: str, data: st.DataObject) -> None:
     renderer = renderer_of(name)
     many = data.draw(st.lists(preferences(texts(forged=False)), max_size=4))
     length = data.draw(st.integers(8, 200))
-    for together, preference in zip(fit_all(renderer, many, length), many, strict=True):
-        alone = fit(renderer, preference, length)
-        assert isinstance(together, Fitted)
+    fitter = Fitter(renderer, length)
+    for together, preference in zip(fitter.fit_all(many), many, strict=True):
+        (alone,) = fitter.fit_all([preference])
         assert flat(together) == flat(alone)
 
 
-def flat(fitted: Fitted) -> tuple[bool, list[list[int]]]:
-    """A fitted pair as plain numbers."""
+def flat(fitted: Fitted | TooLong | DataError) -> object:
+    """A fitted pair as plain numbers, or why there is none."""
+    if isinstance(fitted, DataError):
+        return str(fitted)
+    if isinstance(fitted, TooLong):
+        return fitted
     sides = fitted.pair.sides
     arrays = (fitted.pair.prompt, sides.chosen.ids, sides.chosen.mask, sides.rejected.ids, sides.rejected.mask)
-    return fitted.truncated, [np.asarray(array).tolist() for array in arrays]
+    return fitted.cuts, fitted.longest, [np.asarray(array).tolist() for array in arrays]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -158,7 +163,9 @@ def flat(fitted: Fitted) -> tuple[bool, list[list[int]]]:
 def test_a_side_with_its_prompt_is_the_whole_conversation(name: str, data: st.DataObject) -> None:
     renderer = renderer_of(name)
     preference = data.draw(preferences(texts(forged=False)))
-    pair = fit(renderer, preference, 10**6).pair
+    (fitted,) = Fitter(renderer, 10**6).fit_all([preference])
+    assert isinstance(fitted, Fitted)
+    pair = fitted.pair
     for side, messages in (
         (pair.sides.chosen, preference.sides.chosen),
         (pair.sides.rejected, preference.sides.rejected),
