@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from dpo_core.errors import RecipeError
+from dpo_core.progress import ticking
 from dpo_core.recipe import ModelSettings
 
 
@@ -48,6 +49,7 @@ def no_deprecations() -> Iterator[None]:
         yield
 
 
+@ticking("merging the adapters")
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The plain model with adapters added into its weights, in float32; the argument is used up."""
     return model.float().merge_and_unload() if isinstance(model, PeftModel) else model

@@ -12,6 +12,7 @@ import numpy as np
 from dpo_core import fingerprint
 from dpo_core.data.preference import batches, read_pairs
 from dpo_core.errors import DataError
+from dpo_core.progress import Progress
 from dpo_core.recipe import RenderSettings
 from dpo_core.records import DataReport, RenderedSet
 from dpo_core.render.fit import Fitted, fit_all
@@ -28,8 +29,8 @@ from dpo_core.store import Draft
 class Counted:
     """Renders one split, counting what is kept, truncated and dropped."""
 
-    def __init__(self, renderer: Renderer, settings: RenderSettings) -> None:
-        self.renderer, self.settings = renderer, settings
+    def __init__(self, renderer: Renderer, settings: RenderSettings, progress: Progress) -> None:
+        self.renderer, self.settings, self.progress = renderer, settings, progress
         self.refused: DataError | None = None
         self.read, self.kept, self.truncated, self.tokens = 0, 0, 0, 0
         self.dropped: Counter[str] = Counter()
@@ -43,6 +44,7 @@ class Counted:
             made = fit_all(self.renderer, batch, self.settings.max_length, self.settings.train_on_what)
             for preference, fitted in zip(batch, made, strict=True):
                 self.read += 1
+                self.progress.advance()
                 if isinstance(fitted, Fitted) and self.keep(fitted):
                     self.sources.append(preference.source)
                     yield fitted.pair
@@ -87,7 +89,8 @@ def run(request: RenderRequest, draft: Draft) -> None:
     model = request.model
     name = resolve(request.render.renderer_name, model.name, model.path)
     renderer = get_renderer(name, load_tokenizer(model.path, model.trust_remote_code))
-    counted = {split: Counted(renderer, request.render) for split in ("train", "test")}
+    progress = Progress("rendering", request.pairs.train_pairs + request.pairs.test_pairs, "pairs")
+    counted = {split: Counted(renderer, request.render, progress) for split in ("train", "test")}
     paths = {split: draft.path / f"{split}.arrow" for split in counted}
     for split, part in counted.items():
         write_split(paths[split], part.render(request.pairs.path / f"{split}.arrow"))
