@@ -48,7 +48,7 @@ class Progress:
     def beat(self, partial: float = 0.0, note: str = "") -> None:
         """Say a line if one is due; ``partial``: units' worth of what is begun and not done."""
         moment = now()
-        if moment < self.due:
+        if moment < self.due or self.done == self.total:
             return
         self.due = moment + EVERY_S
         say(", ".join(part for part in (self.count(), note, self.outlook(partial)) if part))

@@ -37,13 +37,13 @@ def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
         raise DataError(f"There is no dataset file {path}.", RULE, "Check the path.")
     number = 0
     try:
-        progress = Progress(f"reading {path.name}", path.stat().st_size / 1e6, "MB")
+        progress = Progress(f"reading {path.name}", path.stat().st_size / 1e3, "kB")
         with opened(path) as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield number, json_object(path, number, line)
                 if number % LINES_A_LOOK == 0:
-                    progress.advance(place(stream) / 1e6 - progress.done)
+                    progress.advance(place(stream) / 1e3 - progress.done)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path} is not whole: after line {number}, {str(error).rstrip('.')}.", RULE, "Copy the file again."
