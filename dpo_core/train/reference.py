@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dpo_core import fingerprint
 from dpo_core.model.load import load_model
-from dpo_core.progress import Progress, say
+from dpo_core.progress import Progress, repeating, say
 from dpo_core.records import ReferenceSet
 from dpo_core.render.rendered import Rows, open_split
 from dpo_core.requests import ScoreRequest
@@ -89,13 +89,16 @@ def score(
     model: nn.Module, rows: Rows, indices: list[int], layout: Layout, precision: str
 ) -> dict[str, NDArray[np.generic]]:
     """Log-probabilities of the trained tokens of these pairs, as :func:`flat` stores them."""
-    return flat(indices, dict(scored(model, rows, indices, layout, precision)))
+    logps: dict[int, Logps] = {}
+    for part in scored(model, rows, indices, layout, precision):
+        logps |= part
+    return flat(indices, logps)
 
 
 def scored(
     model: nn.Module, rows: Rows, indices: list[int], layout: Layout, precision: str
-) -> Iterator[tuple[int, Logps]]:
-    """Each pair's index and the log-probabilities of its trained tokens, in the order in which they are computed."""
+) -> Iterator[dict[int, Logps]]:
+    """The log-probabilities of each pair's trained tokens by its index, a microbatch at a time."""
     for start in range(0, len(indices), PAIRS_AT_ONCE):
         window = indices[start : start + PAIRS_AT_ONCE]
         items = [branches(rows[index]) for index in window]
@@ -103,7 +106,7 @@ def scored(
             batch = build(layout, [items[place] for place in group], next(model.parameters()).device)
             logps = completion_logps(model, batch, precision).float().cpu().numpy()
             ends = np.cumsum(np.array(batch.counts).reshape(-1, 2).sum(1))
-            yield from zip((window[place] for place in group), np.split(logps, ends[:-1]), strict=True)
+            yield dict(zip((window[place] for place in group), np.split(logps, ends[:-1]), strict=True))
 
 
 def run(request: ScoreRequest, draft: Draft) -> None:
@@ -157,6 +160,7 @@ def score_missing(request: ScoreRequest, missing: dict[str, list[int]], logps: d
     progress = Progress("scoring the reference", sum(map(len, missing.values())), "pairs")
     for name, indices in missing.items():
         rows = open_split(request.rendered.path, name)
-        for index, run in scored(model, rows, indices, layout, train.precision):
-            logps[name][index] = run
-            progress.advance()
+        with repeating(progress.beat):  # a microbatch may take long
+            for part in scored(model, rows, indices, layout, train.precision):
+                logps[name] |= part
+                progress.advance(len(part))
