@@ -30,32 +30,39 @@ class Progress:
 
     def start(self) -> None:
         """The work begins now."""
-        self.started = now()
+        self.started = self.moved = now()
         self.due = self.started + QUIET_S
 
     def advance(self, count: float = 1, note: str = "") -> None:
         """``count`` more are done; ``note`` is a fact for the line, if one is due. A last line comes with the last."""
-        self.done += count
+        self.reach(self.done + count)
         if self.total is not None and self.done >= self.total > self.done - count:
             self.end()
         else:
-            self.beat(note=note)
+            self.tell(self.moved, note=note)
 
     def one(self, *_: object) -> None:
         """One more is done, whatever it is."""
         self.advance()
 
-    def beat(self, partial: float = 0.0, note: str = "") -> None:
+    def reach(self, done: float) -> None:
+        """So many are done now; nothing is said."""
+        self.done, self.moved = done, now()
+
+    def beat(self, partial: float = 0.0) -> None:
         """Say a line if one is due; ``partial``: units' worth of what is begun and not done."""
-        moment = now()
+        self.tell(now(), partial)
+
+    def tell(self, moment: float, partial: float = 0.0, note: str = "") -> None:
+        """Say a line if one is due at this moment."""
         if moment < self.due or self.done == self.total:
             return
         self.due = moment + EVERY_S
-        say(", ".join(part for part in (self.count(), note, self.outlook(partial)) if part))
+        say(", ".join(part for part in (self.count(), note, self.outlook(moment, partial)) if part))
 
     def end(self) -> None:
         """All is done: say how long it took, if that was worth a line."""
-        took = now() - self.started
+        took = self.moved - self.started
         if took >= QUIET_S:
             say(f"{self.title}: {amount(self.done)} {self.unit} in {duration(took)}")
 
@@ -64,12 +71,17 @@ class Progress:
         of = "" if self.total is None else f" of {amount(self.total)}"
         return f"{self.title}: {amount(self.done)}{of} {self.unit}"
 
-    def outlook(self, partial: float = 0.0) -> str:
-        """The time left at the speed so far, or, where there is none to go by, the time gone."""
-        elapsed, moved = now() - self.started, self.done + partial - self.before
-        if self.total is None or moved <= 0:
-            return f"{duration(elapsed)} so far"
-        return f"{duration(max(0.0, self.total - self.done - partial) / moved * elapsed)} left"
+    def outlook(self, moment: float, partial: float = 0.0) -> str:
+        """The time left at the speed so far, or, where there is none to go by, the time gone.
+
+        What is begun is not seen unless it is told as ``partial``: the speed is that of when the last unit was done.
+        """
+        units, until = self.done + partial - self.before, moment if partial else self.moved
+        if self.total is not None and units > 0:
+            left = (self.total - self.done - partial) / units * (until - self.started) - (moment - until)
+            if left >= 0:
+                return f"{duration(left)} left"
+        return f"{duration(moment - self.started)} so far"
 
     def track(self, items: Iterable[T]) -> Iterator[T]:
         """The items; each is done when the next one is asked for, and the work begins with the very first."""

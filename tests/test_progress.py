@@ -82,6 +82,19 @@ def test_answers_that_are_begun_count_in_the_estimate(clock: Clock, said: list[s
     assert said == ["generating: 0 of 8 answers, 1 m 0 s left"]
 
 
+def test_while_nothing_gets_done_the_estimate_falls_and_then_gives_way_to_the_time_gone(
+    clock: Clock, said: list[str]
+) -> None:
+    scoring = Progress("scoring", 16, "pairs")
+    clock.seconds += 45
+    scoring.advance(8)
+    for _ in range(3):
+        clock.seconds += 20
+        scoring.beat()
+    lefts = ["45 s left", "25 s left", "5 s left", "1 m 45 s so far"]
+    assert said == [f"scoring: 8 of 16 pairs, {left}" for left in lefts]
+
+
 def test_what_was_done_before_does_not_count_as_speed(clock: Clock, said: list[str]) -> None:
     work(Progress("generating", 100, "answers", done=90), clock, 2, 5)
     assert said == ["generating: 91 of 100 answers, 45 s left"]

@@ -102,11 +102,11 @@ class Display:
 
     def left(self, step: int) -> str:
         """The time left, as the end of a line; nothing before a step of this process is done, or after the last."""
-        self.progress.done = step
+        self.progress.reach(step)
         if step == self.progress.before:  # the evaluation before the first step, which says nothing of their speed
             self.progress.start()
             return ""
-        return f", {self.progress.outlook()}" if step < self.total else ""
+        return f", {self.progress.outlook(self.progress.moved)}" if step < self.total else ""
 
     def still_here(self) -> None:
         """Say that a step takes long; a terminal has a bar that moves."""

@@ -181,7 +181,7 @@ def test_a_long_scoring_tells_its_progress_and_what_was_known(world: World, monk
     monkeypatch.setattr(progress, "say", said.append)
     monkeypatch.setattr(reference, "say", said.append)
     world.reference(max_steps=2)
-    assert said[0] == "scoring the reference: 8 of 13 pairs, 8 s left"
+    assert said[0] == "scoring the reference: 8 of 13 pairs, 4 s left"
     assert said[-1].startswith("scoring the reference: 13 pairs in ")
     said.clear()
     world.reference(max_steps=4)
