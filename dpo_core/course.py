@@ -10,7 +10,7 @@ from dpo_core.produce import Produced
 from dpo_core.recipe import Recipe
 from dpo_core.records import EvalResult, RenderedSet
 
-SHOWN = ("path", "train_pairs", "test_pairs", "tokens", "step", "renderer_name")
+SHOWN = ("path", "train_pairs", "test_pairs", "copied_pairs", "tokens", "step", "renderer_name")
 METRICS_SHOWN = ("prompt_strict_acc", "test/accuracy", "test/nll_chosen")
 
 

@@ -110,7 +110,9 @@ class RenderedSet(Record):
 class ReferenceSet(Record):
     """Per-token float32 log-probabilities of the completions under the reference, ``model``.
 
-    ``train_pairs`` is 0 when the reference is asked during training instead.
+    ``train_pairs`` is 0 when the reference is asked during training instead. ``copied_pairs``, of both splits, were
+    scored by earlier runs. ``base_key``: fingerprint of all that the values depend on, that is of everything but the
+    choice of pairs.
     """
 
     path: Path
@@ -118,6 +120,8 @@ class ReferenceSet(Record):
     model: ModelSource
     train_pairs: int
     test_pairs: int
+    copied_pairs: int = 0
+    base_key: str = ""
 
 
 class StepMetrics(Record):

@@ -60,7 +60,8 @@ class WarmStartRequest(Record):
 class ScoreRequest(Record):
     """Score completions under the reference: the test split and, if asked, the training pairs that the run will see.
 
-    ``frozen_dtype``: type of weights that do not train.
+    ``frozen_dtype``: type of weights that do not train. ``base_key``: outputs that have it too lend their pairs (empty:
+    none does).
     """
 
     rendered: RenderedSet
@@ -68,6 +69,7 @@ class ScoreRequest(Record):
     train: TrainSettings
     score_train: bool = True
     frozen_dtype: str = "float32"
+    base_key: str = ""
 
 
 class TrainRequest(Record):

@@ -80,7 +80,11 @@ def render(recipe: Recipe, pairs: PairSet, model: ModelSource) -> Produced[Rende
 
 
 def warm_start(recipe: Recipe, rendered: RenderedSet, model: ModelSource) -> Produced[ModelSource]:
-    """The model after a light supervised phase; the model itself when there is none."""
+    """The model after a light supervised phase; the model itself when there is none.
+
+    Its key does not name ``token_budget``: a batch's gradient is the same, up to rounding, however it is split into
+    microbatches, and ``auto`` finds another budget whenever other memory is free.
+    """
     if not recipe.warm_start.sft_steps:
         if not model.has_weights:
             raise RecipeError(
@@ -98,30 +102,34 @@ def warm_start(recipe: Recipe, rendered: RenderedSet, model: ModelSource) -> Pro
         "rendered": rendered.fingerprint,
         "model": model.fingerprint,
         "settings": without(recipe.warm_start),
-        "train": [train.seed, train.token_budget, train.precision, train.layout],
+        "train": [train.seed, train.precision, train.layout],
     }
     return produce(recipe, Work("warm_start", depends, request), ModelSource)
 
 
 def score_reference(recipe: Recipe, rendered: RenderedSet, model: ModelSource) -> Produced[ReferenceSet]:
-    """The reference's log-probabilities of every completion that the run will see."""
+    """The reference's log-probabilities of every completion that the run will see, and of the test split's.
+
+    Runs that see other pairs share what is stored under their ``base_key``; only missing pairs are scored.
+    """
     reference = weights.reference_model(recipe, model)
     train = recipe.train
     order.total_steps(rendered.train_pairs, train)
-    depends = {
+    shared = {
         "rendered": rendered.fingerprint,
         "model": reference.fingerprint,
-        "needed": None if on_the_fly(recipe, rendered) else order.needed(rendered.train_pairs, train),
         "numerics": [train.precision, train.layout, frozen_dtype(recipe)],
     }
+    needed = None if on_the_fly(recipe, rendered) else order.needed(rendered.train_pairs, train)
     request = ScoreRequest(
         rendered=rendered,
         model=reference,
         train=train,
-        score_train=not on_the_fly(recipe, rendered),
+        score_train=needed is not None,
         frozen_dtype=frozen_dtype(recipe),
+        base_key=fingerprint_of("score_reference", shared),
     )
-    return produce(recipe, Work("score_reference", depends, request), ReferenceSet)
+    return produce(recipe, Work("score_reference", shared | {"needed": needed}, request), ReferenceSet)
 
 
 def on_the_fly(recipe: Recipe, rendered: RenderedSet) -> bool:

@@ -42,6 +42,10 @@ class Store:
         discard(entry)
         return None
 
+    def keys(self, stage: str) -> list[str]:
+        """The fingerprints of a stage's outputs that have a record; whether they are whole, :meth:`find` says."""
+        return sorted(record.parent.name for record in (self.root / stage).glob(f"[!.]*/{RECORD}"))
+
     @contextmanager
     def write(self, stage: str, key: str) -> Iterator["Draft"]:
         """A directory to fill aside; it appears under its name only if the block ends well and published a record.

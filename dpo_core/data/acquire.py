@@ -12,6 +12,7 @@ from dpo_core.data.rows import Dropped, Outcome
 from dpo_core.data.seen import Seen
 from dpo_core.data.sources import content, digest, pin
 from dpo_core.data.tally import OVERLAP, Tally
+from dpo_core.progress import Progress
 from dpo_core.records import PairSet
 from dpo_core.requests import AcquireRequest
 from dpo_core.store import Draft
@@ -66,8 +67,10 @@ def share_out(
     write_pairs(whole, smallest.noted(train.sift(rows)))
     train.check_malformed("dataset", request.data.max_dropped_fraction)
     keys = smallest.reaching(held_out_of(train.kept, request.data.test_size))
-    write_pairs(paths[1], test.measured(pair for pair in read_pairs(whole) if key_of(pair) in keys))
-    write_pairs(paths[0], train.measured(pair for pair in read_pairs(whole) if key_of(pair) not in keys))
+    progress = Progress("splitting", 2 * train.kept, "pairs")
+    again = [progress.track(read_pairs(whole)) for _ in paths]
+    write_pairs(paths[1], test.measured(pair for pair in again[1] if key_of(pair) in keys))
+    write_pairs(paths[0], train.measured(pair for pair in again[0] if key_of(pair) not in keys))
     test.read = test.kept = sum(keys.values())
     train.read, train.kept = train.read - test.kept, train.kept - test.kept
     whole.unlink()

@@ -8,7 +8,7 @@ LabeledComparison | None``. Without test rows the held-out pairs are taken by pr
 import importlib
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from dpo_core.data.preference import Preference
 from dpo_core.data.registry import nearest
 from dpo_core.data.rows import Dropped, Outcome, Row, checked
 from dpo_core.errors import DataError, RecipeError
+from dpo_core.progress import Progress
 
 OURS = ("splits", "convert")
 UPSTREAM = ("get_train_and_test_datasets", "example_to_labeled_comparison")
@@ -118,7 +119,8 @@ class Builder:
 
     def outcomes(self, rows: Iterable[Row], split: str) -> Iterator[Outcome]:
         """Every row through the builder's second method."""
-        for number, row in enumerate(rows):
+        progress = Progress(f"reading {self.name} {split}", len(rows) if isinstance(rows, Sized) else None, "rows")
+        for number, row in enumerate(progress.track(rows)):
             where = f"{self.name} {split} row {number}"
             words = (row, where) if self.methods is OURS else (row,)
             yield self.outcome(self.call(self.methods[1], *words, where=where), where)

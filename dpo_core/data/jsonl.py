@@ -9,8 +9,11 @@ from typing import IO, Any
 
 from dpo_core.data.rows import Convert, Outcome, Row, sourced
 from dpo_core.errors import DataError
+from dpo_core.progress import Progress
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+# So many lines are read before the place in the file is looked at.
+LINES_A_LOOK = 256
 RULE = "A dataset file holds one JSON object a line."
 
 
@@ -34,10 +37,13 @@ def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
         raise DataError(f"There is no dataset file {path}.", RULE, "Check the path.")
     number = 0
     try:
+        progress = Progress(f"reading {path.name}", path.stat().st_size / 1e3, "kB")
         with opened(path) as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield number, json_object(path, number, line)
+                if number % LINES_A_LOOK == 0:
+                    progress.advance(place(stream) / 1e3 - progress.done)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path} is not whole: after line {number}, {str(error).rstrip('.')}.", RULE, "Copy the file again."
@@ -47,6 +53,12 @@ def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
 def opened(path: Path) -> IO[bytes]:
     """The file's bytes, unpacked when its name ends in .gz."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def place(stream: IO[bytes]) -> int:
+    """How many bytes of the file have been read, packed ones where it is packed."""
+    packed: IO[bytes] = getattr(stream, "fileobj", None) or stream
+    return packed.tell()
 
 
 def json_object(path: Path, number: int, line: bytes) -> Row:

@@ -11,6 +11,7 @@ from dpo_core.data.registry import convert, mapped
 from dpo_core.data.rows import Convert, Outcome, sourced
 from dpo_core.data.sources import INSTEAD, kind_of, known, located
 from dpo_core.data.tables import Groups, Table, Units
+from dpo_core.progress import Progress
 from dpo_core.requests import AcquireRequest
 
 SHUFFLE_SEED = 0
@@ -117,4 +118,5 @@ def shuffled(table: Table, dataset: HubDataset) -> tuple[Units, Sequence[int]]:
 
 def outcomes(rows: Units, order: Sequence[int], reading: Convert, where: str) -> Iterator[Outcome]:
     """Rows in an order, converted; each is named by its number in the file."""
-    return (sourced(reading(row, f"{where} row {number}"), row) for number, row in rows.read(order))
+    units = Progress(f"reading {where}", len(order), "rows").track(rows.read(order))
+    return (sourced(reading(row, f"{where} row {number}"), row) for number, row in units)

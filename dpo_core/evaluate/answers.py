@@ -9,12 +9,12 @@ from dpo_core import fingerprint
 from dpo_core.data.preference import Message
 from dpo_core.errors import DPOError
 from dpo_core.evaluate.ledger import Ledger
-from dpo_core.evaluate.progress import Progress
 from dpo_core.model.adapter import whose
 from dpo_core.model.engine import Engine
 from dpo_core.model.generate import Completion, Decoding, Finished, own_streams
 from dpo_core.model.opened import How, open_engine
 from dpo_core.model.sampling import Scored
+from dpo_core.progress import Progress
 from dpo_core.render.registry import advise, get_renderer, resolve
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
@@ -111,7 +111,7 @@ class Answerer:
         outcomes: dict[int, Completion | Exception] = {
             place: known for place, key in enumerate(keys) if (known := self.ledger.get(key)) is not None
         }
-        progress = Progress(len(prompts), len(outcomes))
+        progress = Progress("generating", len(prompts), "answers", done=len(outcomes))
         groups = [[place for place in range(len(prompts)) if place not in outcomes]]
         while groups:
             if not (group := [place for place in groups.pop() if place not in outcomes]):
@@ -120,13 +120,15 @@ class Answerer:
             def note(index: int, completion: Completion, group: list[int] = group) -> None:
                 outcomes[group[index]] = completion
                 self.ledger.add(keys[group[index]], completion)
-                progress.one_more()
+                progress.advance()
 
             try:
-                self.generate([(prompts[place], names[place]) for place in group], sampling, note)
+                asked = [(prompts[place], names[place]) for place in group]
+                self.generate(asked, self.decoding(sampling, progress), note)
             except Exception as error:  # noqa: BLE001 - whatever it is belongs to the prompts that fail alone
                 if len(group) == 1:
                     outcomes[group[0]] = error
+                    progress.advance()
                 groups += [group[len(group) // 2 :], group[: len(group) // 2]]
         return [self.read(outcomes[place], prompt, sampling) for place, prompt in enumerate(prompts)]
 
@@ -140,9 +142,14 @@ class Answerer:
         cut: StopReason = "max_tokens" if len(ids) >= sampling.max_new_tokens else "model_length"
         return Answer(text, "stop" if outcome.ended else cut, len(prompt), len(ids), ids, outcome.scores)
 
-    def generate(self, asked: Sequence[tuple[Sequence[int], str]], sampling: Sampling, finished: Finished) -> None:
+    def generate(self, asked: Sequence[tuple[Sequence[int], str]], decoding: Decoding, finished: Finished) -> None:
         """Continue prompts, each with the name of its stream of draws, and tell of each as it is done."""
-        decoding = Decoding(
+        prompts, names = [prompt for prompt, _ in asked], [name for _, name in asked]
+        self.engine.generate(prompts, decoding, names, finished)
+
+    def decoding(self, sampling: Sampling, progress: Progress) -> Decoding:
+        """How the engine is to draw; it tells of its steps."""
+        return Decoding(
             max_new_tokens=sampling.max_new_tokens,
             stop_token_ids=self.renderer.stop_token_ids,
             stop_strings=(*self.renderer.stop_strings, *sampling.stop),
@@ -153,9 +160,8 @@ class Answerer:
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             logprobs=sampling.logprobs,
+            on_step=progress.beat,
         )
-        prompts, names = [prompt for prompt, _ in asked], [name for _, name in asked]
-        self.engine.generate(prompts, decoding, names, finished)
 
 
 def sound(outcome: Answer | Exception) -> Answer:

@@ -22,6 +22,7 @@ from dpo_core.evaluate.answer import read_answers, write_lines
 from dpo_core.evaluate.outcomes import Sampled
 from dpo_core.evaluate.paired import bootstrap, mcnemar
 from dpo_core.evaluate.running import Asked, run_task
+from dpo_core.progress import Progress
 from dpo_core.records import Judgement
 from dpo_core.requests import JudgeRequest
 from dpo_core.store import Draft
@@ -112,7 +113,10 @@ def ask(model: Model | str, pairs: Sequence[tuple[Sampled, Sampled]], place: Pat
     samples = [sample for pair in pairs for sample in both_orders(*pair)]
     # What an API has said is kept by inspect-ai, and not paid for again when the judging is cut off.
     task = Task(
-        dataset=MemoryDataset(samples, name=NAME), solver=generate(cache=True), scorer=preference(), config=PATIENCE
+        dataset=MemoryDataset(samples, name=NAME),
+        solver=generate(cache=True),
+        scorer=preference(len(samples)),
+        config=PATIENCE,
     )
     log = run_task(model, Asked(task, NAME, place))
     worth = {
@@ -136,10 +140,12 @@ def both_orders(one: Sampled, other: Sampled) -> Iterator[Sample]:
 
 
 @scorer(metrics=[])
-def preference() -> Scorer:
-    """What the first model's answer is worth by the judge's verdict."""
+def preference(count: int) -> Scorer:
+    """What the first model's answer is worth by the judge's verdict; ``count`` verdicts are to come."""
+    progress = Progress("judging", count, "verdicts")
 
     async def read(state: TaskState, target: Target) -> Score:
+        progress.advance()
         said = SAID.findall(state.output.completion)
         if not said:
             raise ValueError(f"the judge gave no verdict: {state.output.completion[-200:]!r}")

@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from dpo_core import fingerprint
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.running import Asked, refused
+from dpo_core.progress import ticking
 from dpo_core.records import TaskContents
 from dpo_core.requests import LookRequest
 from dpo_core.store import Draft
@@ -43,7 +44,7 @@ def check_judge(name: str) -> None:
 def content(name: str) -> str:
     """The digest of a task's samples and version, and of the modules beside its file that it brought in."""
     try:
-        with redirect_stdout(sys.stderr):  # a task's file may print
+        with ticking(f"building the task {name}"), redirect_stdout(sys.stderr):  # a task's file may print
             [task] = load_tasks([name])
     except Exception as error:
         raise refused(Asked(name, name, Path()), error) from error

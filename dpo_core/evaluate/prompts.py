@@ -14,6 +14,7 @@ from dpo_core.data import demo
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, EvaluationError
 from dpo_core.evaluate.instructions import ROW, Row, registry, score, sentences_from
+from dpo_core.progress import Progress
 from dpo_core.records import PromptSet
 from dpo_core.requests import PromptsRequest
 from dpo_core.store import Draft
@@ -34,7 +35,8 @@ def run(request: PromptsRequest, draft: Draft) -> None:
     missing.
     """
     sentences_from(request.nltk_data)
-    rows = checked(islice(fetch(request), request.limit), request.nltk_data)
+    found = Progress("checking the prompts", request.limit, "prompts").track(fetch(request))
+    rows = checked(islice(found, request.limit), request.nltk_data)
     file = draft.path / FILE
     file.write_bytes(b"".join(ROW.dump_json(row) + b"\n" for row in rows))
     digest = fingerprint.of_files([file], draft.path)

@@ -7,9 +7,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from dpo_core.model.source import TOKENIZER_FILES
+from dpo_core.progress import ticking
 from dpo_core.render.registry import STORED
 
 
+@ticking("writing the model")
 def save_model(model: PreTrainedModel, tokenizer_from: Path, renderer_name: str | None, path: Path) -> None:
     """Weights as safetensors, the tokenizer's own files as they are, the renderer's name, if known, in ``dpo.json``."""
     model.save_pretrained(path)

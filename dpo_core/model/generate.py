@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -28,7 +28,8 @@ class Decoding:
     ``stop_strings`` are looked for in the text that ``tokenizer`` makes of the new tokens. ``temperature`` 0 is greedy;
     above it, each row draws from a stream of its own, so that neighbours change nothing. ``batch_size`` None: as many
     rows at a time as memory has room for. ``logprobs``: how many of the likeliest tokens are scored beside each new
-    one; None scores nothing.
+    one; None scores nothing. ``on_step`` is called after each step, for progress, with how many answers those amount to
+    that are begun and that ``finished`` has not been told of.
     """
 
     max_new_tokens: int
@@ -41,6 +42,7 @@ class Decoding:
     top_k: int | None = None
     top_p: float | None = None
     logprobs: int | None = None
+    on_step: Callable[[float], None] = lambda partial: None
 
     def __post_init__(self) -> None:
         if self.stop_strings and self.tokenizer is None:
@@ -184,6 +186,12 @@ def through_slots(model: PreTrainedModel, waiting: list[Row], decoding: Decoding
         if len(order) < len(rows):
             tokens = tokens[torch.tensor(order, dtype=torch.int64, device=tokens.device)]
         live = [rows[place] for place in order]
+        decoding.on_step(partly(live))
+
+
+def partly(rows: Iterable[Row]) -> float:
+    """How many answers the rows' tokens amount to, were each that is not finished to get as many as it may."""
+    return sum(1.0 if row.finished else len(row.ids) / row.limit for row in rows)
 
 
 def together(waiting: list[Row], free: int, device: str) -> list[Row]:
@@ -206,7 +214,7 @@ def decode_batch(model: PreTrainedModel, rows: list[Row], decoding: Decoding) ->
     """Fill the rows with tokens, all a step at a time, until each has ended or reached its limit."""
     ids, mask = pad_left([row.prompt for row in rows], model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
+    cache, everyone = DynamicCache(config=model.config), rows
     while True:
         output = model(
             input_ids=ids,
@@ -218,6 +226,7 @@ def decode_batch(model: PreTrainedModel, rows: list[Row], decoding: Decoding) ->
         )
         tokens = take(rows, output.logits[:, -1].float(), decoding)
         live = [place for place, row in enumerate(rows) if not row.finished]
+        decoding.on_step(partly(everyone))
         if not live:
             return
         # Copying the cache costs about a step's growth of it, so a few finished rows are carried along for free.

@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from dpo_core.errors import RecipeError
 from dpo_core.model.heap import keep_heap
+from dpo_core.progress import ticking
 from dpo_core.render.tokenizer import load_tokenizer
 
 __all__ = ["device", "load_model", "load_tokenizer"]
@@ -22,6 +23,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@ticking("loading the model")
 def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False, dtype: str = "float32") -> PreTrainedModel:
     """The causal language model in ``path``, in evaluation mode (no dropout), on the best device.
 

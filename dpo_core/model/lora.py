@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dpo_core.errors import RecipeError
+from dpo_core.progress import ticking
 from dpo_core.recipe import ModelSettings
 
 ADAPTER = "default"  # the name that peft gives a model's only adapter
@@ -84,6 +85,7 @@ def no_deprecations() -> Iterator[None]:
         yield
 
 
+@ticking("merging the adapters")
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The plain model with adapters added into its weights, in float32; the argument is used up."""
     return model.float().merge_and_unload() if isinstance(model, PeftModel) else model

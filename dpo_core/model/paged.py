@@ -78,6 +78,7 @@ class PagedEngine:
             waiting = len(limits)
             while waiting:
                 result = manager.get_result(timeout=PATIENCE)
+                decoding.on_step(0.0)
                 if result is None:
                     if not manager.is_running():
                         raise RuntimeError("its thread has ended")

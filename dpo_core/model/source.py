@@ -6,6 +6,7 @@ from pathlib import Path
 from dpo_core import fingerprint
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import RecipeError
+from dpo_core.progress import ticking
 from dpo_core.records import ModelSource
 
 TOKENIZER_FILES = (
@@ -22,6 +23,7 @@ HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 TOKENIZER_HUB_FILES = [*TOKENIZER_FILES, "config.json"]
 
 
+@ticking("reading the weights for their fingerprint")
 def describe(path: Path, name: str, final: Path | None = None, trust_remote_code: bool = False) -> ModelSource:
     """The record of the model directory ``path``, which will be at ``final`` (None: it stays).
 

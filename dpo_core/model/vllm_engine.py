@@ -78,6 +78,7 @@ class VLLMEngine:
                 for output in self.engine.step():
                     if output.finished:
                         finished(waiting.pop(output.request_id), to_completion(output.outputs[0], decoding))
+                decoding.on_step(0.0)
         finally:
             self.engine.abort_request(list(waiting))
 

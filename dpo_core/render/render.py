@@ -14,6 +14,7 @@ from dpo_core import fingerprint
 from dpo_core.data.lengths import CUTS, EQUAL_WITHIN, NOT_WITHIN, summary
 from dpo_core.data.preference import batches, read_pairs
 from dpo_core.errors import DataError, RecipeError
+from dpo_core.progress import Progress
 from dpo_core.recipe import RenderSettings
 from dpo_core.records import DataReport, RenderedSet
 from dpo_core.render.fit import Fitted, Fitter, TooLong
@@ -31,9 +32,11 @@ from dpo_core.store import Draft
 class Counted:
     """Renders one split, counting what is kept, cut and dropped. ``keeps_prompts``: whole, where they are cut."""
 
-    def __init__(self, renderer: Renderer, settings: RenderSettings, keeps_prompts: bool = False) -> None:
+    def __init__(
+        self, renderer: Renderer, settings: RenderSettings, progress: Progress, keeps_prompts: bool = False
+    ) -> None:
         self.fitter = Fitter(renderer, settings.max_length, settings.train_on_what, settings.over_length)
-        self.settings, self.keeps_prompts = settings, keeps_prompts
+        self.settings, self.progress, self.keeps_prompts = settings, progress, keeps_prompts
         self.refused: DataError | None = None
         self.read, self.kept, self.truncated, self.tokens = 0, 0, 0, 0
         self.dropped: Counter[str] = Counter()
@@ -48,6 +51,7 @@ class Counted:
         for batch in batches(read_pairs(path)):
             for preference, fitted in zip(batch, self.fitter.fit_all(batch), strict=True):
                 self.read += 1
+                self.progress.advance()
                 if isinstance(fitted, DataError):
                     self.dropped["not renderable"] += 1
                     self.refused = self.refused or fitted
@@ -99,7 +103,8 @@ def run(request: RenderRequest, draft: Draft) -> None:
     name = resolve(request.render.renderer_name, model.name, model.path)
     renderer = get_renderer(name, load_tokenizer(model.path, model.trust_remote_code))
     check_headers(renderer, request.render.max_length)
-    counted = {split: Counted(renderer, request.render, split == "test") for split in ("train", "test")}
+    progress = Progress("rendering", request.pairs.train_pairs + request.pairs.test_pairs, "pairs")
+    counted = {split: Counted(renderer, request.render, progress, split == "test") for split in ("train", "test")}
     paths = {split: draft.path / f"{split}.arrow" for split in counted}
     for split, part in counted.items():
         write_split(paths[split], part.render(request.pairs.path / f"{split}.arrow"))

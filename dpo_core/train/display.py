@@ -9,12 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from dpo_core import progress
 from dpo_core.records import StepMetrics
 from dpo_core.render.rendered import Completion, TokenPair
 from dpo_core.render.renderer import Renderer
 
 LINE = ("dpo_loss", "accuracy", "margin", "learning_rate", "batch_time", "test/accuracy", "test/nll")
 LONGEST_SHOWN = 600
+LONG_STEP_S = 30.0
 
 
 def readable(value: float) -> str:
@@ -25,7 +27,10 @@ def readable(value: float) -> str:
 
 
 class Display:
-    """A terminal gets tables and a bar, anything else one plain line a step; ``logs.log`` gets the plain lines."""
+    """A terminal gets tables and a bar, anything else one plain line a step; ``logs.log`` gets the plain lines.
+
+    Both tell the time left. Of a step that takes long, so does a line now and then.
+    """
 
     def __init__(self, log: Path, total: int, done: int, show_every: int) -> None:
         self.console = Console(highlight=False)
@@ -39,14 +44,19 @@ class Display:
         )
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("training", total=total, completed=done)
+        self.progress = progress.Progress("training", total, "steps", done)
+        self.shown = progress.now()
+        self.pulse = progress.repeating(self.still_here)
 
     def __enter__(self) -> "Display":
         self.bar.start()
+        self.pulse.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.pulse.__exit__(kind, error, trace)
         self.bar.stop()
 
     def say(self, text: str) -> None:
@@ -82,12 +92,27 @@ class Display:
     def step(self, metrics: StepMetrics) -> None:
         """One step: the bar moves; a table every ``show_every`` steps, or a line."""
         self.bar.update(self.task, completed=metrics.step)
-        line = plain_line(metrics, self.total)
+        line = plain_line(metrics, self.total) + self.left(metrics.step)
+        self.shown = progress.now()
         self.note(line)
         if not self.console.is_terminal:
             self.console.print(line, markup=False, soft_wrap=True)
         elif metrics.step % self.show_every == 0 or metrics.step in (1, self.total):
             self.console.print(step_table(metrics))
+
+    def left(self, step: int) -> str:
+        """The time left, as the end of a line; nothing before a step of this process is done, or after the last."""
+        self.progress.reach(step)
+        if step == self.progress.before:  # the evaluation before the first step, which says nothing of their speed
+            self.progress.start()
+            return ""
+        return f", {self.progress.outlook(self.progress.moved)}" if step < self.total else ""
+
+    def still_here(self) -> None:
+        """Say that a step takes long; a terminal has a bar that moves."""
+        since = progress.now() - self.shown
+        if since >= LONG_STEP_S and not self.console.is_terminal:
+            progress.say(f"{self.progress.count()}, {progress.duration(since)} since the last line")
 
 
 def plain_line(metrics: StepMetrics, total: int) -> str:

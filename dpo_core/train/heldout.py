@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dpo_core.interval import wilson
 from dpo_core.pair import Pair
+from dpo_core.progress import Progress
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Rows, open_split, test_sources
 from dpo_core.train import length_bias
@@ -78,11 +79,13 @@ def compared(model: nn.Module, rows: Rows, references: Reference, settings: Held
     device = next(model.parameters()).device
     items = [branches(rows[index]) for index in range(len(rows))]
     parts, places = [], []
+    progress = Progress("evaluating", len(items), "held-out pairs")
     for group in split(settings.layout, items, TOKENS_AT_ONCE):
         batch = build(settings.layout, [items[place] for place in group], device)
         policy = completion_logps(model, batch, settings.precision)
         evidence = evidence_of(policy, references.of(group, batch), batch.counts)
         places += group
+        progress.advance(len(group))
         parts.append(columns(pair_losses(evidence, settings.losses), evidence, settings.losses.beta))
     return torch.cat(parts).double().cpu()[torch.tensor(places).argsort()]
 

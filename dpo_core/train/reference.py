@@ -1,5 +1,12 @@
-"""The reference: scored once, token by token, and kept under the hash of everything it depends on; or on the fly."""
+"""The reference: scored once, token by token, and kept under the hash of everything it depends on; or on the fly.
 
+A pair is scored once for all runs whose reference is the same model in the same numerics: a run that needs more pairs
+takes over those that are stored and scores the missing ones (:mod:`dpo_core.train.reference_cache`). A log-probability
+depends on its neighbours in a microbatch by rounding alone (1e-6 nats a token in float32), so that what is taken over
+equals what would be scored anew within rounding, and the loss at step 0 is ln 2 within rounding.
+"""
+
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -13,17 +20,16 @@ from torch import Tensor, nn
 
 from dpo_core import fingerprint
 from dpo_core.model.load import load_model
+from dpo_core.progress import Progress, repeating, say
 from dpo_core.records import ReferenceSet
 from dpo_core.render.rendered import Rows, open_split
 from dpo_core.requests import ScoreRequest
 from dpo_core.store import Draft
-from dpo_core.train import order
+from dpo_core.train import order, reference_cache
 from dpo_core.train.layout import choose
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.packing import Batch, Layout, branches, build, onto, split
-
-# Where each scored pair's tokens begin in the flat ``logps``; its two sides follow each other, chosen first.
-INDEX, OFFSETS, LOGPS = "index", "offsets", "logps"
+from dpo_core.train.reference_cache import INDEX, LOGPS, OFFSETS, Logps, flat, split_file
 
 # Without gradients nothing is kept of a microbatch: its size is no setting, so that no setting changes what is cached.
 TOKENS_AT_ONCE = 8192
@@ -76,52 +82,47 @@ def without_adapters(model: nn.Module) -> AbstractContextManager[None]:
 
 def open_references(path: Path, split_name: str) -> References:
     """The ``train`` or ``test`` split of a ReferenceSet's directory."""
-    return References(path / f"{split_name}.safetensors")
+    return References(split_file(path, split_name))
 
 
 def score(
     model: nn.Module, rows: Rows, indices: list[int], layout: Layout, precision: str
 ) -> dict[str, NDArray[np.generic]]:
-    """Log-probabilities of the trained tokens of these pairs, flat, with offsets (N + 1,) and pair indices (N,)."""
-    windows = [indices[start : start + PAIRS_AT_ONCE] for start in range(0, len(indices), PAIRS_AT_ONCE)]
-    runs = [run for window in windows for run in score_window(model, rows, window, layout, precision)]
-    return {
-        INDEX: np.array(indices, dtype=np.int64),
-        OFFSETS: np.cumsum([0, *(len(run) for run in runs)]).astype(np.int64),
-        LOGPS: np.concatenate(runs),
-    }
+    """Log-probabilities of the trained tokens of these pairs, as :func:`flat` stores them."""
+    logps: dict[int, Logps] = {}
+    for part in scored(model, rows, indices, layout, precision):
+        logps |= part
+    return flat(indices, logps)
 
 
-def score_window(
+def scored(
     model: nn.Module, rows: Rows, indices: list[int], layout: Layout, precision: str
-) -> list[NDArray[np.float32]]:
-    """Log-probabilities of each pair's trained tokens; all these pairs' tokens are in memory at once."""
-    device = next(model.parameters()).device
-    items = [branches(rows[index]) for index in indices]
-    runs: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(indices)
-    for group in split(layout, items, TOKENS_AT_ONCE):
-        batch = build(layout, [items[place] for place in group], device)
-        logps = completion_logps(model, batch, precision).float().cpu().numpy()
-        ends = np.cumsum(np.array(batch.counts).reshape(-1, 2).sum(1))
-        for place, run in zip(group, np.split(logps, ends[:-1]), strict=True):
-            runs[place] = run
-    return runs
+) -> Iterator[dict[int, Logps]]:
+    """The log-probabilities of each pair's trained tokens by its index, a microbatch at a time."""
+    for start in range(0, len(indices), PAIRS_AT_ONCE):
+        window = indices[start : start + PAIRS_AT_ONCE]
+        items = [branches(rows[index]) for index in window]
+        for group in split(layout, items, TOKENS_AT_ONCE):
+            batch = build(layout, [items[place] for place in group], next(model.parameters()).device)
+            logps = completion_logps(model, batch, precision).float().cpu().numpy()
+            ends = np.cumsum(np.array(batch.counts).reshape(-1, 2).sum(1))
+            yield dict(zip((window[place] for place in group), np.split(logps, ends[:-1]), strict=True))
 
 
 def run(request: ScoreRequest, draft: Draft) -> None:
-    """Score the whole test split and, unless it is done on the fly, every pair of the run; publish a ReferenceSet."""
-    train, rendered = request.train, request.rendered
-    model = load_model(request.model.path, train.seed, request.model.trust_remote_code, request.frozen_dtype)
-    layout = choose(model, train.layout, rendered)
-    wanted = {
-        "train": order.needed(rendered.train_pairs, train) if request.score_train else [],
-        "test": list(range(rendered.test_pairs)),
-    }
-    for name, indices in wanted.items():
-        if indices:
-            tensors = score(model, open_split(rendered.path, name), indices, layout, train.precision)
-            save_file(tensors, draft.path / f"{name}.safetensors")
-    files = [draft.path / f"{name}.safetensors" for name, indices in wanted.items() if indices]
+    """Score the whole test split and, unless it is done on the fly, every pair of the run; publish a ReferenceSet.
+
+    Pairs that an earlier output with the same ``base_key`` holds are copied from there.
+    """
+    wanted = needed(request)
+    logps = reference_cache.find(draft.store, request.base_key, wanted)
+    missing = {name: [index for index in indices if index not in logps[name]] for name, indices in wanted.items()}
+    total, copied = sum(map(len, missing.values())), sum(map(len, logps.values()))
+    if copied:
+        say(f"scoring the reference: {copied:,} pairs are known from earlier runs, {total:,} are left")
+    if total:
+        score_missing(request, missing, logps)
+    files = [write(draft, name, flat(indices, logps[name])) for name, indices in wanted.items() if indices]
     draft.publish(
         ReferenceSet(
             path=draft.final,
@@ -129,5 +130,37 @@ def run(request: ScoreRequest, draft: Draft) -> None:
             model=request.model,
             train_pairs=len(wanted["train"]),
             test_pairs=len(wanted["test"]),
+            copied_pairs=copied,
+            base_key=request.base_key,
         )
     )
+
+
+def write(draft: Draft, split_name: str, tensors: dict[str, NDArray[np.generic]]) -> Path:
+    """The file of a split's log-probabilities."""
+    path = split_file(draft.path, split_name)
+    save_file(tensors, path)
+    return path
+
+
+def needed(request: ScoreRequest) -> dict[str, list[int]]:
+    """The pairs that a run visits, by split: of ``train`` those of its steps, of ``test`` all."""
+    rendered = request.rendered
+    return {
+        "train": order.needed(rendered.train_pairs, request.train) if request.score_train else [],
+        "test": list(range(rendered.test_pairs)),
+    }
+
+
+def score_missing(request: ScoreRequest, missing: dict[str, list[int]], logps: dict[str, dict[int, Logps]]) -> None:
+    """Open the reference and add its log-probabilities of the missing pairs of each split."""
+    train, source = request.train, request.model
+    model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
+    layout = choose(model, train.layout, request.rendered)
+    progress = Progress("scoring the reference", sum(map(len, missing.values())), "pairs")
+    for name, indices in missing.items():
+        rows = open_split(request.rendered.path, name)
+        with repeating(progress.beat):  # a microbatch may take long
+            for part in scored(model, rows, indices, layout, train.precision):
+                logps[name] |= part
+                progress.advance(len(part))

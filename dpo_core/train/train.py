@@ -10,6 +10,7 @@ from dpo_core.data.report import warnings
 from dpo_core.errors import StoppedError
 from dpo_core.model.generate import Decoding, context, decode
 from dpo_core.model.load import device
+from dpo_core.progress import Progress
 from dpo_core.records import StepMetrics
 from dpo_core.requests import TrainRequest
 from dpo_core.store import Draft
@@ -193,14 +194,16 @@ def sample(session: Session, step: int) -> None:
     request, renderer = session.request, session.renderer
     rows = session.test_split[0]
     prompts = rows.whole_prompts(request.samples)
+    progress = Progress("generating", len(prompts), "samples")
     decoding = Decoding(
         max_new_tokens=request.max_new_tokens,
         stop_token_ids=renderer.stop_token_ids,
         stop_strings=renderer.stop_strings,
         tokenizer=renderer.tokenizer,
+        on_step=progress.beat,
     )
     with autocast(device(), request.train.precision):
-        answers = decode(session.run.policy, prompts, decoding)  # type: ignore[arg-type]
+        answers = decode(session.run.policy, prompts, decoding, finished=progress.one)  # type: ignore[arg-type]
     for prompt, answer in zip(prompts, answers, strict=True):
         said = renderer.parse_response(answer.ids).message["content"]
         row = {"step": step, "prompt": renderer.tokenizer.decode(prompt), "reply": said, "ended": answer.ended}

@@ -12,6 +12,7 @@ from dpo_core.errors import TrainingError
 from dpo_core.model.export import save_model
 from dpo_core.model.load import check_vocabulary, load_model
 from dpo_core.model.source import describe
+from dpo_core.progress import Progress
 from dpo_core.recipe import WarmStartSettings
 from dpo_core.render.rendered import Rows, open_split
 from dpo_core.requests import WarmStartRequest
@@ -163,8 +164,7 @@ def run(request: WarmStartRequest, draft: Draft) -> None:
 
 
 def report(phase: Phase) -> None:
-    """Go through the phase, saying a tenth at a time how far it is."""
-    total = phase.settings.sft_steps
-    for done, loss in enumerate(fit(phase), 1):
-        if done % max(1, total // 10) == 0:
-            print(f"warm start {done}/{total}: {loss:.3f} nats a token", flush=True)
+    """Go through the phase, saying now and then how far it is."""
+    progress = Progress("warm start", phase.settings.sft_steps, "steps")
+    for loss in fit(phase):
+        progress.advance(note=f"{loss:.3f} nats a token")

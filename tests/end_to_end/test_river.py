@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,15 +40,15 @@ class Place:
         ]
         (path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pair_rows(40)))
 
-    def start(self, *words: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "dpo_core", "run", *self.words, *words]
+    def start(self, *words: str, last: str = "run") -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "dpo_core", last, *self.words, *words]
         return subprocess.Popen(
             command, cwd=self.path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
         )
 
-    def run(self, *words: str) -> dict[str, str]:
+    def run(self, *words: str, last: str = "run") -> dict[str, str]:
         """Each stage's line, by stage."""
-        process = self.start(*words)
+        process = self.start(*words, last=last)
         out, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
         lines = (line.partition(": ") for line in out.splitlines())
@@ -135,6 +136,23 @@ def test_a_finished_run_is_extended_to_the_end_of_a_longer_one(place: Place) -> 
     shorter = place.start(*words, "log_path=extended", "max_steps=2")
     assert "max_steps: 6 there, 2 now" in shorter.communicate(timeout=60)[1]
     assert shorter.returncode == 2
+
+
+@pytest.mark.slow
+def test_the_reference_is_scored_for_the_pairs_of_the_run_and_extended_by_what_a_longer_run_adds(
+    tmp_path: Path, stories: Path
+) -> None:
+    place = Place(tmp_path, stories)  # 36 pairs to train on, 4 held out, 4 a step
+
+    def scored(*words: str) -> str:
+        told = place.run(*words, last="score_reference")["score_reference"]
+        return re.sub("path=[^,]*, ", "", told)
+
+    assert scored("max_steps=3") == "done, train_pairs=12, test_pairs=4, copied_pairs=0"
+    assert scored("max_steps=3", "token_budget=512").startswith("cached, train_pairs=12")
+    assert scored("max_steps=6") == "done, train_pairs=24, test_pairs=4, copied_pairs=16"
+    assert scored("max_steps=12", "num_epochs=2") == "done, train_pairs=36, test_pairs=4, copied_pairs=28"
+    assert scored("max_steps=3", "seed=1") == "done, train_pairs=12, test_pairs=4, copied_pairs=16"
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 from dpo_core import river
 from dpo_core.model.source import describe
 from dpo_core.produce import Work
-from dpo_core.recipe import Recipe
+from dpo_core.recipe import Recipe, TrainSettings
 from dpo_core.records import DataReport, ModelSource, PairSet, RenderedSet
 from dpo_core.train.loop import Run, steps
 from dpo_core.train.packing import branches, build
@@ -52,10 +52,82 @@ def keys(asked: list[Work], model: ModelSource, *recipes: Recipe) -> list[str]:
     return [work.key for work in asked[-len(recipes) :]]
 
 
-def test_settings_of_the_optimisation_share_a_stored_reference(asked: list[Work], tmp_path: Path) -> None:
+# Another value than the default of every setting of the optimisation, beside batch_size=10.
+OTHER: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "warmup_steps": 3,
+    "lr_schedule": "cosine",
+    "dpo_beta": 0.5,
+    "loss": "ipo",
+    "label_smoothing": 0.1,
+    "simpo_gamma": 1.0,
+    "rpo_alpha": 0.5,
+    "reference_mode": "on_the_fly",
+    "batch_size": 24,
+    "num_epochs": 2,
+    "max_steps": 3,
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.99,
+    "adam_eps": 1e-6,
+    "weight_decay": 0.1,
+    "max_grad_norm": 1.0,
+    "precision": "bf16",
+    "token_budget": 512,
+    "layout": "padded",
+    "activation_checkpointing": True,
+    "compile_model": True,
+    "deterministic": True,
+    "seed": 1,
+    "eval_every": 3,
+    "infrequent_eval_every": 3,
+    "save_every": 3,
+    "save_every_minutes": 3,
+    "keep_checkpoints": 1,
+    "best_metric": "test/accuracy",
+    "on_save_error": "continue",
+    "max_minutes": 3,
+    "step_timeout_minutes": 3,
+    "show_every": 3,
+    "log_path": "elsewhere",
+    "behavior_if_log_dir_exists": "delete",
+}
+VISITED = {"batch_size", "num_epochs", "max_steps", "seed", "reference_mode"}
+NUMERICS = {"precision", "layout"}
+
+
+def test_a_stored_reference_depends_on_the_pairs_visited_and_the_numerics_and_on_no_other_setting(
+    asked: list[Work], tmp_path: Path
+) -> None:
+    assert OTHER.keys() == TrainSettings.model_fields.keys()
+    model, train = describe(tiny.directory(tmp_path), "tiny"), {"batch_size": 10}  # 60 of 64 pairs an epoch
+    [own] = keys(asked, model, recipe(train=train))
+    told = keys(asked, model, *(recipe(train=train | {name: value}) for name, value in OTHER.items()))
+    changed = {name for name, key in zip(OTHER, told, strict=True) if key != own}
+    assert changed == VISITED | NUMERICS
+
+
+def test_what_is_stored_of_any_pairs_is_shared_by_runs_of_the_same_numerics(asked: list[Work], tmp_path: Path) -> None:
+    model, train = describe(tiny.directory(tmp_path), "tiny"), {"batch_size": 10}
+    keys(asked, model, recipe(train=train), *(recipe(train=train | {name: value}) for name, value in OTHER.items()))
+    own, *told = [work.request.base_key for work in asked]  # type: ignore[attr-defined]
+    assert own
+    assert {name for name, key in zip(OTHER, told, strict=True) if key != own} == NUMERICS
+
+
+def test_a_warm_start_depends_on_its_own_settings_seed_and_numerics_and_not_on_the_microbatches(
+    asked: list[Work], tmp_path: Path
+) -> None:
     model = describe(tiny.directory(tmp_path), "tiny")
-    changed = ({"learning_rate": 1e-3}, {"dpo_beta": 0.5}, {"token_budget": 512}, {"loss": "ipo"}, {"warmup_steps": 3})
-    assert len(set(keys(asked, model, recipe(), *(recipe(train=change) for change in changed)))) == 1
+
+    def key(train: dict[str, Any], **warm_start: float) -> str:
+        river.warm_start(recipe(train=train, warm_start={"sft_steps": 3} | warm_start), rendered(tmp_path), model)
+        return asked[-1].key
+
+    own = key({})
+    assert {name for name, value in OTHER.items() if key({name: value}) != own} == NUMERICS | {"seed"}
+    assert key({"token_budget": "auto"}) == own
+    others = {"sft_steps": 4, "sft_learning_rate": 1e-3, "sft_batch_size": 8, "sft_chosen_fraction": 0.5}
+    assert len({own} | {key({}, **{name: value}) for name, value in others.items()}) == 5
 
 
 def test_numerics_seen_pairs_and_weights_do_not(asked: list[Work], tmp_path: Path) -> None:

@@ -231,3 +231,12 @@ def test_stop_strings_need_a_tokenizer() -> None:
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="token to continue from"):
         decode(small_models()["llama"], [[]], Decoding(10))
+
+
+@pytest.mark.parametrize("kind", ["llama", "sliding window"])
+def test_each_step_tells_how_much_is_under_way(kind: str) -> None:
+    """Of two answers of ten tokens, a tenth of an answer each a step, until they are told of as finished."""
+    model = small_models()[kind]
+    told: list[float] = []
+    decode(model, [[1, 2], [3, 4]], Decoding(10, on_step=told.append))
+    assert told[:9] == pytest.approx([2 * step / 10 for step in range(1, 10)])
