@@ -4,17 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dpo_core import interpreter
 from dpo_core.data import acquire as acquisition
 from dpo_core.data.hub import Wanted, check_reachable
 from dpo_core.errors import DataError
 from dpo_core.evaluate import sentences, task_names
 from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
 from dpo_core.launch import launch
+from dpo_core.model import engines
 from dpo_core.produce import Produced, Work, produce
 from dpo_core.recipe import EvaluateSettings, Recipe
-from dpo_core.records import ModelSource, PromptSet, TaskContents
+from dpo_core.records import Imports, ModelSource, PromptSet, RenderedSet, TaskContents
 from dpo_core.render.registry import identity
-from dpo_core.requests import AnswerRequest, LookRequest, PromptsRequest
+from dpo_core.requests import AnswerRequest, ImportsRequest, LookRequest, PromptsRequest, SamplesRequest
 from dpo_core.store import Store
 
 
@@ -30,19 +32,39 @@ def questions(recipe: Recipe, prompts: PromptSet | None, judge: str | None = Non
     """The prompts, with what the recipe's other tasks are made of now.
 
     Each of these is built once in a process of its own: what it needs is then known to be there before anything is
-    trained, and what it asks is known, whatever its name. So is the judge. Raises EvaluationError for one that cannot
-    be built.
+    trained, and what it asks is known, whatever its name. So is the judge; and what ``eval_python`` imports. Raises
+    EvaluationError for one that cannot be built, or an interpreter whose packages do not import.
     """
     names = tuple(name for name in task_names.settle(recipe.evaluate.tasks) if name != task_names.IFEVAL)
+    python = interpreter.located(recipe.evaluate)
+    if python is not None:
+        produce(recipe, imports(recipe.evaluate, python), Imports)
+    if judge is not None and python is not None:  # a judge is asked from here, whatever generates answers
+        contents(LookRequest(tasks=(), judge=judge), None)
+        judge = None
     if not names and judge is None:
         return Questions(prompts, {})
+    return Questions(prompts, contents(LookRequest(tasks=names, judge=judge), python))
+
+
+def imports(settings: EvaluateSettings, python: Path) -> Work:
+    """Whether all that generating needs can be imported there: done once for what the environment holds now."""
+    depends = {"python": str(python), "told": interpreter.check(settings), "engine": engines.asked_for(settings)}
+    return Work("imports", depends, ImportsRequest(engine=engines.asked_for(settings)), python)
+
+
+def contents(request: LookRequest, python: Path | None) -> dict[str, str]:
+    """By name, a digest of what each task is made of where it is asked: in this interpreter or another.
+
+    Raises EvaluationError for a task that cannot be built there, or a judge that cannot be asked.
+    """
     with TemporaryDirectory(prefix="dpo-") as place:
         store = Store(Path(place))
-        launch("look", "once", LookRequest(tasks=names, judge=judge), store)
+        launch("look", "once", request, store, python)
         found = store.find("look", "once", TaskContents)
     if found is None:
         raise RuntimeError("stage look ended well but left no whole output")
-    return Questions(prompts, found.digests)
+    return found.digests
 
 
 def acquire_prompts(recipe: Recipe) -> Produced[PromptSet] | None:
@@ -119,10 +141,27 @@ def answer(recipe: Recipe, model: ModelSource, renderer: str, task: str, asked: 
         evaluate=settings,
         precision=precision,
     )
-    return Work("answer", depends, request)
+    return Work("answer", depends, request, interpreter.located(settings))
+
+
+def samples(recipe: Recipe, model: ModelSource, rendered: RenderedSet) -> Work | None:
+    """A model's answers to held-out prompts, for ``eval_python`` to give; None where the measuring process has them."""
+    settings, precision = recipe.evaluate, recipe.train.precision
+    python = interpreter.located(settings)
+    if python is None or task_names.IFEVAL in task_names.settle(settings.tasks):
+        return None
+    depends = {
+        "model": model.fingerprint,
+        "tokenizer": model.tokenizer_fingerprint,
+        "rendered": rendered.fingerprint,
+        "samples": [settings.num_samples, sampling(settings)],
+        "precision": precision,
+    }
+    request = SamplesRequest(model=model, rendered=rendered, evaluate=settings, precision=precision)
+    return Work("samples", depends, request, python)
 
 
 def sampling(settings: EvaluateSettings) -> list[int | float | str | None]:
     """What answers depend on beside the model and the question; a greedy one on no seed."""
     seed = settings.eval_seed if settings.eval_temperature else None
-    return [settings.max_new_tokens, settings.eval_temperature, seed, settings.eval_engine]
+    return [settings.max_new_tokens, settings.eval_temperature, seed, engines.asked_for(settings)]

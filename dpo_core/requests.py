@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dpo_core.recipe import (
     DataSettings,
+    EngineName,
     EvaluateSettings,
     ModelSettings,
     RenderSettings,
@@ -103,6 +104,12 @@ class LookRequest(Record):
     judge: str | None = None
 
 
+class ImportsRequest(Record):
+    """Import what generating with this engine needs."""
+
+    engine: EngineName
+
+
 class AnswerRequest(Record):
     """Ask one model one task: its prompts where the task is ours, else at most ``evaluate.task_limit`` samples."""
 
@@ -110,6 +117,15 @@ class AnswerRequest(Record):
     renderer_name: str
     task: str
     prompts: PromptSet | None
+    evaluate: EvaluateSettings
+    precision: str
+
+
+class SamplesRequest(Record):
+    """Let one model continue the first ``evaluate.num_samples`` held-out prompts."""
+
+    model: ModelSource
+    rendered: RenderedSet
     evaluate: EvaluateSettings
     precision: str
 
@@ -122,7 +138,10 @@ class KeyedAnswers(Record):
 
 
 class EvaluateRequest(Record):
-    """Measure one model on held-out pairs, its weights in ``dtype``, and bring together its ``answers`` to tasks."""
+    """Measure one model on held-out pairs, its weights in ``dtype``, and bring together its ``answers`` to tasks.
+
+    ``samples``: the key of a SampleSet that was made elsewhere, None where it is made here.
+    """
 
     model: ModelSource
     rendered: RenderedSet
@@ -131,6 +150,7 @@ class EvaluateRequest(Record):
     evaluate: EvaluateSettings
     train: TrainSettings
     dtype: str = "float32"
+    samples: str | None = None
 
 
 class JudgeRequest(Record):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_core import asking, weights
+from dpo_core import asking, interpreter, weights
 from dpo_core.address import public
 from dpo_core.data import acquire as acquisition
 from dpo_core.errors import RecipeError
@@ -14,7 +14,17 @@ from dpo_core.evaluate import task_names
 from dpo_core.model import engines
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
-from dpo_core.records import Checkpoint, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
+from dpo_core.records import (
+    Checkpoint,
+    EvalResult,
+    ModelSource,
+    PairSet,
+    PromptSet,
+    ReferenceSet,
+    RenderedSet,
+    SampleSet,
+    TaskResult,
+)
 from dpo_core.render.registry import advise, check_name, identity, resolve
 from dpo_core.requests import (
     AcquireRequest,
@@ -46,9 +56,17 @@ def preflight(recipe: Recipe) -> None:
     run_dir.settle(recipe)
     acquisition.content(acquisition.pin(recipe.data), recipe.data)
     task_names.settle(recipe.evaluate.tasks)
-    engines.check(recipe.evaluate.eval_engine)
-    weights.base(recipe)
+    check_engine(recipe)
+    base = weights.base(recipe)
+    interpreter.check_module(recipe.evaluate, resolve(recipe.render.renderer_name, base.name, base.path))
     asking.prompts_source(recipe)
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Raises RecipeError when what is to generate answers is not installed, here or in ``eval_python``."""
+    interpreter.check(recipe.evaluate)
+    if recipe.evaluate.eval_python is None:
+        engines.check(recipe.evaluate.eval_engine)
 
 
 def acquire(recipe: Recipe) -> Produced[PairSet]:
@@ -211,9 +229,13 @@ def trained(checkpoint: Checkpoint, base_model: ModelSource) -> ModelSource:
 
 
 def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Produced[EvalResult]:
-    """One model on held-out pairs and its answers to tasks, which are kept for whoever asks the same of it."""
+    """One model on held-out pairs and its answers to tasks, which are kept for whoever asks the same of it.
+
+    With ``eval_python`` the answers are stages of their own, in that interpreter, and held-out pairs are measured here.
+    """
     settings, train = recipe.evaluate, recipe.train
     answers = asking.answers(recipe, model, inputs.rendered.renderer_name, inputs.asked)
+    samples = asking.samples(recipe, model, inputs.rendered)
     # The reference is measured as it was scored, else its rewards would be rounding; a trained model is float32.
     dtype = frozen_dtype(recipe) if model.fingerprint == inputs.reference.model.fingerprint else "float32"
     depends = {
@@ -233,5 +255,12 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         evaluate=settings,
         train=train,
         dtype=dtype,
+        samples=samples.key if samples else None,
     )
-    return produce(recipe, Work("evaluate", depends, request), EvalResult)
+    work = Work("evaluate", depends, request)
+    if settings.eval_python and store(recipe).find(work.stage, work.key, EvalResult) is None:
+        for answer in answers:
+            produce(recipe, answer, TaskResult)
+        if samples:
+            produce(recipe, samples, SampleSet)
+    return produce(recipe, work, EvalResult)

@@ -15,6 +15,7 @@ from dpo_core.evaluate.outcomes import Sampled, judged, shares, to_outcome, to_s
 from dpo_core.evaluate.plainly import told_to_us
 from dpo_core.evaluate.running import Asked, as_model, failures, measures, run_task, version
 from dpo_core.evaluate.task_names import IFEVAL
+from dpo_core.model.engines import asked_for
 from dpo_core.model.opened import How
 from dpo_core.recipe import EvaluateSettings
 from dpo_core.records import ModelSource, TaskResult
@@ -81,7 +82,7 @@ def to_sampling(settings: EvaluateSettings) -> Sampling:
 def to_how(settings: EvaluateSettings, precision: str, source: ModelSource) -> How:
     """How the recipe has a model generate."""
     size = None if settings.eval_batch_size == "auto" else settings.eval_batch_size
-    return How(precision, settings.eval_engine, size, source.trust_remote_code)
+    return How(precision, asked_for(settings), size, source.trust_remote_code)
 
 
 def drawn(settings: EvaluateSettings, renderer_name: str, precision: str) -> dict[str, str | float | None]:
