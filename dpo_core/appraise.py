@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dpo_core import appraisal, asking, fingerprint, interpreter, river
+from dpo_core import appraisal, asking, fingerprint, interpreter
 from dpo_core.errors import RecipeError
 from dpo_core.evaluate import task_names
 from dpo_core.model import adapter
@@ -52,7 +52,7 @@ def eval_command(words: Sequence[str]) -> None:
     wanted = parse(words)
     recipe = wanted.recipe
     tasks = task_names.settle(recipe.evaluate.tasks)
-    river.check_engine(recipe)
+    asking.check_engine(recipe)
     if not tasks:
         raise RecipeError("There is no task.", "An evaluation asks something.", "Add --task ifeval.")
     sources = [source(name, recipe) for name in (wanted.model, wanted.against) if name is not None]

@@ -28,6 +28,13 @@ class Questions:
     contents: dict[str, str]
 
 
+def check_engine(recipe: Recipe) -> None:
+    """Raises RecipeError when what is to generate answers is not installed, here or in ``eval_python``."""
+    interpreter.check(recipe.evaluate)
+    if recipe.evaluate.eval_python is None:
+        engines.check(recipe.evaluate.eval_engine)
+
+
 def questions(recipe: Recipe, prompts: PromptSet | None, judge: str | None = None) -> Questions:
     """The prompts, with what the recipe's other tasks are made of now.
 

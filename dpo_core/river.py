@@ -11,7 +11,6 @@ from dpo_core.address import public
 from dpo_core.data import acquire as acquisition
 from dpo_core.errors import RecipeError
 from dpo_core.evaluate import task_names
-from dpo_core.model import engines
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
 from dpo_core.records import (
@@ -56,17 +55,10 @@ def preflight(recipe: Recipe) -> None:
     run_dir.settle(recipe)
     acquisition.content(acquisition.pin(recipe.data), recipe.data)
     task_names.settle(recipe.evaluate.tasks)
-    check_engine(recipe)
+    asking.check_engine(recipe)
     base = weights.base(recipe)
     interpreter.check_module(recipe.evaluate, resolve(recipe.render.renderer_name, base.name, base.path))
     asking.prompts_source(recipe)
-
-
-def check_engine(recipe: Recipe) -> None:
-    """Raises RecipeError when what is to generate answers is not installed, here or in ``eval_python``."""
-    interpreter.check(recipe.evaluate)
-    if recipe.evaluate.eval_python is None:
-        engines.check(recipe.evaluate.eval_engine)
 
 
 def acquire(recipe: Recipe) -> Produced[PairSet]:
