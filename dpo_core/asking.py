@@ -1,5 +1,6 @@
 """What models are asked: IFEval's prompts and tasks of inspect-ai's; and the key under which answers are kept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +13,18 @@ from dpo_core.evaluate import sentences, task_names
 from dpo_core.evaluate.prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
 from dpo_core.launch import launch
 from dpo_core.model import engines
-from dpo_core.produce import Produced, Work, produce
+from dpo_core.produce import Produced, Work, make, produce, store
 from dpo_core.recipe import EvaluateSettings, Recipe
-from dpo_core.records import Imports, ModelSource, PromptSet, RenderedSet, TaskContents
+from dpo_core.records import Imports, ModelSource, PromptSet, RenderedSet, SampleSet, TaskContents, TaskResult
 from dpo_core.render.registry import identity
-from dpo_core.requests import AnswerRequest, ImportsRequest, LookRequest, PromptsRequest, SamplesRequest
+from dpo_core.requests import (
+    AnswerRequest,
+    GenerateRequest,
+    ImportsRequest,
+    KeyedAnswers,
+    LookRequest,
+    PromptsRequest,
+)
 from dpo_core.store import Store
 
 
@@ -66,9 +74,9 @@ def contents(request: LookRequest, python: Path | None) -> dict[str, str]:
     Raises EvaluationError for a task that cannot be built there, or a judge that cannot be asked.
     """
     with TemporaryDirectory(prefix="dpo-") as place:
-        store = Store(Path(place))
-        launch("look", "once", request, store, python)
-        found = store.find("look", "once", TaskContents)
+        aside = Store(Path(place))
+        launch("look", "once", request, aside, python)
+        found = aside.find("look", "once", TaskContents)
     if found is None:
         raise RuntimeError("stage look ended well but left no whole output")
     return found.digests
@@ -151,21 +159,42 @@ def answer(recipe: Recipe, model: ModelSource, renderer: str, task: str, asked: 
     return Work("answer", depends, request, interpreter.located(settings))
 
 
-def samples(recipe: Recipe, model: ModelSource, rendered: RenderedSet) -> Work | None:
-    """A model's answers to held-out prompts, for ``eval_python`` to give; None where the measuring process has them."""
+def generation(recipe: Recipe, model: ModelSource, rendered: RenderedSet, answers: Sequence[Work]) -> Work | None:
+    """All that ``eval_python`` is to generate with a model, in one process since an engine may take a minute to start.
+
+    That is its answers, and where no task is IFEval, held-out prompts continued. None without ``eval_python``.
+    """
     settings, precision = recipe.evaluate, recipe.train.precision
-    python = interpreter.located(settings)
-    if python is None or task_names.IFEVAL in task_names.settle(settings.tasks):
+    if settings.eval_python is None:
         return None
     depends = {
         "model": model.fingerprint,
         "tokenizer": model.tokenizer_fingerprint,
         "rendered": rendered.fingerprint,
+        "answers": [answer.key for answer in answers],
         "samples": [settings.num_samples, sampling(settings)],
         "precision": precision,
     }
-    request = SamplesRequest(model=model, rendered=rendered, evaluate=settings, precision=precision)
-    return Work("samples", depends, request, python)
+    request = GenerateRequest(
+        model=model,
+        rendered=rendered,
+        answers=keyed(answers),
+        continues=task_names.IFEVAL not in task_names.settle(settings.tasks),
+        evaluate=settings,
+        precision=precision,
+    )
+    return Work("generate", depends, request, interpreter.located(settings))
+
+
+def generate(recipe: Recipe, work: Work, answers: Sequence[Work]) -> None:
+    """Have :func:`generation` done, unless it is, with every answer still there."""
+    kept = [store(recipe).find(answer.stage, answer.key, TaskResult) for answer in answers]
+    (make if None in kept else produce)(recipe, work, SampleSet)
+
+
+def keyed(answers: Sequence[Work]) -> tuple[KeyedAnswers, ...]:
+    """Answers with the keys that they are kept under, for a stage that gives several."""
+    return tuple(KeyedAnswers(key=work.key, request=work.request) for work in answers)
 
 
 def sampling(settings: EvaluateSettings) -> list[int | float | str | None]:

@@ -40,7 +40,7 @@ VERSIONS = {
     "train": 2,
     "evaluate": 6,
     "answer": 3,
-    "samples": 1,
+    "generate": 1,
     "imports": 1,
     "judge": 1,
 }
@@ -86,10 +86,13 @@ def produce(
     recipe: Recipe, work: Work, kind: type[R], meanwhile: AbstractContextManager[None] = NOTHING
 ) -> Produced[R]:
     """The output of a stage: found whole, or made now, in its turn and inside ``meanwhile``."""
+    found = store(recipe).find(work.stage, work.key, kind)
+    return Produced(found, True) if found is not None else make(recipe, work, kind, meanwhile)
+
+
+def make(recipe: Recipe, work: Work, kind: type[R], meanwhile: AbstractContextManager[None] = NOTHING) -> Produced[R]:
+    """The output of a stage, made now in its turn and inside ``meanwhile``, in place of one that is there."""
     place = store(recipe)
-    found = place.find(work.stage, work.key, kind)
-    if found is not None:
-        return Produced(found, True)
     with TURN.get()(work.stage), meanwhile:
         launch(work.stage, work.key, work.request, place, work.python)
     made = place.find(work.stage, work.key, kind)

@@ -121,20 +121,25 @@ class AnswerRequest(Record):
     precision: str
 
 
-class SamplesRequest(Record):
-    """Let one model continue the first ``evaluate.num_samples`` held-out prompts."""
-
-    model: ModelSource
-    rendered: RenderedSet
-    evaluate: EvaluateSettings
-    precision: str
-
-
 class KeyedAnswers(Record):
     """Answers to one task: the key that they are kept under, and how they are got."""
 
     key: str
     request: AnswerRequest
+
+
+class GenerateRequest(Record):
+    """Let one model give the ``answers`` that are not kept yet.
+
+    ``continues``: it continues the first ``evaluate.num_samples`` held-out prompts too.
+    """
+
+    model: ModelSource
+    rendered: RenderedSet
+    answers: tuple[KeyedAnswers, ...]
+    continues: bool
+    evaluate: EvaluateSettings
+    precision: str
 
 
 class EvaluateRequest(Record):

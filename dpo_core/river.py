@@ -21,14 +21,11 @@ from dpo_core.records import (
     PromptSet,
     ReferenceSet,
     RenderedSet,
-    SampleSet,
-    TaskResult,
 )
 from dpo_core.render.registry import advise, check_name, identity, resolve
 from dpo_core.requests import (
     AcquireRequest,
     EvaluateRequest,
-    KeyedAnswers,
     RenderRequest,
     ScoreRequest,
     TrainRequest,
@@ -223,11 +220,11 @@ def trained(checkpoint: Checkpoint, base_model: ModelSource) -> ModelSource:
 def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Produced[EvalResult]:
     """One model on held-out pairs and its answers to tasks, which are kept for whoever asks the same of it.
 
-    With ``eval_python`` the answers are stages of their own, in that interpreter, and held-out pairs are measured here.
+    With ``eval_python`` the answers are given before, in that interpreter, and held-out pairs are measured here.
     """
     settings, train = recipe.evaluate, recipe.train
     answers = asking.answers(recipe, model, inputs.rendered.renderer_name, inputs.asked)
-    samples = asking.samples(recipe, model, inputs.rendered)
+    generation = asking.generation(recipe, model, inputs.rendered, answers)
     # The reference is measured as it was scored, else its rewards would be rounding; a trained model is float32.
     dtype = frozen_dtype(recipe) if model.fingerprint == inputs.reference.model.fingerprint else "float32"
     depends = {
@@ -243,16 +240,13 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         model=model,
         rendered=inputs.rendered,
         reference=inputs.reference,
-        answers=tuple(KeyedAnswers(key=work.key, request=work.request) for work in answers),
+        answers=asking.keyed(answers),
         evaluate=settings,
         train=train,
         dtype=dtype,
-        samples=samples.key if samples else None,
+        samples=generation.key if generation else None,
     )
     work = Work("evaluate", depends, request)
-    if settings.eval_python and store(recipe).find(work.stage, work.key, EvalResult) is None:
-        for answer in answers:
-            produce(recipe, answer, TaskResult)
-        if samples:
-            produce(recipe, samples, SampleSet)
+    if generation and store(recipe).find(work.stage, work.key, EvalResult) is None:
+        asking.generate(recipe, generation, answers)
     return produce(recipe, work, EvalResult)

@@ -18,13 +18,13 @@ from dpo_core.requests import (
     AcquireRequest,
     AnswerRequest,
     EvaluateRequest,
+    GenerateRequest,
     ImportsRequest,
     JudgeRequest,
     LookRequest,
     MergeRequest,
     PromptsRequest,
     RenderRequest,
-    SamplesRequest,
     ScoreRequest,
     TrainRequest,
     WarmStartRequest,
@@ -43,7 +43,7 @@ STAGES: dict[str, tuple[str, type[Record]]] = {
     "imports": ("dpo_core.evaluate.imports", ImportsRequest),
     "look": ("dpo_core.evaluate.look", LookRequest),
     "answer": ("dpo_core.evaluate.answer", AnswerRequest),
-    "samples": ("dpo_core.evaluate.samples", SamplesRequest),
+    "generate": ("dpo_core.evaluate.generating", GenerateRequest),
     "judge": ("dpo_core.evaluate.judge", JudgeRequest),
 }
 

@@ -1,7 +1,7 @@
 """The stage that asks one model one task, and keeps every answer with its scores."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from dpo_core.model.engines import asked_for
 from dpo_core.model.opened import How
 from dpo_core.recipe import EvaluateSettings
 from dpo_core.records import ModelSource, TaskResult
-from dpo_core.requests import AnswerRequest
-from dpo_core.store import Draft
+from dpo_core.requests import AnswerRequest, KeyedAnswers
+from dpo_core.store import Draft, Store
 
 ANSWERS, OUTCOMES = "answers.jsonl", "outcomes.jsonl"
 
@@ -67,6 +67,19 @@ def ask(answerer: Answerer, request: AnswerRequest, draft: Draft) -> None:
         )
     )
     unfinished(draft).unlink(missing_ok=True)
+
+
+def answered(store: Store, wanted: KeyedAnswers, answerer: Callable[[], Answerer]) -> TaskResult:
+    """Answers to a task: found, whoever asked before, or asked for now and kept."""
+    found = store.find("answer", wanted.key, TaskResult)
+    if found is None:
+        with store.write("answer", wanted.key) as draft:
+            if not draft.there:
+                ask(answerer(), wanted.request, draft)
+        found = store.find("answer", wanted.key, TaskResult)
+    if found is None:
+        raise RuntimeError("the answers were kept and are not there")
+    return found
 
 
 def unfinished(draft: Draft) -> Path:

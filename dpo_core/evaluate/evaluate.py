@@ -10,17 +10,17 @@ from transformers import PreTrainedModel
 
 from dpo_core import fingerprint
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.answer import OUTCOMES, ask, drawn, to_how, write_lines
+from dpo_core.evaluate.answer import OUTCOMES, answered, drawn, to_how, write_lines
 from dpo_core.evaluate.answers import Answerer
+from dpo_core.evaluate.generating import SAMPLES, continued, line
 from dpo_core.evaluate.instructions import sentences_from
-from dpo_core.evaluate.samples import SAMPLES, continued, line
 from dpo_core.evaluate.task_names import IFEVAL, label
 from dpo_core.model import engines
 from dpo_core.model.load import load_model, load_tokenizer
 from dpo_core.model.opened import engine_of, open_engine, release
 from dpo_core.records import EvalResult, SampleSet, TaskResult
 from dpo_core.render.registry import get_renderer
-from dpo_core.requests import EvaluateRequest, KeyedAnswers
+from dpo_core.requests import EvaluateRequest
 from dpo_core.store import Draft, Store
 from dpo_core.train import journal
 from dpo_core.train.heldout import HeldOutSettings, measure
@@ -76,19 +76,6 @@ def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> Answerer:
     return Answerer(engine, renderer, how.batch_size)
 
 
-def answered(store: Store, wanted: KeyedAnswers, answerer: Callable[[], Answerer]) -> TaskResult:
-    """Answers to a task: found, whoever asked before, or asked for now and kept."""
-    found = store.find("answer", wanted.key, TaskResult)
-    if found is None:
-        with store.write("answer", wanted.key) as draft:
-            if not draft.there:
-                ask(answerer(), wanted.request, draft)
-        found = store.find("answer", wanted.key, TaskResult)
-    if found is None:
-        raise RuntimeError("the answers were kept and are not there")
-    return found
-
-
 def missing_answers() -> EvaluationError:
     """The error for answers that another interpreter gave, and that are gone before they were measured."""
     rule = "With eval_python this process generates none."
@@ -99,7 +86,7 @@ def sampled(store: Store, request: EvaluateRequest, answerer: Callable[[], Answe
     """Held-out prompts with answers: those that another interpreter gave, or given now."""
     if request.samples is None:
         return continued(answerer, request.rendered, request.evaluate)
-    found = store.find("samples", request.samples, SampleSet)
+    found = store.find("generate", request.samples, SampleSet)
     if found is None:
         raise missing_answers()
     return journal.read(found.path)

@@ -9,7 +9,7 @@ from dpo_core.records import Imports
 from dpo_core.requests import ImportsRequest
 from dpo_core.store import Draft
 
-MODULES = ("dpo_core.evaluate.answer", "dpo_core.evaluate.samples")
+MODULES = ("dpo_core.evaluate.answer", "dpo_core.evaluate.generating")
 VLLM = ("LLMEngine", "EngineArgs", "SamplingParams")
 
 

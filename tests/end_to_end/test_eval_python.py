@@ -76,7 +76,7 @@ def words(stories: Path, prompt_file: PromptFile, tmp_path: Path) -> list[str]:
     (tmp_path / "tales.py").write_text(TASK)
     given = ["dataset=pairs.jsonl", "model_name=wide", "renderer_name=role_colon", f"ifeval_path={prompt_file(ASKED)}"]
     given += ["lora_rank=4", "batch_size=4", "learning_rate=1e-3", "max_steps=4", "max_length=128", "max_new_tokens=16"]
-    return given + ["num_samples=2", "infrequent_prompts=2", "infrequent_eval_every=2", "tasks=ifeval,tales.py@words"]
+    return [*given, "num_samples=2", "infrequent_prompts=2", "infrequent_eval_every=2", "tasks=ifeval,tales.py@words"]
 
 
 def test_a_whole_run_is_the_same_and_only_answers_are_given_there(words: list[str], tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_a_whole_run_is_the_same_and_only_answers_are_given_there(words: list[st
     there = (*words, "runs_dir=there", f"eval_python={python}", "eval_engine=torch")
     run(tmp_path, "run", *there)
     assert told_in(tmp_path, "there") == told_in(tmp_path, "here")
-    assert processes(python) == ["imports", "look", *["answer"] * 4]
+    assert processes(python) == ["imports", "look", "generate", "generate"]
     assert "evaluate: cached" in run(tmp_path, "run", *there, "behavior_if_log_dir_exists=resume")
-    assert processes(python).count("answer") == 4
+    assert processes(python).count("generate") == 2
 
 
 def test_vllm_generates_in_an_environment_of_its_own(words: list[str], tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_samples_without_a_task_are_given_there_too(world: World, tmp_path: Path
     python = twin(tmp_path / "venv")
     here = measured(world, tmp_path / "here")
     there = measured(world, tmp_path / "there", eval_python=python, eval_engine="torch")
-    assert processes(python) == ["samples"]
+    assert processes(python) == ["generate"]
     assert len(lines(there.path / "samples.jsonl")) == 3
     assert lines(there.path / "samples.jsonl") == lines(here.path / "samples.jsonl")
     assert there.metrics == here.metrics
