@@ -1,5 +1,6 @@
 """What models are asked: IFEval's prompts and tasks of inspect-ai's; and the key under which answers are kept."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,9 @@ def questions(recipe: Recipe, prompts: PromptSet | None, judge: str | None = Non
 
 def imports(settings: EvaluateSettings, python: Path) -> Work:
     """Whether all that generating needs can be imported there: done once for what the environment holds now."""
-    depends = {"python": str(python), "told": interpreter.check(settings), "engine": engines.asked_for(settings)}
+    told = interpreter.check(settings)
+    print(f"eval_python={python}: {interpreter.described(told)}", file=sys.stderr, flush=True)
+    depends = {"python": str(python), "told": told, "engine": engines.asked_for(settings)}
     return Work("imports", depends, ImportsRequest(engine=engines.asked_for(settings)), python)
 
 

@@ -125,6 +125,14 @@ def check_module(settings: EvaluateSettings, name: str) -> None:
         )
 
 
+def described(told: Mapping[str, Any]) -> str:
+    """What :func:`check` found, in a line: the versions that decide what is generated."""
+    named = [
+        f"{name} {version}" for name in ("torch", "transformers", "vllm") if (version := told["versions"].get(name))
+    ]
+    return ", ".join([f"Python {'.'.join(map(str, told['python']))}", *named])
+
+
 def check_file(python: Path) -> None:
     """Raises RecipeError unless there is a program."""
     remedy = DOCUMENT

@@ -98,7 +98,7 @@ def test_a_judge_is_asked_from_here_and_tasks_are_built_there(monkeypatch: pytes
 
     monkeypatch.setattr(asking, "launch", launch)
     monkeypatch.setattr("dpo_core.produce.launch", launch)
-    monkeypatch.setattr(interpreter, "check", lambda settings: {})
+    monkeypatch.setattr(interpreter, "check", lambda settings: {"python": [3, 12], "versions": {}})
     there = Path("/elsewhere/bin/python")
     recipe = Recipe.model_validate({"evaluate": BOTH | {"eval_python": there}, "track": {"runs_dir": tmp_path}})
     asking.questions(recipe, None, "openai/gpt-4o")
