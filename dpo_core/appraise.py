@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dpo_core import appraisal, asking, fingerprint
+from dpo_core import appraisal, asking, fingerprint, interpreter
 from dpo_core.errors import RecipeError
 from dpo_core.evaluate import task_names
-from dpo_core.model import adapter, engines
+from dpo_core.model import adapter
 from dpo_core.model.names import find
 from dpo_core.model.source import describe, locate
 from dpo_core.produce import Work, produce
@@ -52,10 +52,12 @@ def eval_command(words: Sequence[str]) -> None:
     wanted = parse(words)
     recipe = wanted.recipe
     tasks = task_names.settle(recipe.evaluate.tasks)
-    engines.check(recipe.evaluate.eval_engine)
+    asking.check_engine(recipe)
     if not tasks:
         raise RecipeError("There is no task.", "An evaluation asks something.", "Add --task ifeval.")
     sources = [source(name, recipe) for name in (wanted.model, wanted.against) if name is not None]
+    for _, renderer in sources:
+        interpreter.check_module(recipe.evaluate, renderer)
     prompts = asking.acquire_prompts(recipe)
     questions = asking.questions(recipe, prompts.record if prompts else None, wanted.judge)
     console = Console(highlight=False)

@@ -7,7 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dpo_core.errors import DiedError, DPOError, StoppedError, TrainingError, from_json
+from dpo_core import interpreter
+from dpo_core.errors import DiedError, DPOError, RecipeError, StoppedError, TrainingError, from_json
 from dpo_core.records import Record
 from dpo_core.store import Store
 from dpo_core.worker import ERROR_FILE
@@ -15,17 +16,22 @@ from dpo_core.worker import ERROR_FILE
 GRACE_S = 120.0
 
 
-def launch(stage: str, key: str, request: Record, store: Store) -> None:
+def launch(stage: str, key: str, request: Record, store: Store, python: Path | None = None) -> None:
     """Run a stage in a process of its own and wait for it.
 
-    The process leads a session of its own, so that Ctrl-C reaches it once, as SIGTERM, from here: it then
-    finishes its step and leaves a checkpoint. Raises what the stage raised; StoppedError after Ctrl-C.
+    ``python``: the interpreter that runs it, None for this one, see :mod:`dpo_core.interpreter`. The process leads a
+    session of its own, so that Ctrl-C reaches it once, as SIGTERM, from here: it then finishes its step and leaves a
+    checkpoint. Raises what the stage raised; StoppedError after Ctrl-C; RecipeError for an interpreter that does not
+    start.
     """
     with tempfile.TemporaryDirectory(prefix="dpo-") as place:
         request_file, error_file = Path(place) / "request.json", Path(place) / ERROR_FILE
         request_file.write_text(request.model_dump_json())
+        words, environment = command(stage, request_file, store, key), dict(os.environ)
+        if python is not None:
+            words[0], environment = str(python), interpreter.environment(python, Path(place))
         try:
-            code = wait(command(stage, request_file, store, key))
+            code = wait(words, environment)
         except KeyboardInterrupt:
             raise told(error_file) or StoppedError(
                 f"Stopped in stage {stage}.", "Finished stages are kept.", "Run the same command again to continue."
@@ -43,10 +49,18 @@ def command(stage: str, request_file: Path, store: Store, key: str) -> list[str]
     return [sys.executable, "-m", "dpo_core.worker", stage, str(request_file), str(store.root), key, str(os.getpid())]
 
 
-def wait(words: list[str]) -> int:
-    """The exit code of a child. Whatever interrupts the wait stops the child politely first."""
-    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    child = subprocess.Popen(words, start_new_session=True, env=environment)
+def wait(words: list[str], environment: dict[str, str]) -> int:
+    """The exit code of a child. Whatever interrupts the wait stops the child politely first.
+
+    Raises RecipeError for a program that does not start.
+    """
+    environment = environment | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    try:
+        child = subprocess.Popen(words, start_new_session=True, env=environment)
+    except OSError as error:
+        raise RecipeError(
+            f"{words[0]} does not start: {error.strerror}.", "A stage runs in an interpreter.", "See eval_python."
+        ) from error
     try:
         return child.wait()
     except BaseException:

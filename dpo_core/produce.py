@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dpo_core import fingerprint
@@ -39,6 +40,8 @@ VERSIONS = {
     "train": 2,
     "evaluate": 6,
     "answer": 3,
+    "generate": 1,
+    "imports": 1,
     "judge": 1,
 }
 
@@ -53,11 +56,15 @@ class Produced(Generic[T_co]):
 
 @dataclass(frozen=True)
 class Work:
-    """One stage to be done: what its output depends on, and what its process is told."""
+    """One stage to be done: what its output depends on, and what its process is told.
+
+    ``python``: the interpreter of that process, None for this one.
+    """
 
     stage: str
     depends: dict[str, Any]
     request: Record
+    python: Path | None = None
 
     @property
     def key(self) -> str:
@@ -79,12 +86,15 @@ def produce(
     recipe: Recipe, work: Work, kind: type[R], meanwhile: AbstractContextManager[None] = NOTHING
 ) -> Produced[R]:
     """The output of a stage: found whole, or made now, in its turn and inside ``meanwhile``."""
+    found = store(recipe).find(work.stage, work.key, kind)
+    return Produced(found, True) if found is not None else make(recipe, work, kind, meanwhile)
+
+
+def make(recipe: Recipe, work: Work, kind: type[R], meanwhile: AbstractContextManager[None] = NOTHING) -> Produced[R]:
+    """The output of a stage, made now in its turn and inside ``meanwhile``, in place of one that is there."""
     place = store(recipe)
-    found = place.find(work.stage, work.key, kind)
-    if found is not None:
-        return Produced(found, True)
     with TURN.get()(work.stage), meanwhile:
-        launch(work.stage, work.key, work.request, place)
+        launch(work.stage, work.key, work.request, place, work.python)
     made = place.find(work.stage, work.key, kind)
     if made is None:
         raise RuntimeError(f"stage {work.stage} ended well but left no whole output")

@@ -213,7 +213,11 @@ class EvaluateSettings(Section):
     """seed of the draws, where the temperature is above 0"""
     eval_engine: EngineName = "auto"
     """what generates answers: torch (our batches), paged (transformers' continuous batching), vllm (where installed);
-    auto: in bf16 on a GPU vllm where it is installed, else paged, and torch everywhere else"""
+    auto: vllm with eval_python; else in bf16 on a GPU vllm where it is installed, else paged, and torch everywhere
+    else"""
+    eval_python: Path | None = None
+    """interpreter of another environment that generates the answers, as /path/to/venv/bin/python: for vLLM, which
+    shares none with Prefect (docs/vllm.md); it runs this dpo_core (None: this interpreter)"""
     eval_batch_size: Count | Literal["auto"] = "auto"
     """prompts generated together; auto: as many as memory has room for"""
     num_samples: Every = 8

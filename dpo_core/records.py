@@ -185,6 +185,21 @@ class TaskResult(Record):
     metrics: dict[str, float]
 
 
+class Imports(Record):
+    """All that generating needs was imported, in a Python of this version."""
+
+    path: Path
+    python: str
+
+
+class SampleSet(Record):
+    """Held-out prompts with one model's answers: ``path`` is a JSONL file with a line a sample."""
+
+    path: Path
+    fingerprint: str
+    samples: int
+
+
 class TaskContents(Record):
     """What tasks of inspect-ai's are made of, by name: a digest of each one's samples and version."""
 

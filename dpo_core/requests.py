@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dpo_core.recipe import (
     DataSettings,
+    EngineName,
     EvaluateSettings,
     ModelSettings,
     RenderSettings,
@@ -105,6 +106,12 @@ class LookRequest(Record):
     judge: str | None = None
 
 
+class ImportsRequest(Record):
+    """Import what generating with this engine needs."""
+
+    engine: EngineName
+
+
 class AnswerRequest(Record):
     """Ask one model one task: its prompts where the task is ours, else at most ``evaluate.task_limit`` samples."""
 
@@ -123,8 +130,25 @@ class KeyedAnswers(Record):
     request: AnswerRequest
 
 
+class GenerateRequest(Record):
+    """Let one model give the ``answers`` that are not kept yet.
+
+    ``continues``: it continues the first ``evaluate.num_samples`` held-out prompts too.
+    """
+
+    model: ModelSource
+    rendered: RenderedSet
+    answers: tuple[KeyedAnswers, ...]
+    continues: bool
+    evaluate: EvaluateSettings
+    precision: str
+
+
 class EvaluateRequest(Record):
-    """Measure one model on held-out pairs, its weights in ``dtype``, and bring together its ``answers`` to tasks."""
+    """Measure one model on held-out pairs, its weights in ``dtype``, and bring together its ``answers`` to tasks.
+
+    ``samples``: the key of a SampleSet that was made elsewhere, None where it is made here.
+    """
 
     model: ModelSource
     rendered: RenderedSet
@@ -133,6 +157,7 @@ class EvaluateRequest(Record):
     evaluate: EvaluateSettings
     train: TrainSettings
     dtype: str = "float32"
+    samples: str | None = None
 
 
 class JudgeRequest(Record):

@@ -6,20 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_core import asking, weights
+from dpo_core import asking, interpreter, weights
 from dpo_core.address import public
 from dpo_core.data import acquire as acquisition
 from dpo_core.errors import RecipeError
 from dpo_core.evaluate import task_names
-from dpo_core.model import engines
 from dpo_core.produce import Produced, Work, fingerprint_of, produce, store, without
 from dpo_core.recipe import Recipe
-from dpo_core.records import Checkpoint, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
+from dpo_core.records import (
+    Checkpoint,
+    EvalResult,
+    ModelSource,
+    PairSet,
+    PromptSet,
+    ReferenceSet,
+    RenderedSet,
+)
 from dpo_core.render.registry import advise, check_name, identity, resolve
 from dpo_core.requests import (
     AcquireRequest,
     EvaluateRequest,
-    KeyedAnswers,
     RenderRequest,
     ScoreRequest,
     TrainRequest,
@@ -46,8 +52,9 @@ def preflight(recipe: Recipe) -> None:
     run_dir.settle(recipe)
     acquisition.content(acquisition.pin(recipe.data), recipe.data)
     task_names.settle(recipe.evaluate.tasks)
-    engines.check(recipe.evaluate.eval_engine)
-    weights.base(recipe)
+    asking.check_engine(recipe)
+    base = weights.base(recipe)
+    interpreter.check_module(recipe.evaluate, resolve(recipe.render.renderer_name, base.name, base.path))
     asking.prompts_source(recipe)
 
 
@@ -219,9 +226,13 @@ def trained(checkpoint: Checkpoint, base_model: ModelSource) -> ModelSource:
 
 
 def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Produced[EvalResult]:
-    """One model on held-out pairs and its answers to tasks, which are kept for whoever asks the same of it."""
+    """One model on held-out pairs and its answers to tasks, which are kept for whoever asks the same of it.
+
+    With ``eval_python`` the answers are given before, in that interpreter, and held-out pairs are measured here.
+    """
     settings, train = recipe.evaluate, recipe.train
     answers = asking.answers(recipe, model, inputs.rendered.renderer_name, inputs.asked)
+    generation = asking.generation(recipe, model, inputs.rendered, answers)
     # The reference is measured as it was scored, else its rewards would be rounding; a trained model is float32.
     dtype = frozen_dtype(recipe) if model.fingerprint == inputs.reference.model.fingerprint else "float32"
     depends = {
@@ -237,9 +248,13 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         model=model,
         rendered=inputs.rendered,
         reference=inputs.reference,
-        answers=tuple(KeyedAnswers(key=work.key, request=work.request) for work in answers),
+        answers=asking.keyed(answers),
         evaluate=settings,
         train=train,
         dtype=dtype,
+        samples=generation.key if generation else None,
     )
-    return produce(recipe, Work("evaluate", depends, request), EvalResult)
+    work = Work("evaluate", depends, request)
+    if generation and store(recipe).find(work.stage, work.key, EvalResult) is None:
+        asking.generate(recipe, generation, answers)
+    return produce(recipe, work, EvalResult)

@@ -18,6 +18,8 @@ from dpo_core.requests import (
     AcquireRequest,
     AnswerRequest,
     EvaluateRequest,
+    GenerateRequest,
+    ImportsRequest,
     JudgeRequest,
     LookRequest,
     MergeRequest,
@@ -38,8 +40,10 @@ STAGES: dict[str, tuple[str, type[Record]]] = {
     "score_reference": ("dpo_core.train.reference", ScoreRequest),
     "train": ("dpo_core.evaluate.watched", TrainRequest),
     "evaluate": ("dpo_core.evaluate.evaluate", EvaluateRequest),
+    "imports": ("dpo_core.evaluate.imports", ImportsRequest),
     "look": ("dpo_core.evaluate.look", LookRequest),
     "answer": ("dpo_core.evaluate.answer", AnswerRequest),
+    "generate": ("dpo_core.evaluate.generating", GenerateRequest),
     "judge": ("dpo_core.evaluate.judge", JudgeRequest),
 }
 

@@ -13,7 +13,7 @@ from dpo_core.errors import TrackingError
 from flows.orchestrator import check_prefect
 
 LIMIT = "gpu"
-STAGES = {"warm_start", "score_reference", "train", "evaluate"}
+STAGES = {"warm_start", "score_reference", "train", "evaluate", "generate"}
 LEASE_S = 60.0
 AWAY_S, POLL_S = 600.0, 2.0
 

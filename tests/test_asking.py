@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from dpo_core import asking
+from dpo_core import asking, interpreter
 from dpo_core.evaluate import sentences
 from dpo_core.model.source import describe
 from dpo_core.produce import store
-from dpo_core.recipe import Recipe
-from dpo_core.records import ModelSource, PromptSet, TaskContents
+from dpo_core.recipe import EvaluateSettings, Recipe
+from dpo_core.records import Imports, ModelSource, PromptSet, TaskContents
 from dpo_core.store import Store
 
 TASK = "inspect_evals/gsm8k"
@@ -70,6 +70,45 @@ def test_draws_have_the_seed_in_their_key(model: ModelSource) -> None:
     assert keys(model, evaluate=drawn | {"eval_seed": 1}) != keys(model, evaluate=drawn)
 
 
+def test_another_interpreter_has_the_key_of_the_engine_that_it_is_for(model: ModelSource) -> None:
+    """Without it the keys are those that were kept before there was such a setting."""
+    there = {"eval_python": "/elsewhere/bin/python"}
+    assert keys(model, evaluate=there) == keys(model, evaluate={"eval_engine": "vllm"}) != keys(model)
+    assert keys(model, evaluate=there | {"eval_engine": "torch"}) == keys(model, evaluate={"eval_engine": "torch"})
+    assert asking.sampling(EvaluateSettings()) == [1280, 0.0, None, "auto"]
+
+
+def test_answers_are_given_by_the_interpreter_of_the_settings(
+    model: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home-of-tests")
+    for setting, expected in ((None, None), ("~/venv/bin/python", Path("/home-of-tests/venv/bin/python"))):
+        recipe = Recipe.model_validate({"evaluate": {"eval_python": setting}})
+        assert asking.answer(recipe, model, "role_colon", "ifeval", asking.Questions(None, {})).python == expected
+
+
+def test_a_judge_is_asked_from_here_and_tasks_are_built_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def launch(stage: str, key: str, request: Any, place: Store, python: Path | None) -> None:
+        asked.append((stage, getattr(request, "tasks", None), getattr(request, "judge", None), python))
+        record: Any = TaskContents if stage == "look" else Imports
+        with place.write(stage, key) as draft:
+            draft.publish(record(path=draft.final, **({"digests": {}} if stage == "look" else {"python": "3.12"})))
+
+    monkeypatch.setattr(asking, "launch", launch)
+    monkeypatch.setattr("dpo_core.produce.launch", launch)
+    monkeypatch.setattr(interpreter, "check", lambda settings: {"python": [3, 12], "versions": {}})
+    there = Path("/elsewhere/bin/python")
+    recipe = Recipe.model_validate({"evaluate": BOTH | {"eval_python": there}, "track": {"runs_dir": tmp_path}})
+    asking.questions(recipe, None, "openai/gpt-4o")
+    assert asked == [
+        ("imports", None, None, there),
+        ("look", (), "openai/gpt-4o", None),
+        ("look", (TASK,), None, there),
+    ]
+
+
 def test_other_weights_or_samples_have_another_key(model: ModelSource) -> None:
     other = model.model_copy(update={"fingerprint": "other"})
     assert keys(other) != keys(model)
@@ -90,7 +129,7 @@ def test_prompts_that_were_checked_elsewhere_are_checked_where_data_are_missing(
     )
     made: list[str] = []
 
-    def launch(stage: str, key: str, request: Any, place: Store) -> None:
+    def launch(stage: str, key: str, request: Any, place: Store, python: Path | None) -> None:
         made.append(stage)
         with place.write(stage, key) as draft:
             draft.publish(PromptSet(path=draft.final, fingerprint="", source="", prompts=0))
@@ -121,7 +160,7 @@ def test_every_place_that_nltk_knows_is_looked_at(monkeypatch: pytest.MonkeyPatc
 def test_tasks_are_looked_at_once_and_only_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def launch(stage: str, key: str, request: Any, place: Store) -> None:
+    def launch(stage: str, key: str, request: Any, place: Store, python: Path | None) -> None:
         asked.append((stage, request.tasks))
         with place.write(stage, key) as draft:
             draft.publish(TaskContents(path=draft.final, digests={TASK: "1319 samples"}))

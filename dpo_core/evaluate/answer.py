@@ -1,7 +1,7 @@
 """The stage that asks one model one task, and keeps every answer with its scores."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from dpo_core.evaluate.outcomes import Sampled, judged, shares, to_outcome, to_s
 from dpo_core.evaluate.plainly import told_to_us
 from dpo_core.evaluate.running import Asked, as_model, failures, measures, run_task, version
 from dpo_core.evaluate.task_names import IFEVAL
+from dpo_core.model.engines import asked_for
 from dpo_core.model.opened import How
 from dpo_core.recipe import EvaluateSettings
 from dpo_core.records import ModelSource, TaskResult
-from dpo_core.requests import AnswerRequest
-from dpo_core.store import Draft
+from dpo_core.requests import AnswerRequest, KeyedAnswers
+from dpo_core.store import Draft, Store
 
 ANSWERS, OUTCOMES = "answers.jsonl", "outcomes.jsonl"
 
@@ -68,6 +69,19 @@ def ask(answerer: Answerer, request: AnswerRequest, draft: Draft) -> None:
     unfinished(draft).unlink(missing_ok=True)
 
 
+def answered(store: Store, wanted: KeyedAnswers, answerer: Callable[[], Answerer]) -> TaskResult:
+    """Answers to a task: found, whoever asked before, or asked for now and kept."""
+    found = store.find("answer", wanted.key, TaskResult)
+    if found is None:
+        with store.write("answer", wanted.key) as draft:
+            if not draft.there:
+                ask(answerer(), wanted.request, draft)
+        found = store.find("answer", wanted.key, TaskResult)
+    if found is None:
+        raise RuntimeError("the answers were kept and are not there")
+    return found
+
+
 def unfinished(draft: Draft) -> Path:
     """Where a stage keeps the answers that it has while it is not done; a later attempt finds them there."""
     return draft.final.with_name(f".{draft.final.name}.answers.jsonl")
@@ -81,7 +95,7 @@ def to_sampling(settings: EvaluateSettings) -> Sampling:
 def to_how(settings: EvaluateSettings, precision: str, source: ModelSource) -> How:
     """How the recipe has a model generate."""
     size = None if settings.eval_batch_size == "auto" else settings.eval_batch_size
-    return How(precision, settings.eval_engine, size, source.trust_remote_code)
+    return How(precision, asked_for(settings), size, source.trust_remote_code)
 
 
 def drawn(settings: EvaluateSettings, renderer_name: str, precision: str) -> dict[str, str | float | None]:

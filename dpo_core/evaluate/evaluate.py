@@ -9,24 +9,25 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from dpo_core import fingerprint
-from dpo_core.evaluate.answer import OUTCOMES, ask, drawn, to_how, to_sampling, write_lines
+from dpo_core.errors import EvaluationError
+from dpo_core.evaluate.answer import OUTCOMES, answered, drawn, to_how, write_lines
 from dpo_core.evaluate.answers import Answerer
+from dpo_core.evaluate.generating import SAMPLES, continued, line
 from dpo_core.evaluate.instructions import sentences_from
 from dpo_core.evaluate.task_names import IFEVAL, label
 from dpo_core.model import engines
 from dpo_core.model.load import load_model, load_tokenizer
 from dpo_core.model.opened import engine_of, open_engine, release
-from dpo_core.records import EvalResult, TaskResult
+from dpo_core.records import EvalResult, SampleSet, TaskResult
 from dpo_core.render.registry import get_renderer
-from dpo_core.render.rendered import open_split
-from dpo_core.requests import EvaluateRequest, KeyedAnswers
+from dpo_core.requests import EvaluateRequest
 from dpo_core.store import Draft, Store
 from dpo_core.train import journal
 from dpo_core.train.heldout import HeldOutSettings, measure
 from dpo_core.train.layout import choose
 from dpo_core.train.loop import loss_settings
 
-SAMPLES, REWARDS = "samples.jsonl", "rewards.jsonl"
+REWARDS = "rewards.jsonl"
 
 
 def run(request: EvaluateRequest, draft: Draft) -> None:
@@ -50,14 +51,19 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     asked = any(result.task == IFEVAL for result in results)
     if not asked:
         write_lines(draft.path / OUTCOMES, [])
-    write_lines(draft.path / SAMPLES, shown(draft.path, request) if asked else continued(answerer(), request))
+    write_lines(draft.path / SAMPLES, shown(draft.path, request) if asked else sampled(draft.store, request, answerer))
     rewards = zip(held_out.rewards.chosen, held_out.rewards.rejected, strict=True)
     write_lines(draft.path / REWARDS, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in rewards])
     publish(request, held_out.metrics, results, draft)
 
 
 def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> Answerer:
-    """The model that was measured, with the renderer that made the training data; vLLM reads it anew."""
+    """The model that was measured, with the renderer that made the training data; vLLM reads it anew.
+
+    Raises EvaluationError where another interpreter is to answer: what it said is found, or was lost.
+    """
+    if request.evaluate.eval_python:
+        raise missing_answers()
     source, precision = request.model, request.train.precision
     how = to_how(request.evaluate, precision, source)
     chosen = engines.choose(how.engine, model.device.type, precision)
@@ -70,17 +76,20 @@ def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> Answerer:
     return Answerer(engine, renderer, how.batch_size)
 
 
-def answered(store: Store, wanted: KeyedAnswers, answerer: Callable[[], Answerer]) -> TaskResult:
-    """Answers to a task: found, whoever asked before, or asked for now and kept."""
-    found = store.find("answer", wanted.key, TaskResult)
+def missing_answers() -> EvaluationError:
+    """The error for answers that another interpreter gave, and that are gone before they were measured."""
+    rule = "With eval_python this process generates none."
+    return EvaluationError("Kept answers are damaged or gone.", rule, "Run the same command again.")
+
+
+def sampled(store: Store, request: EvaluateRequest, answerer: Callable[[], Answerer]) -> list[dict[str, Any]]:
+    """Held-out prompts with answers: those that another interpreter gave, or given now."""
+    if request.samples is None:
+        return continued(answerer, request.rendered, request.evaluate)
+    found = store.find("generate", request.samples, SampleSet)
     if found is None:
-        with store.write("answer", wanted.key) as draft:
-            if not draft.there:
-                ask(answerer(), wanted.request, draft)
-        found = store.find("answer", wanted.key, TaskResult)
-    if found is None:
-        raise RuntimeError("the answers were kept and are not there")
-    return found
+        raise missing_answers()
+    return journal.read(found.path)
 
 
 def bring(result: TaskResult, place: Path) -> None:
@@ -94,20 +103,6 @@ def shown(place: Path, request: EvaluateRequest) -> list[dict[str, Any]]:
     """IFEval's first prompts with their answers."""
     first = journal.read(place / OUTCOMES)[: request.evaluate.num_samples]
     return [line(one["prompt"], one["response"], one["stop_reason"], one["tokens"]) for one in first]
-
-
-def continued(answerer: Answerer, request: EvaluateRequest) -> list[dict[str, Any]]:
-    """Held-out prompts with answers, where no task asked for any."""
-    prompts = open_split(request.rendered.path, "test").whole_prompts(request.evaluate.num_samples)
-    answers = answerer.answer_ids(prompts, to_sampling(request.evaluate))
-    texts = [answerer.renderer.decode(prompt) for prompt in prompts]
-    told = zip(texts, answers, strict=True)
-    return [line(text, answer.text, answer.stop_reason, answer.tokens) for text, answer in told]
-
-
-def line(prompt: str, answer: str, stop_reason: str, tokens: int) -> dict[str, Any]:
-    """One line of ``samples.jsonl``."""
-    return {"prompt": prompt, "answer": answer, "stop_reason": stop_reason, "tokens": tokens}
 
 
 def metrics_of(result: TaskResult) -> dict[str, float]:

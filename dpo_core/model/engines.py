@@ -7,10 +7,15 @@ continuous batching over a paged cache. ``vllm``: vLLM, where it is installed.
 from importlib.util import find_spec
 
 from dpo_core.errors import RecipeError
-from dpo_core.recipe import EngineName
+from dpo_core.recipe import EngineName, EvaluateSettings
 
 # The weights' type by compute type.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def asked_for(settings: EvaluateSettings) -> EngineName:
+    """The engine that the settings name; ``auto`` in an interpreter of its own is vLLM, on every device."""
+    return "vllm" if settings.eval_python and settings.eval_engine == "auto" else settings.eval_engine
 
 
 def check(name: EngineName) -> None:
@@ -19,7 +24,7 @@ def check(name: EngineName) -> None:
         raise RecipeError(
             "eval_engine=vllm, and vLLM is not installed.",
             "An engine is a package of its own.",
-            "Install it (pip install vllm), or set eval_engine=auto.",
+            "Install it (pip install vllm), name an environment that has it by eval_python, or set eval_engine=auto.",
         )
 
 

@@ -91,7 +91,7 @@ def started(path: Path, how: How) -> Ready | None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         if how.engine == "vllm":
             raise EvaluationError(
-                f"vLLM does not start on {path}: {reason}.", "", "Set eval_engine=auto, or see --debug."
+                f"vLLM does not start on {path}: {reason}.", "", "Set eval_engine=torch, or see --debug."
             ) from error
         logger.warning("vLLM does not start on %s (%s); transformers' continuous batching generates.", path, reason)
         return None
