@@ -30,9 +30,9 @@ TURN: ContextVar[Callable[[str], AbstractContextManager[None]]] = ContextVar("tu
 
 # The data version of each stage's code: raise one when the same input would give another output.
 VERSIONS = {
-    "base": 1,
+    "base": 2,
     "merge": 1,
-    "acquire": 3,
+    "acquire": 4,
     "prompts": 2,
     "render": 5,
     "warm_start": 2,

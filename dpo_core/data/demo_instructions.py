@@ -34,11 +34,15 @@ Maker = Callable[[Subject, Random], Instruction]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A type of instruction, and the parts of an answer that it decides on: two of one prompt share none."""
+    """A type of instruction, and the parts of an answer that it decides on: two of one prompt share none.
+
+    ``weight``: how often it is asked for beside the others in held-out prompts; ``practice``: the same in training.
+    """
 
     make: Maker
     parts: frozenset[str]
-    weight: int = 1
+    weight: int
+    practice: int
 
 
 def rare(near_miss: T, plain: T, rng: Random) -> T:
@@ -174,18 +178,18 @@ def brevity(_: Subject, rng: Random) -> Instruction:
     )
 
 
-def kind(make: Maker, *parts: str, weight: int = 1) -> Kind:
-    """A kind from its maker, its parts, and how often it is asked for beside the others."""
-    return Kind(make, frozenset(parts), weight)
+def kind(make: Maker, *parts: str, weight: int = 1, practice: int | None = None) -> Kind:
+    """A kind from its maker, its parts, and how often it is asked for (practice None: in training as elsewhere)."""
+    return Kind(make, frozenset(parts), weight, weight if practice is None else practice)
 
 
 KINDS = (
     kind(no_comma, "commas", weight=3),
     kind(lowercase, "case", weight=2),
-    kind(quotation, "edges"),
+    kind(quotation, "edges", practice=2),
     kind(title, "head"),
     kind(keywords, "objects", weight=3),
-    kind(forbidden, "words"),
+    kind(forbidden, "words", practice=3),
     kind(bullets, "body", "edges"),
     kind(paragraphs, "body", "edges"),
     kind(json_format, "body", "edges", "head", "tail"),
@@ -197,12 +201,12 @@ KINDS = (
 )
 
 
-def several(subject: Subject, count: int, rng: Random) -> list[Instruction]:
-    """``count`` instructions that one answer can obey together."""
+def several(subject: Subject, count: int, rng: Random, held_out: bool) -> list[Instruction]:
+    """``count`` instructions that one answer can obey together, as often as prompts of this split ask for them."""
     kinds: list[Kind] = []
     while len(kinds) < count:
         free = [kind for kind in KINDS if not any(kind.parts & other.parts for other in kinds)]
-        kinds += rng.choices(free, [kind.weight for kind in free])
+        kinds += rng.choices(free, [kind.weight if held_out else kind.practice for kind in free])
     return [kind.make(subject, rng) for kind in kinds]
 
 

@@ -69,3 +69,14 @@ def test_both_sides_are_about_the_same_and_differ(made: Demo) -> None:
     assert all(said(row, "chosen") != said(row, "rejected") for row in made.train)
     lengths = {side: sum(len(said(row, side)) for row in made.train) for side in ("chosen", "rejected")}
     assert 0.8 < lengths["chosen"] / lengths["rejected"] < 1.25
+
+
+def test_training_asks_for_two_instructions_at_once_more_often_than_the_held_out_prompts() -> None:
+    from random import Random
+
+    shares = {}
+    for held_out in (False, True):
+        drawn = [task for task, _ in zip(demo.tasks(Random(0), set(), held_out), range(400), strict=False)]
+        shares[held_out] = sum(len(task.instructions) == 2 for task in drawn) / len(drawn)
+    assert shares[False] == pytest.approx(demo.TWO_TRAINED, abs=0.08)
+    assert shares[True] == pytest.approx(demo.TWO_HELD_OUT, abs=0.06)
