@@ -36,8 +36,8 @@ VERSIONS = {
     "render": 4,
     "warm_start": 2,
     "score_reference": 3,
-    "train": 2,
-    "evaluate": 6,
+    "train": 3,
+    "evaluate": 7,
     "answer": 3,
     "judge": 1,
 }

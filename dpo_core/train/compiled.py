@@ -1,5 +1,8 @@
 """torch.compile where it pays: layer by layer, so that a model of many layers compiles one or two."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -30,3 +33,16 @@ def compiled(policy: nn.Module, train: TrainSettings) -> nn.Module:
         if type(module).__name__ in kinds:
             module.compile(dynamic=True)
     return policy
+
+
+@contextmanager
+def uncompiled(policy: nn.Module) -> Iterator[None]:
+    """Inside, layers run as they are: what is measured rounds as it does in stages that compile nothing."""
+    calls = {module: module._compiled_call_impl for module in policy.modules() if module._compiled_call_impl}
+    for module in calls:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in calls.items():
+            module._compiled_call_impl = call
