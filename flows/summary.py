@@ -74,7 +74,9 @@ def table(base: EvalResult, trained: EvalResult, export: Mapping[str, float]) ->
 
 
 def cell(metrics: Mapping[str, float], name: str) -> str:
-    """A value, with its standard error or its interval where there is one."""
+    """A value, with its standard error or its interval where there is one; nothing where it was not measured."""
+    if name not in metrics:
+        return ""
     if f"{name}_low" in metrics:
         return f"{metrics[name]:.3f} [{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]"
     return measure(metrics, name)
