@@ -97,6 +97,9 @@ class ModelSettings(Section):
     """LoRA's scale is lora_alpha / lora_rank"""
     lora_targets: tuple[str, ...] = ("all-linear",)
     """names of the layers that get adapters, comma-separated (as q_proj,v_proj); all-linear: all but the head"""
+    export_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """type of the final model's weights; auto: that of training (bfloat16 for LoRA with precision=bf16, else float32);
+    float32 keeps a LoRA run's frozen weights in float32 from the start, base and trained alike"""
 
 
 class WarmStartSettings(Section):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+MARGIN_NOISE = "export/margin_noise"
+
 
 class Record(BaseModel):
     """A frozen, strict, JSON-serialisable fact."""
@@ -76,7 +78,8 @@ class ModelSource(Record):
     """A model directory in transformers' format, on this disk.
 
     ``fingerprint`` digests weights and configuration, ``tokenizer_fingerprint`` the tokenizer's files.
-    ``has_weights`` is false for an architecture that a warm start fills from nothing.
+    ``has_weights`` is false for an architecture that a warm start fills from nothing. ``margin_noise`` (nats): how far
+    exporting moved the margins of held-out pairs, root mean square; 0 for weights that are as they came.
     """
 
     path: Path
@@ -85,6 +88,7 @@ class ModelSource(Record):
     tokenizer_fingerprint: str
     has_weights: bool
     trust_remote_code: bool = False
+    margin_noise: float = 0.0
 
 
 class RenderedSet(Record):
@@ -136,7 +140,10 @@ class StepMetrics(Record):
 
 
 class Checkpoint(Record):
-    """Trained weights. ``path`` is a transformers directory with tokenizer; ``fingerprint`` digests the weights."""
+    """Trained weights. ``path`` is a transformers directory with tokenizer; ``fingerprint`` digests the weights.
+
+    ``export``: what exporting changed, in the metrics of :mod:`dpo_core.train.export_noise`.
+    """
 
     path: Path
     fingerprint: str
@@ -144,6 +151,12 @@ class Checkpoint(Record):
     step: int
     log_path: Path
     renderer_name: str
+    export: dict[str, float] = {}
+
+    @property
+    def margin_noise(self) -> float:
+        """How far exporting moved the margins of held-out pairs, root mean square in nats."""
+        return self.export.get(MARGIN_NOISE, 0.0)
 
 
 class EvalResult(Record):

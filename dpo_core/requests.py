@@ -77,7 +77,8 @@ class TrainRequest(Record):
     """Optimise the policy. ``fingerprint`` is the run's own, ``lineage`` that of everything but its length; both are
     kept in ``log_path/config.json`` with ``recipe``.
 
-    ``on_the_fly``: the reference is asked in every step. ``frozen_dtype``: type of weights that do not train.
+    ``on_the_fly``: the reference is asked in every step. ``frozen_dtype``: type of weights that do not train, and of
+    those that are measured at the end. ``export_dtype``: type of the final model's.
     ``prompts``: of which the first ``watched`` are asked at each infrequent evaluation (None: none).
     """
 
@@ -88,6 +89,7 @@ class TrainRequest(Record):
     train: TrainSettings
     on_the_fly: bool = False
     frozen_dtype: str = "float32"
+    export_dtype: str = "float32"
     samples: int
     max_new_tokens: int
     prompts: PromptSet | None = None

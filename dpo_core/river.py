@@ -151,8 +151,18 @@ def on_the_fly(recipe: Recipe, rendered: RenderedSet) -> bool:
 
 
 def frozen_dtype(recipe: Recipe) -> str:
-    """The type of weights that LoRA leaves as they are; weights that train are float32 always."""
-    return "bfloat16" if recipe.model.lora_rank and recipe.train.precision == "bf16" else "float32"
+    """The type of weights that LoRA leaves as they are; weights that train are float32 always.
+
+    Everything is measured in it, base and exported model alike: a difference of types would count as one of models.
+    """
+    halved = recipe.model.lora_rank and recipe.train.precision == "bf16" and recipe.model.export_dtype != "float32"
+    return "bfloat16" if halved else "float32"
+
+
+def export_dtype(recipe: Recipe) -> str:
+    """The type of the final model's weights: the recipe's, else that which they are trained and measured in."""
+    wanted = recipe.model.export_dtype
+    return frozen_dtype(recipe) if wanted == "auto" else wanted
 
 
 def alone(fingerprint: str, log_path: Path) -> AbstractContextManager[None]:
@@ -176,6 +186,7 @@ def train(
         "model": model.fingerprint,
         "lora": [recipe.model.lora_rank, recipe.model.lora_alpha, recipe.model.lora_targets],
         "on_the_fly": on_the_fly(recipe, rendered),
+        "dtypes": [frozen_dtype(recipe), export_dtype(recipe)],
         "samples": [recipe.evaluate.num_samples, recipe.evaluate.max_new_tokens, *watched(recipe).values()],
     }
     settings = without(recipe.train, *run_dir.ELSEWHERE)
@@ -192,6 +203,7 @@ def train(
         train=recipe.train,
         on_the_fly=on_the_fly(recipe, rendered),
         frozen_dtype=frozen_dtype(recipe),
+        export_dtype=export_dtype(recipe),
         samples=recipe.evaluate.num_samples,
         max_new_tokens=recipe.evaluate.max_new_tokens,
         prompts=watched_prompts(recipe),
@@ -220,9 +232,8 @@ def watched(recipe: Recipe) -> dict[str, Any]:
 
 def trained(checkpoint: Checkpoint, base_model: ModelSource) -> ModelSource:
     """The final model of a run as a model to evaluate."""
-    return base_model.model_copy(
-        update={"path": checkpoint.path, "fingerprint": checkpoint.fingerprint, "has_weights": True}
-    )
+    told = {"path": checkpoint.path, "fingerprint": checkpoint.fingerprint, "has_weights": True}
+    return base_model.model_copy(update=told | {"margin_noise": checkpoint.margin_noise})
 
 
 def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Produced[EvalResult]:
@@ -233,8 +244,7 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
     settings, train = recipe.evaluate, recipe.train
     answers = asking.answers(recipe, model, inputs.rendered.renderer_name, inputs.asked)
     generation = asking.generation(recipe, model, inputs.rendered, answers)
-    # The reference is measured as it was scored, else its rewards would be rounding; a trained model is float32.
-    dtype = frozen_dtype(recipe) if model.fingerprint == inputs.reference.model.fingerprint else "float32"
+    dtype = frozen_dtype(recipe)
     depends = {
         "model": model.fingerprint,
         "rendered": inputs.rendered.fingerprint,
@@ -242,7 +252,7 @@ def evaluate(recipe: Recipe, model: ModelSource, inputs: EvaluationInputs) -> Pr
         "answers": [work.key for work in answers],
         "samples": [settings.num_samples, asking.sampling(settings)],
         "loss": [train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha],
-        "numerics": [train.precision, train.layout, dtype],
+        "numerics": [train.precision, train.layout, dtype, model.margin_noise],
     }
     request = EvaluateRequest(
         model=model,

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from dpo_core.errors import RecipeError
 from dpo_core.evaluate.paired import mcnemar
 from dpo_core.train import journal
 from flows import compare_page, overlay
-from flows.promotion import Measured, follows, prefers
+from flows.promotion import Measured, beyond_noise, follows, prefers
 from flows.runs import ID, RESULTS, Experiment, differing, find
 from flows.tracking import AFTER, answering
 
@@ -123,9 +123,11 @@ def tested(one: Contestant, first: Contestant) -> list[str]:
 
 def measured(one: Contestant) -> Measured:
     """A run's numbers as the rule of promotion takes them."""
-    told = {name: one.run.data.metrics.get(f"{AFTER}/test/{name}", 0.0) for name in ("accuracy", "num_pairs")}
-    low, high = (one.run.data.metrics.get(f"{AFTER}/test/accuracy_{end}", 0.0) for end in ("low", "high"))
-    return Measured(one.label, "", one.outcomes, "", told["accuracy"], low, high, int(told["num_pairs"]))
+    prefix = f"{AFTER}/"
+    told = {name.removeprefix(prefix): value for name, value in one.run.data.metrics.items() if name.startswith(prefix)}
+    accuracy, low, high = (told.get(f"test/accuracy{end}", 0.0) for end in ("", "_low", "_high"))
+    known = Measured(one.label, "", one.outcomes, "", accuracy, low, high, int(told.get("test/num_pairs", 0)))
+    return replace(known, margin_noise=told.get("test/margin_noise", 0.0), beyond_noise=beyond_noise(told))
 
 
 def histories(experiment: Experiment, run: Run) -> dict[str, list[tuple[int, float]]]:

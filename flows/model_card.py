@@ -52,6 +52,19 @@ def limits(recipe: Recipe, candidate: Candidate) -> list[str]:
         told.append(f"- {looping:.1%} of its answers loop")
     return [
         *told,
+        *exported(candidate),
         f"- trained on conversations of up to {recipe.render.max_length:,} tokens",
         "- not measured: truthfulness, safety, languages and tasks other than these",
+    ]
+
+
+def exported(candidate: Candidate) -> list[str]:
+    """What writing the weights changed; nothing of a checkpoint of which it is not known."""
+    export = candidate.checkpoint.export
+    if not export:
+        return []
+    mean, low, high = (export[f"export/nats_a_reply{end}"] for end in ("", "_low", "_high"))
+    return [
+        f"- exporting changed held-out replies by {mean:.2g} nats (mean, 95 % interval {low:.2g} to {high:.2g}), and"
+        f" margins by {candidate.checkpoint.margin_noise:.2g} (root mean square)"
     ]

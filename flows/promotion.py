@@ -1,9 +1,9 @@
 """The rule by which a candidate becomes the champion: two sets of measurements in, a decision and its reason out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import hypot, sqrt
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dpo_core.evaluate.paired import mcnemar
 from dpo_core.interval import Z_95
@@ -13,6 +13,14 @@ ALPHA = 0.05
 Verdict = Literal["better", "worse", "even"]
 
 
+class Share(NamedTuple):
+    """A share, and the bounds of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What is known of one model. ``name`` is how a sentence calls it ("version 3", "its base").
@@ -20,6 +28,8 @@ class Measured:
     ``followed``: for each prompt's key, whether every instruction was strictly followed; empty when none was asked.
     ``accuracy``: share of ``num_pairs`` held-out pairs of which it prefers the chosen side, ties counting ½, and the
     bounds of its 95 % Wilson interval.
+    ``margin_noise``: how far exporting moved its margins, root mean square in nats. ``beyond_noise``: the accuracy and
+    its bounds with the pairs as ties whose margin is within 1.96 of that (None: without noise, as a base is).
     The fingerprints say which prompts and pairs these were. ``asked``: what else decides what an answer counts, the
     task's version and the settings of :data:`flows.servable.TERMS`; empty where no prompt was asked or it is not known.
     """
@@ -33,6 +43,18 @@ class Measured:
     accuracy_high: float
     num_pairs: int
     asked: dict[str, str] = field(default_factory=dict)
+    margin_noise: float = 0.0
+    beyond_noise: Sequence[float] | None = None
+
+    @property
+    def share(self) -> Share:
+        """The accuracy with its interval."""
+        return Share(self.accuracy, self.accuracy_low, self.accuracy_high)
+
+    @property
+    def certain(self) -> Share:
+        """The same, pairs within the export's noise counting as ties."""
+        return Share(*self.beyond_noise) if self.beyond_noise else self.share
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +154,48 @@ def prefers(candidate: Measured, rival: Measured) -> Comparison:
     """Held-out preference accuracy; the difference has Newcombe's interval (Stat. in Medicine 17, 1998, method 10).
 
     It takes the two as independent; on the same pairs that is on the careful side.
+
+    Writing weights in fewer bits moves margins by rounding, which prefers nothing. So a difference counts only if it is
+    significant twice, in the same direction: as measured, and with every pair as a tie whose margin is within what
+    exporting explains, 1.96 of its root mean square for each model. That can only take significance away: where the
+    noise is far below the margins the two agree, and where it is above them all pairs are ties and nothing is shown.
     """
     ours, theirs = candidate.accuracy, rival.accuracy
-    low = ours - theirs - hypot(ours - candidate.accuracy_low, rival.accuracy_high - theirs)
-    high = ours - theirs + hypot(candidate.accuracy_high - ours, theirs - rival.accuracy_low)
+    low, high = newcombe(candidate.share, rival.share)
+    certain = newcombe(candidate.certain, rival.certain)
+    counts = (low > 0 and certain[0] > 0) or (high < 0 and certain[1] < 0)
     interval = f"95% interval {candidate.accuracy_low:.1%} to {candidate.accuracy_high:.1%}"
     told = (
         f"prefers the chosen side in {ours:.1%} of {candidate.num_pairs} held-out pairs ({interval})"
-        f" against {theirs:.1%} ({points(ours - theirs, low, high)})"
+        f" against {theirs:.1%} ({points(ours - theirs, low, high)}){within(candidate, rival)}"
     )
-    return Comparison(ours, theirs, low, high, verdict(ours - theirs, low > 0 or high < 0), told)
+    return Comparison(ours, theirs, low, high, verdict(ours - theirs, counts), told)
+
+
+def beyond_noise(metrics: Mapping[str, float]) -> tuple[float, float, float] | None:
+    """An evaluation's accuracy beyond its export's noise, with its bounds; None of a model without noise."""
+    name = "test/accuracy_beyond_noise"
+    return (metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"]) if name in metrics else None
+
+
+def newcombe(ours: Share, theirs: Share) -> tuple[float, float]:
+    """The 95 % interval of ours less theirs, from their Wilson intervals."""
+    difference = ours.value - theirs.value
+    low = difference - hypot(ours.value - ours.low, theirs.high - theirs.value)
+    return low, difference + hypot(ours.high - ours.value, theirs.value - theirs.low)
+
+
+def within(candidate: Measured, rival: Measured) -> str:
+    """What is left of a difference beyond the export's noise, in words; empty where neither has any."""
+    noise = Z_95 * max(candidate.margin_noise, rival.margin_noise)
+    if noise == 0:
+        return ""
+    ours, theirs = candidate.certain.value, rival.certain.value
+    left = points(ours - theirs, *newcombe(candidate.certain, rival.certain))
+    return (
+        f"; with margins within the export's noise of {noise:.2g} nats as ties,"
+        f" {ours:.1%} against {theirs:.1%} ({left})"
+    )
 
 
 def share(part: int, whole: int) -> float:

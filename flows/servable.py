@@ -19,7 +19,7 @@ import dpo_core
 from dpo_core.evaluate.task_names import IFEVAL
 from dpo_core.records import Checkpoint, EvalResult
 from dpo_core.render.registry import STORED
-from flows.promotion import Measured
+from flows.promotion import Measured, beyond_noise
 
 WEIGHTS = "artifacts/checkpoint"
 MEASURED, BASE_MEASURED = "measured.json", "base_measured.json"
@@ -94,14 +94,17 @@ def measurements(result: EvalResult, name: str) -> Measured:
     """What the rule of promotion needs of an evaluation; a prompt without a verdict is left out."""
     outcomes = [json.loads(line) for line in (result.path / "outcomes.jsonl").read_text().splitlines()]
     terms = {"IFEval": result.tasks.get(IFEVAL, "")} | {term: f"{result.settings[term]:g}" for term in TERMS}
+    metrics = result.metrics
     return Measured(
         name=name,
         prompts_fingerprint=result.prompts_fingerprint,
         followed={str(one["key"]): all(one["strict"]) for one in outcomes if one.get("error") is None},
         pairs_fingerprint=result.pairs_fingerprint,
-        accuracy=result.metrics["test/accuracy"],
-        accuracy_low=result.metrics["test/accuracy_low"],
-        accuracy_high=result.metrics["test/accuracy_high"],
-        num_pairs=int(result.metrics["test/num_pairs"]),
+        accuracy=metrics["test/accuracy"],
+        accuracy_low=metrics["test/accuracy_low"],
+        accuracy_high=metrics["test/accuracy_high"],
+        num_pairs=int(metrics["test/num_pairs"]),
         asked=terms if outcomes else {},
+        margin_noise=metrics.get("test/margin_noise", 0.0),
+        beyond_noise=beyond_noise(metrics),
     )

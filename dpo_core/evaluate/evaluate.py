@@ -23,9 +23,7 @@ from dpo_core.render.registry import get_renderer
 from dpo_core.requests import EvaluateRequest
 from dpo_core.store import Draft, Store
 from dpo_core.train import journal
-from dpo_core.train.heldout import HeldOutSettings, measure
-from dpo_core.train.layout import choose
-from dpo_core.train.loop import loss_settings
+from dpo_core.train.heldout import measure, settings_for
 
 REWARDS = "rewards.jsonl"
 
@@ -38,7 +36,7 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     sentences_from(request.evaluate.nltk_data)
     source, train = request.model, request.train
     model = load_model(source.path, trust_remote_code=source.trust_remote_code, dtype=request.dtype)
-    settings = HeldOutSettings(loss_settings(train), choose(model, train.layout, request.rendered), train.precision)
+    settings = settings_for(model, train, request.rendered)
     held_out = measure(model, request.rendered, request.reference, settings)
 
     @cache
@@ -54,7 +52,7 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     write_lines(draft.path / SAMPLES, shown(draft.path, request) if asked else sampled(draft.store, request, answerer))
     rewards = zip(held_out.rewards.chosen, held_out.rewards.rejected, strict=True)
     write_lines(draft.path / REWARDS, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in rewards])
-    publish(request, held_out.metrics, results, draft)
+    publish(request, held_out.told(source.margin_noise), results, draft)
 
 
 def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> Answerer:

@@ -7,6 +7,7 @@ and of the run's journal as it was then, so that damage anywhere before the step
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dpo_core.train.run_dir import CHECKPOINTS, METRICS, SAMPLES
 
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "weights.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
 FOLDER = "checkpoints"
+ROW = "row"
 JOURNALS = (METRICS, SAMPLES)
 
 
@@ -28,7 +30,8 @@ JOURNALS = (METRICS, SAMPLES)
 class Snapshot:
     """Everything that changes in a run, copied to host memory: nothing that the next step does can reach it.
 
-    ``journals``: how many bytes each journal had. ``facts``: what the run is, for a reader of ``state.json``.
+    ``journals``: how many bytes each journal had. ``facts``: what the run is, for a reader of ``state.json``, and of
+    the last step, whose line the journal gets when the model is exported, that line so far (``row``).
     """
 
     step: int
@@ -176,6 +179,21 @@ def read_state(path: Path) -> dict[str, Any] | None:
         return told if sealed({k: v for k, v in told.items() if k != "digest"}) == told else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def final_row(log_path: Path, found: Found) -> dict[str, Any] | None:
+    """The journal's line of a run's last step, which comes after its checkpoint: as it was written when the model was
+    exported or, where it was not, as training left it. None for a checkpoint of any other step."""
+    row: dict[str, Any] | None = found.state.get(ROW)
+    if row is None:
+        return None
+    with (log_path / METRICS).open("rb") as stream:
+        stream.seek(found.state["journals"][METRICS]["bytes"])
+        line = stream.readline()
+    with suppress(ValueError):
+        told = json.loads(line) if line.endswith(b"\n") else row
+        row = told if told.get("step") == found.step else row
+    return row
 
 
 def damage(log_path: Path, path: Path, told: dict[str, Any]) -> str | None:

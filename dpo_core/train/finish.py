@@ -1,11 +1,15 @@
-"""The end of a run: the trained model written, read back, and scored again before it counts."""
+"""Model export at the end of a run: the trained weights written, read back, and measured as they were read."""
 
+import gc
 import json
 import shutil
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from dpo_core.errors import TrainingError
 from dpo_core.model.adapter import BASE_FINGERPRINT
@@ -16,42 +20,164 @@ from dpo_core.model.source import describe
 from dpo_core.records import Checkpoint
 from dpo_core.render.registry import STORED
 from dpo_core.train import journal, run_dir
+from dpo_core.train.compiled import uncompiled
+from dpo_core.train.export_noise import differences
+from dpo_core.train.heldout import HeldOut, HeldOutSettings, measure, settings_for
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.packing import branches, build
 from dpo_core.train.session import Session
 
-CHECKED_PAIRS = 8
-# Mean difference in nats a token: float32 merging rounds, bf16 weights round more.
-NEARNESS = {"fp32": 1e-3, "bf16": 0.05}
+# Held-out pairs by which exporting is judged in a run that evaluates none, and by which merging is checked in float32.
+COMPARED_PAIRS, MERGED_PAIRS = 256, 8
+# Mean difference in nats a token that merging in float32 may make; a wrong merge makes a hundred times that.
+NEARNESS = 1e-3
 
 
-def finish(session: Session) -> Checkpoint:
-    """Export the trained model, adapters merged, in transformers' format with tokenizer and renderer.
+class Finished(NamedTuple):
+    """The final model, and the last step's metrics that it brings: ``test/…`` of the weights as they were written, and
+    ``export/…``, how they differ from those that were trained."""
 
-    A LoRA run also leaves the adapters alone, in peft's format. Raises TrainingError, with the checkpoints still there,
-    when what was written does not score as what was trained.
+    checkpoint: Checkpoint
+    metrics: dict[str, float]
+
+
+def finish(session: Session) -> Finished:
+    """Export the trained model, adapters merged, in transformers' format with tokenizer and renderer; measure it.
+
+    The policy and the optimizer's state are used up. A LoRA run also leaves the adapters alone, in peft's format.
+    Raises TrainingError, with the checkpoints still there, when what was written is not what was trained.
     """
-    request, path = session.request, session.log_path / run_dir.FINAL
-    told = scores(session, session.run.policy)
-    if isinstance(session.run.policy, PeftModel):
-        save_adapter(session, session.run.policy)
-    aside = path.with_name(f".{run_dir.FINAL}")
-    for leftover in (aside, path):
-        shutil.rmtree(leftover, ignore_errors=True)
-    save_model(merged(session.run.policy), request.rendered.tokenizer_path, session.renderer.name, aside)
-    check(told, scores(session, load_model(aside, trust_remote_code=request.model.trust_remote_code)), session)
-    aside.rename(path)
-    step = session.run.total
-    row = {"name": run_dir.FINAL, "step": step, "path": str(path)}
+    path = session.log_path / run_dir.FINAL
+    trained = session.measured.pop(session.run.total, None) or of_policy(session)
+    exported = measured(session, export(session))
+    path.with_name(f".{run_dir.FINAL}").rename(path)
+    changed = differences(trained.logps, exported.logps)
+    checkpoint = described(session, changed)
+    row = {"name": run_dir.FINAL, "step": checkpoint.step, "path": str(path)}
     journal.append(session.log_path / run_dir.CHECKPOINTS, row)
-    source = describe(path, request.model.name)
+    if not session.request.train.eval_every:
+        return Finished(checkpoint, changed)
+    changed["export/accuracy_in_memory"] = trained.metrics["test/accuracy"]
+    return Finished(checkpoint, on_record(exported.told(checkpoint.margin_noise)) | changed)
+
+
+def on_record(metrics: dict[str, float]) -> dict[str, float]:
+    """The held-out metrics that a journal takes: all ``test/…``, without those by source and by length."""
+    return {name: value for name, value in metrics.items() if name.startswith("test/")}
+
+
+def of_policy(session: Session) -> HeldOut:
+    """The policy's held-out preferences, in memory and as it trains, but for the compilation of its layers."""
+    run = session.run
+    settings = limited(session, HeldOutSettings(run.losses, run.layout, run.settings.precision))
+    with uncompiled(run.policy):
+        return measure(run.policy, session.request.rendered, session.request.reference, settings)
+
+
+def measured(session: Session, model: PreTrainedModel) -> HeldOut:
+    """An exported model's held-out preferences, as the evaluate stage will find them."""
+    request = session.request
+    settings = limited(session, settings_for(model, request.train, request.rendered))
+    return measure(model, request.rendered, request.reference, settings)
+
+
+def limited(session: Session, settings: HeldOutSettings) -> HeldOutSettings:
+    """All held-out pairs, or as many as tell what exporting changed where the recipe evaluates none."""
+    return settings if session.request.train.eval_every else replace(settings, pairs=COMPARED_PAIRS)
+
+
+def export(session: Session) -> PreTrainedModel:
+    """Write the model beside its final place, and read it back in the type that models are measured in."""
+    request, policy = session.request, session.run.policy
+    if isinstance(policy, PeftModel):
+        save_adapter(session, policy)
+    final = session.log_path / run_dir.FINAL
+    aside = final.with_name(f".{run_dir.FINAL}")
+    for leftover in (aside, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with uncompiled(policy):
+        whole = merge(session)
+    whole.to(getattr(torch, request.export_dtype))
+    save_model(whole, request.rendered.tokenizer_path, session.renderer.name, aside)
+    exported = load_model(aside, trust_remote_code=request.model.trust_remote_code, dtype=request.frozen_dtype)
+    check_written(whole, exported, session)
+    let_go(session, whole)
+    return exported
+
+
+def merge(session: Session) -> PreTrainedModel:
+    """The policy as plain weights in float32, checked where adapters were added into them.
+
+    In float32 a right merge changes next to nothing, whatever the type that the weights are written in then rounds.
+    """
+    policy = session.run.policy
+    if not isinstance(policy, PeftModel):
+        return merged(policy)
+    before = scores(session, policy.float())
+    whole = merged(policy)
+    check_merged(before, scores(session, whole), session)
+    return whole
+
+
+def scores(session: Session, model: nn.Module) -> Tensor:
+    """Log-probabilities of the first held-out pairs, (M,) on the CPU, computed in the weights' own type."""
+    rows = session.test_split[0]
+    items = [branches(rows[index]) for index in range(min(MERGED_PAIRS, len(rows)))]
+    return completion_logps(model, build(session.run.layout, items, device())).cpu()
+
+
+def check_merged(before: Tensor, after: Tensor, session: Session) -> None:
+    """Raises TrainingError when adding the adapters into the weights changed what the model says."""
+    away = (before - after).abs().mean().item()
+    if not torch.isfinite(after).all() or away > NEARNESS:
+        raise TrainingError(
+            f"The merged model scores held-out pairs {away:.3g} nats a token away from the trained one, in float32.",
+            f"Merging adapters rounds, by {NEARNESS:g} nats a token at most.",
+            f"The checkpoints in {session.log_path} stand; report this model's architecture.",
+        )
+
+
+def check_written(whole: nn.Module, read: nn.Module, session: Session) -> None:
+    """Raises TrainingError when a tensor that was read back is not the one that was written, to the bit."""
+    ours, theirs = whole.state_dict(), read.state_dict()
+    other = [name for name in ours.keys() | theirs.keys() if not same(ours.get(name), theirs.get(name))]
+    if other:
+        raise TrainingError(
+            f"{len(other)} tensors of the exported model are not those that were written, as {min(other)}.",
+            "An export must be the model that was trained.",
+            f"The checkpoints in {session.log_path} stand; try again on a disk that keeps what it is given.",
+        )
+
+
+def same(ours: Tensor | None, theirs: Tensor | None) -> bool:
+    """Whether a tensor is there on both sides with finite and equal values, of whichever of the two types."""
+    if ours is None or theirs is None or ours.shape != theirs.shape:
+        return False
+    return torch.equal(ours.to(theirs.dtype), theirs) and bool(torch.isfinite(theirs).all())
+
+
+def let_go(session: Session, whole: nn.Module) -> None:
+    """Give the memory of the trained model and of its optimizer back."""
+    session.run.optimizer.state.clear()
+    session.run.optimizer.zero_grad(set_to_none=True)
+    whole.to("meta")
+    session.run.policy.to("meta")
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def described(session: Session, changed: dict[str, float]) -> Checkpoint:
+    """The final model as the stages know it."""
+    path = session.log_path / run_dir.FINAL
     return Checkpoint(
         path=path,
-        fingerprint=source.fingerprint,
+        fingerprint=describe(path, session.request.model.name).fingerprint,
         name=run_dir.FINAL,
-        step=step,
+        step=session.run.total,
         log_path=session.log_path,
         renderer_name=session.renderer.name,
+        export=changed,
     )
 
 
@@ -62,21 +188,3 @@ def save_adapter(session: Session, policy: PeftModel) -> None:
     policy.save_pretrained(path, safe_serialization=True)
     note = {"renderer_name": session.renderer.name, BASE_FINGERPRINT: base.fingerprint}
     (path / STORED).write_text(json.dumps(note))
-
-
-def scores(session: Session, model: nn.Module) -> Tensor:
-    """Log-probabilities of the first held-out pairs, (M,) on the CPU."""
-    rows, run = session.test_split[0], session.run
-    items = [branches(rows[index]) for index in range(min(CHECKED_PAIRS, len(rows)))]
-    return completion_logps(model, build(run.layout, items, device()), run.settings.precision).cpu()
-
-
-def check(trained: Tensor, exported: Tensor, session: Session) -> None:
-    """Raises TrainingError when the exported model gives other scores than the trained one."""
-    away = (trained - exported).abs().mean().item()
-    if not torch.isfinite(exported).all() or away > NEARNESS[session.run.settings.precision]:
-        raise TrainingError(
-            f"The exported model scores held-out pairs {away:.3g} nats a token away from the trained one.",
-            "An export must be the model that was trained.",
-            f"The checkpoints in {session.log_path} stand; report this model's architecture.",
-        )

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from dpo_core.interval import wilson
 from dpo_core.pair import Pair
 from dpo_core.progress import Progress
+from dpo_core.recipe import TrainSettings
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Rows, open_split, test_sources
-from dpo_core.train import length_bias
+from dpo_core.train import export_noise, length_bias
+from dpo_core.train.layout import choose
 from dpo_core.train.logps import completion_logps
-from dpo_core.train.loop import evidence_of
+from dpo_core.train.loop import evidence_of, loss_settings
 from dpo_core.train.loss import Evidence, LossSettings, pair_losses, rewards, wins
 from dpo_core.train.packing import Layout, branches, build, split
 from dpo_core.train.reference import TOKENS_AT_ONCE, Reference, open_references
@@ -25,31 +27,50 @@ MOST_SOURCES = 20
 
 @dataclass(frozen=True)
 class HeldOutSettings:
-    """The loss, the layout of microbatches, the compute type."""
+    """The loss, the layout of microbatches, the compute type; ``pairs``: the first so many, None for all."""
 
     losses: LossSettings
     layout: Layout
     precision: str
+    pairs: int | None = None
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """``metrics`` of the test split; ``rewards``: the implicit rewards βΔ of every pair's sides, N each."""
+    """``metrics`` of the test split; ``rewards``: the implicit rewards βΔ of every pair's sides, N each.
+
+    ``logps``: what the model gives each side, (N, 2) float64 on the CPU. ``margins``: Δ_chosen − Δ_rejected in nats, N.
+    """
 
     metrics: dict[str, float]
     rewards: Pair[list[float]]
+    logps: Tensor
+    margins: list[float]
+
+    def told(self, noise: float = 0.0) -> dict[str, float]:
+        """The metrics with what stands beyond the noise (nats) that exporting put into the margins."""
+        return self.metrics | export_noise.beyond(self.margins, noise)
+
+
+def settings_for(model: nn.Module, train: TrainSettings, rendered: RenderedSet) -> HeldOutSettings:
+    """How this model is measured, wherever that is: the recipe's loss and compute type, a layout it can attend in."""
+    return HeldOutSettings(loss_settings(train), choose(model, train.layout, rendered), train.precision)
 
 
 def measure(model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: HeldOutSettings) -> HeldOut:
     """Metrics ``test/…`` of the test split, how they go with length (:mod:`dpo_core.train.length_bias`), and by source
-    (:func:`by_source`); the model is used as it is, without gradients."""
+    (:func:`by_source`); the model is used as it is, without gradients.
+
+    This is the one place where preferences are measured: before, during and after training, and by the evaluate stage.
+    """
     split_rows, references = open_split(rendered.path, "test"), open_references(reference.path, "test")
     table = compared(model, split_rows, references, settings)
     won, chosen, rejected = (table[:, column].numpy() for column in (1, 2, 3))
     lengths = (table[:, column].numpy() for column in (6, 7))
-    told = summary(table) | by_source(table, test_sources(rendered.path))
+    told = summary(table) | by_source(table, test_sources(rendered.path)[: len(table)])
     told |= length_bias.measures(won, chosen - rejected, *lengths)
-    return HeldOut(told, Pair(chosen.tolist(), rejected.tolist()))
+    rewarded = Pair(chosen.tolist(), rejected.tolist())
+    return HeldOut(told, rewarded, table[:, 4:6], ((table[:, 2] - table[:, 3]) / settings.losses.beta).tolist())
 
 
 def by_source(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
@@ -68,16 +89,12 @@ def by_source(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
     return told
 
 
-def held_out(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> dict[str, float]:
-    """``test/nll`` is −Σ logp·w / Σ w over chosen and rejected tokens together, as upstream defines it."""
-    return summary(compared(model, rows, references, settings))
-
-
 @torch.no_grad()
 def compared(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> Tensor:
     """The columns of every pair, (N, 8) float64 on the CPU, in the rows' order."""
     device = next(model.parameters()).device
-    items = [branches(rows[index]) for index in range(len(rows))]
+    count = len(rows) if settings.pairs is None else min(settings.pairs, len(rows))
+    items = [branches(rows[index]) for index in range(count)]
     parts, places = [], []
     progress = Progress("evaluating", len(items), "held-out pairs")
     for group in split(settings.layout, items, TOKENS_AT_ONCE):
@@ -102,7 +119,10 @@ def sides(pair: Pair[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def summary(table: Tensor) -> dict[str, float]:
-    """The metrics of all pairs from their (N, 8) columns."""
+    """The metrics of all pairs from their (N, 8) columns.
+
+    ``test/nll`` is −Σ logp·w / Σ w over chosen and rejected tokens together, as upstream defines it.
+    """
     loss, won, chosen, rejected = (table[:, column] for column in range(4))
     logps, counts = table[:, 4:6].sum(0), table[:, 6:8].sum(0)
     accuracy = won.mean().item()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,14 +14,16 @@ from dpo_core.errors import RecipeError
 from dpo_core.model.load import check_vocabulary, device, load_model, without_dropout
 from dpo_core.model.lora import trainable
 from dpo_core.recipe import TrainSettings
+from dpo_core.records import StepMetrics
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.rendered import Rows, open_split
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.requests import TrainRequest
-from dpo_core.train import budget, checkpoint, run_dir
+from dpo_core.train import budget, checkpoint, journal, run_dir
 from dpo_core.train.compiled import compiled
 from dpo_core.train.flops import matmul_peak
+from dpo_core.train.heldout import HeldOut
 from dpo_core.train.layout import choose
 from dpo_core.train.logps import plain
 from dpo_core.train.loop import Run
@@ -39,7 +41,11 @@ def unwatched(policy: nn.Module, renderer: Renderer) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Session:
-    """One process's work on a run: from ``done`` steps to the end."""
+    """One process's work on a run: from ``done`` steps to the end.
+
+    ``last``: what was measured in the last step, where that is done and the model was not exported then.
+    ``measured``: held-out preferences of the policy by step, kept for the export to be compared with.
+    """
 
     request: TrainRequest
     run: Run
@@ -49,6 +55,8 @@ class Session:
     stop: StopFlag
     news: list[str]
     watch: Watch = unwatched
+    last: StepMetrics | None = None
+    measured: dict[int, HeldOut] = field(default_factory=dict)
 
     @property
     def log_path(self) -> Path:
@@ -78,8 +86,8 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
     tokenizer = load_tokenizer(request.rendered.tokenizer_path, source.trust_remote_code)
     renderer = get_renderer(request.rendered.renderer_name, tokenizer)
     test_split = open_split(request.rendered.path, "test"), open_references(request.reference.path, "test")
-    done, news = resume(request, run)
-    return Session(request, run, test_split, renderer, done, stop, news)
+    done, news, last = resume(request, run)
+    return Session(request, run, test_split, renderer, done, stop, news, last=last)
 
 
 def deterministic(wanted: bool) -> None:
@@ -149,8 +157,9 @@ def settled_budget(request: TrainRequest, policy: nn.Module, rows: Rows, layout:
     return int(told["token_budget"])
 
 
-def resume(request: TrainRequest, run: Run) -> tuple[int, list[str]]:
-    """Steps already done, and lines about them: the newest whole checkpoint is loaded, the journal cut back to it.
+def resume(request: TrainRequest, run: Run) -> tuple[int, list[str], StepMetrics | None]:
+    """Steps already done, lines about them, and the last step's metrics where that is done and only the export is not:
+    the newest whole checkpoint is loaded, the journal cut back to it.
 
     Raises RecipeError when more steps are done than the run is to have.
     """
@@ -158,7 +167,7 @@ def resume(request: TrainRequest, run: Run) -> tuple[int, list[str]]:
     news = [f"Checkpoint {name} is passed over: {cause}." for name, cause in wrong.items()]
     if found is None:
         checkpoint.cut_back(request.log_path, None)
-        return 0, news
+        return 0, news, None
     if found.step > run.total:
         raise RecipeError(
             f"The run in {request.log_path} has {found.step} steps, and {run.total} are asked for.",
@@ -166,11 +175,14 @@ def resume(request: TrainRequest, run: Run) -> tuple[int, list[str]]:
             "Raise max_steps or num_epochs, or choose another log_path.",
         )
     checkpoint.load(found.path, run.policy, run.optimizer)
+    row = checkpoint.final_row(request.log_path, found)
     checkpoint.cut_back(request.log_path, found)
+    if row and found.step < run.total:
+        journal.append(request.log_path / run_dir.METRICS, row)
     news.append(f"Continuing after step {found.step} from its checkpoint.")
     if found.state["run"] != request.fingerprint and run.settings.lr_schedule != "constant":
         news.append(
             f"The run is extended: steps 1 to {found.step} had the {run.settings.lr_schedule} schedule of a shorter"
             f" run, and the rest have that of {run.total} steps."
         )
-    return found.step, news
+    return found.step, news, journal.from_row(row) if row and found.step == run.total else None

@@ -5,13 +5,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dpo_core.data.report import warnings
 from dpo_core.errors import StoppedError
 from dpo_core.model.generate import Decoding, context, decode
 from dpo_core.model.load import device
 from dpo_core.progress import Progress
-from dpo_core.records import StepMetrics
+from dpo_core.records import Checkpoint, StepMetrics
 from dpo_core.requests import TrainRequest
 from dpo_core.store import Draft
 from dpo_core.train import checkpoint, journal, run_dir
@@ -19,8 +20,7 @@ from dpo_core.train.checkpoint import Snapshot
 from dpo_core.train.claim import claimed
 from dpo_core.train.compiled import uncompiled
 from dpo_core.train.display import Display
-from dpo_core.train.finish import finish
-from dpo_core.train.heldout import HeldOutSettings, held_out
+from dpo_core.train.finish import finish, of_policy, on_record
 from dpo_core.train.logps import autocast, plain
 from dpo_core.train.loop import steps
 from dpo_core.train.saver import Saver, check_measured, score
@@ -43,8 +43,8 @@ def run(request: TrainRequest, draft: Draft, watch: Watch = unwatched) -> None:
         total, done = session.run.total, session.done
         with Display(request.log_path / run_dir.LOG, total, done, request.train.show_every) as display:
             introduce(session, display)
-            follow(session, display)
-        draft.publish(finish(session), elsewhere=lasting_files(request.log_path))
+            final = conclude(session, follow(session, display), display)
+        draft.publish(final, elsewhere=lasting_files(request.log_path))
 
 
 def introduce(session: Session, display: Display) -> None:
@@ -126,31 +126,58 @@ def length_warnings(session: Session) -> list[str]:
     return lines
 
 
-def follow(session: Session, display: Display) -> None:
+def follow(session: Session, display: Display) -> StepMetrics:
     """Do with each step what it is for: note it, show it, save it; stop when asked to.
 
-    Raises StoppedError once a signal has come and the step is safe in a checkpoint.
+    The last step is only saved, with its metrics, which are returned: what is noted of it is measured on the weights
+    that are exported. Raises StoppedError once a signal has come and the step is safe in a checkpoint.
     """
+    last = session.last
     train = session.request.train
     with Saver(session.log_path, train, display.say) as saver, Watchdog(train.step_timeout_minutes) as watchdog:
         for metrics in reported(session):
             check_measured(train.best_metric, metrics)
-            journal.append(session.log_path / run_dir.METRICS, journal.to_row(metrics))
-            display.step(metrics)
+            finished = metrics.step == session.run.total
+            if finished:
+                last = metrics
+            else:
+                note(session, metrics, display)
             watchdog.alive()
             saver.check()
-            finished = metrics.step == session.run.total
             if session.stop.asked and not finished:
                 raise stopped(session, metrics, saver)
             if metrics.step and (saver.is_best(metrics) or saver.due(metrics.step) or finished):
                 saver.save(held(session, metrics))
         saver.settle()
+    assert last is not None
+    return last
+
+
+def note(session: Session, metrics: StepMetrics, display: Display) -> None:
+    """A step into the journal and onto the terminal."""
+    journal.append(session.log_path / run_dir.METRICS, journal.to_row(metrics))
+    display.step(metrics)
+
+
+def conclude(session: Session, last: StepMetrics, display: Display) -> Checkpoint:
+    """Export the model, and note the last step with what the exported weights measure in place of the policy's."""
+    started = time.perf_counter()
+    final, found = finish(session)
+    found |= {"time/export": time.perf_counter() - started}
+    note(session, last.model_copy(update={"values": last.values | found}), display)
+    low, high = (final.export[f"export/nats_a_reply_{end}"] for end in ("low", "high"))
+    display.say(
+        f"exported as {session.request.export_dtype}: held-out replies within {final.export['export/nats_a_reply']:.2g}"
+        f" nats of the trained policy's (mean, 95 % interval {low:.2g} to {high:.2g}), margins within"
+        f" {final.margin_noise:.2g} (root mean square)"
+    )
+    return final
 
 
 def held(session: Session, metrics: StepMetrics) -> Snapshot:
     """The run after a step."""
     request = session.request
-    facts = {
+    facts: dict[str, Any] = {
         "run": request.fingerprint,
         "lineage": request.lineage,
         "rendered": request.rendered.fingerprint,
@@ -158,6 +185,8 @@ def held(session: Session, metrics: StepMetrics) -> Snapshot:
         "renderer": session.renderer.name,
     }
     facts |= score(request.train.best_metric, metrics)
+    if metrics.step == session.run.total:
+        facts[checkpoint.ROW] = journal.to_row(metrics)
     return checkpoint.snapshot(session.log_path, session.run.policy, session.run.optimizer, metrics.step, facts)
 
 
@@ -174,11 +203,12 @@ def observations(session: Session, step: int) -> dict[str, float]:
     train, last = session.request.train, step == session.run.total
     values: dict[str, float] = {}
     started = time.perf_counter()
-    with uncompiled(session.run.policy):
-        if train.eval_every and (last or due(train.eval_every, step)):
-            settings = HeldOutSettings(session.run.losses, session.run.layout, train.precision)
-            values = held_out(session.run.policy, *session.test_split, settings)
-        if train.infrequent_eval_every and (last or due(train.infrequent_eval_every, step)):
+    if train.eval_every and (last or due(train.eval_every, step)):
+        session.measured.clear()
+        session.measured[step] = of_policy(session)
+        values = on_record(session.measured[step].metrics)
+    if train.infrequent_eval_every and (last or due(train.infrequent_eval_every, step)):
+        with uncompiled(session.run.policy):
             sample(session, step)
             values |= session.watch(session.run.policy, session.renderer)
     return values | ({"time/evaluation": time.perf_counter() - started} if values else {})

@@ -6,7 +6,7 @@ import pytest
 
 from dpo_core.recipe import PromoteSettings
 from flows.gates import judge
-from tests.flows.test_promotion import BAD, BASE, GOOD, measured
+from tests.flows.test_promotion import BAD, BASE, GOOD, measured, noisy
 
 BETTER = measured("version 2", GOOD, 0.9)
 
@@ -40,6 +40,13 @@ def test_a_minimum_holds_a_better_one_back_and_says_so(rule: dict[str, float], n
 def test_a_minimum_that_is_met_exactly_passes() -> None:
     _, gates = verdicts(min_prompt_strict_acc=0.9, min_test_accuracy=0.9)
     assert all(gates.values())
+
+
+def test_a_minimum_is_not_met_within_the_exports_noise() -> None:
+    judgement, gates = verdicts(noisy("version 2", 0.636, 0.5, noise=0.1), min_test_accuracy=0.6)
+    assert not gates["minimum_test_accuracy"]
+    told = "held-out accuracy is 0.636 (0.500 with margins within the export's noise of 0.2 nats as ties), min_"
+    assert told in judgement.reason
 
 
 def test_a_minimum_of_prompts_is_not_met_by_asking_none() -> None:

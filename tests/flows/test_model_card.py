@@ -43,3 +43,11 @@ def test_every_task_is_among_the_results(candidate: Candidate) -> None:
     metrics = {name: value for name, value in after.metrics.items() if name != "prompt_strict_acc"}
     told = card(RECIPE, replace(candidate, before=before, after=after.model_copy(update={"metrics": metrics})))
     assert "- IFEval was not asked: whether it follows instructions was not measured" in told
+
+
+def test_it_says_what_exporting_changed(candidate: Candidate) -> None:
+    export = {"export/nats_a_reply": 0.31, "export/nats_a_reply_low": 0.2, "export/nats_a_reply_high": 0.42}
+    checkpoint = candidate.checkpoint.model_copy(update={"export": export | {"export/margin_noise": 0.5}})
+    told = card(RECIPE, replace(candidate, checkpoint=checkpoint))
+    assert "- exporting changed held-out replies by 0.31 nats (mean, 95 % interval 0.2 to 0.42), and margins by" in told
+    assert "exporting" not in card(RECIPE, candidate)

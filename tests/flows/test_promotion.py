@@ -1,6 +1,7 @@
 """The rule of promotion, on numbers worked by hand and on cases where only one answer is right."""
 
 import re
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -100,6 +101,35 @@ def test_an_evaluation_says_how_its_prompts_were_asked(tmp_path: Path) -> None:
     one, other = (measurements(told, told.path.name) for told in (first, second))
     assert one.asked == {"IFEval": "1", "max_new_tokens": "96", "eval_temperature": "0"}
     assert other.asked == one.asked | {"max_new_tokens": "32"}
+
+
+def noisy(name: str, accuracy: float, certain: float, noise: float = 0.5) -> Measured:
+    """A model of which exporting moved the margins; ``certain`` is its accuracy with those within that as ties."""
+    known = (certain, *wilson(certain, 1000))
+    return replace(measured(name, "", accuracy), margin_noise=noise, beyond_noise=known)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "certain", "verdict"),
+    [(0.7, 0.65, "better"), (0.7, 0.5, "even"), (0.7, 0.3, "even"), (0.3, 0.5, "even"), (0.3, 0.35, "worse")],
+)
+def test_what_is_within_the_exports_noise_decides_nothing(accuracy: float, certain: float, verdict: str) -> None:
+    candidate, base = noisy("version 1", accuracy, certain), measured("its base", "", 0.5)
+    comparison = prefers(candidate, base)
+    assert comparison.verdict == verdict
+    assert comparison.candidate == accuracy  # the number is what was measured
+    assert f"margins within the export's noise of 0.98 nats as ties, {certain:.1%} against 50.0%" in comparison.sentence
+    decision = decide(candidate, base)
+    assert decision.promoted == (verdict == "better")
+    assert "within the export's noise" in decision.reason
+
+
+def test_a_noisy_champion_is_worse_only_beyond_its_noise() -> None:
+    assert prefers(measured("version 2", "", 0.7), noisy("version 1", 0.6, 0.7)).verdict == "even"
+
+
+def test_a_model_without_noise_is_not_said_to_have_any() -> None:
+    assert "noise" not in prefers(measured("version 1", "", 0.9), measured("its base", "", 0.5)).sentence
 
 
 def test_without_prompts_preferences_alone_decide() -> None:

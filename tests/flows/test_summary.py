@@ -49,3 +49,21 @@ def test_a_task_of_which_the_base_was_not_asked_is_left_out(
 ) -> None:
     show(outcome(replace(candidate, after=fake.with_task(candidate.after, accuracy=0.777)), failed=0))
     assert "caps" not in capsys.readouterr().out
+
+
+def test_what_exporting_changed_is_told(candidate: Candidate, capsys: pytest.CaptureFixture[str]) -> None:
+    export = {"export/nats_a_reply": 0.31, "export/nats_a_reply_low": 0.2, "export/nats_a_reply_high": 0.42}
+    told = outcome(candidate, failed=0)
+    show(told.model_copy(update={"checkpoint": candidate.checkpoint.model_copy(update={"export": export})}))
+    assert "0.310 [0.200, 0.420]" in capsys.readouterr().out
+
+
+def test_accuracy_beyond_the_exports_noise_is_the_trained_models(
+    candidate: Candidate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "test/accuracy_beyond_noise"
+    more = {name: 0.75, f"{name}_low": 0.7, f"{name}_high": 0.8}
+    after = candidate.after.model_copy(update={"metrics": candidate.after.metrics | more})
+    show(outcome(replace(candidate, after=after), failed=0))
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "export's noise" in line]
+    assert [cell.strip() for cell in row.strip("│ ").split("│")][1:] == ["", "0.750 [0.700, 0.800]"]

@@ -76,9 +76,22 @@ def test_a_reference_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
         weights.reference_model(recipe, model)
 
 
-def test_an_export_that_scores_differently_does_not_count() -> None:
-    run: Any = SimpleNamespace(run=SimpleNamespace(settings=TrainSettings(precision="fp32")), log_path=Path("log"))
-    finish.check(torch.zeros(4), torch.full((4,), 5e-4), run)
+def test_a_merge_that_scores_differently_does_not_count() -> None:
+    run: Any = SimpleNamespace(log_path=Path("log"))
+    finish.check_merged(torch.zeros(4), torch.full((4,), 5e-4), run)
     for wrong in (torch.full((4,), 2e-3), torch.full((4,), torch.nan)):
         with pytest.raises(TrainingError, match="nats a token away from the trained one"):
-            finish.check(torch.zeros(4), wrong, run)
+            finish.check_merged(torch.zeros(4), wrong, run)
+
+
+def test_an_export_is_read_back_to_the_bit() -> None:
+    run: Any = SimpleNamespace(log_path=Path("log"))
+    whole = tiny.llama(dtype=torch.bfloat16)
+    finish.check_written(whole, tiny.llama(dtype=torch.bfloat16), run)
+    finish.check_written(whole, tiny.llama(dtype=torch.bfloat16).float(), run)  # read in a wider type
+    for seed, poison in ((1, None), (0, float("nan"))):
+        read = tiny.llama(seed=seed, dtype=torch.bfloat16)
+        if poison is not None:
+            read.lm_head.weight.data[0, 0] = whole.lm_head.weight.data[0, 0] = poison
+        with pytest.raises(TrainingError, match="are not those that were written, as "):
+            finish.check_written(whole, read, run)
