@@ -1,6 +1,7 @@
 """What the stages hand each other: small frozen records of a path, a fingerprint and counts."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -116,7 +117,8 @@ class ReferenceSet(Record):
 
     ``train_pairs`` is 0 when the reference is asked during training instead. ``copied_pairs``, of both splits, were
     scored by earlier runs. ``base_key``: fingerprint of all that the values depend on, that is of everything but the
-    choice of pairs.
+    choice of pairs. ``layouts``: tree or padded, by what the answer holds for (:mod:`dpo_core.train.layout`); empty
+    when nothing had to be scored.
     """
 
     path: Path
@@ -126,6 +128,7 @@ class ReferenceSet(Record):
     test_pairs: int
     copied_pairs: int = 0
     base_key: str = ""
+    layouts: dict[str, Literal["tree", "padded"]] = {}
 
 
 class StepMetrics(Record):

@@ -36,7 +36,7 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     sentences_from(request.evaluate.nltk_data)
     source, train = request.model, request.train
     model = load_model(source.path, trust_remote_code=source.trust_remote_code, dtype=request.dtype)
-    settings = settings_for(model, train, request.rendered)
+    settings = settings_for(model, train, request.rendered, request.reference)
     held_out = measure(model, request.rendered, request.reference, settings)
 
     @cache

@@ -60,7 +60,7 @@ def attend(
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     spans: tuple[Span, ...] = options["spans"]
-    how = {name: options.get(name) for name in ("scaling", "sliding_window", "softcap")}
+    how = {name: options.get(name) for name in ("scaling", "sliding_window", "softcap", "s_aux")}
     lengths = [length for span in spans for length in (span.prompt + span.completions[0], *span.completions[1:])]
     parts = [torch.split(part, lengths, dim=2) for part in (query, key, value)]
     outputs, place = [], 0
@@ -84,10 +84,10 @@ def one_conversation(span: Span, parts: list[tuple[Tensor, ...]], how: dict[str,
 
 def masked(query: Tensor, key: Tensor, value: Tensor, prompt: int, how: dict[str, Any]) -> Tensor:
     """Causal attention of the last queries of a sequence, ``prompt`` of whose keys come before the first query."""
-    window, softcap, scale = how["sliding_window"], how["softcap"], how["scaling"]
+    window, softcap, scale, sinks = how["sliding_window"], how["softcap"], how["scaling"], how["s_aux"]
     length = key.shape[2]
     narrow = window is not None and window < length
-    fused = softcap is None and (query.dtype != torch.bfloat16 or length > MATMULS_WIN)
+    fused = softcap is None and sinks is None and (query.dtype != torch.bfloat16 or length > MATMULS_WIN)
     if fused and prompt == 0 and not narrow:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     mask = visible(query.shape[2], prompt, window if narrow else None, query.device)
@@ -98,6 +98,9 @@ def masked(query: Tensor, key: Tensor, value: Tensor, prompt: int, how: dict[str
         scores = torch.baddbmm(bias, query[0], key[0].transpose(1, 2), alpha=scale)
     else:
         scores = torch.tanh(query[0] @ key[0].transpose(1, 2) * scale / softcap) * softcap + bias
+    if sinks is not None:  # a logit of each head that takes its share of the softmax and has no value (gpt-oss)
+        sink = sinks.to(scores.dtype)[:, None, None].expand(-1, scores.shape[1], 1)
+        return (torch.cat([scores, sink], dim=-1).softmax(-1)[..., :-1] @ value[0])[None]
     return (scores.softmax(-1) @ value[0])[None]  # a bf16 softmax is computed in float32 and rounded once
 
 

@@ -77,7 +77,7 @@ def of_policy(session: Session) -> HeldOut:
 def measured(session: Session, model: PreTrainedModel) -> HeldOut:
     """An exported model's held-out preferences, as the evaluate stage will find them."""
     request = session.request
-    settings = limited(session, settings_for(model, request.train, request.rendered))
+    settings = limited(session, settings_for(model, request.train, request.rendered, request.reference))
     return measure(model, request.rendered, request.reference, settings)
 
 

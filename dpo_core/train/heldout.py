@@ -15,7 +15,7 @@ from dpo_core.recipe import TrainSettings
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Rows, open_split, test_sources
 from dpo_core.train import export_noise, length_bias
-from dpo_core.train.layout import choose
+from dpo_core.train.layout import settled
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.loop import evidence_of, loss_settings
 from dpo_core.train.loss import Evidence, LossSettings, pair_losses, rewards, wins
@@ -52,9 +52,11 @@ class HeldOut:
         return self.metrics | export_noise.beyond(self.margins, noise)
 
 
-def settings_for(model: nn.Module, train: TrainSettings, rendered: RenderedSet) -> HeldOutSettings:
+def settings_for(
+    model: nn.Module, train: TrainSettings, rendered: RenderedSet, reference: ReferenceSet
+) -> HeldOutSettings:
     """How this model is measured, wherever that is: the recipe's loss and compute type, a layout it can attend in."""
-    return HeldOutSettings(loss_settings(train), choose(model, train.layout, rendered), train.precision)
+    return HeldOutSettings(loss_settings(train), settled(model, train.layout, rendered, reference), train.precision)
 
 
 def measure(model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: HeldOutSettings) -> HeldOut:

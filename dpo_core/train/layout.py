@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dpo_core.errors import RecipeError
 from dpo_core.pair import Pair
-from dpo_core.records import RenderedSet
+from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Completion, Rows, TokenPair, open_split
 from dpo_core.train.attention import tree_arguments
 from dpo_core.train.logps import as_mask, attention_of, plain
@@ -21,6 +21,8 @@ PROBE_PAIRS, PROMPT_TOKENS, COMPLETION_TOKENS = 2, 48, 24
 # Largest difference of a hidden state between the layouts, as a share of its length. Rounding of float32 explains
 # some 1e-6 on a CPU and 1e-5 on a GPU; a token that sees what it must not differs by far more.
 TOLERANCE = {torch.float32: 5e-4, torch.float64: 1e-8}
+# What of a configuration decides how its layers attend.
+ATTENTION = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "attn_logit_softcapping")
 
 
 def choose(model: nn.Module, wanted: str, rendered: RenderedSet) -> Layout:
@@ -41,6 +43,23 @@ def choose(model: nn.Module, wanted: str, rendered: RenderedSet) -> Layout:
         )
     print(f"layout: padded rows, because {cause}", flush=True)
     return "padded"
+
+
+def settled(model: nn.Module, wanted: str, rendered: RenderedSet, reference: ReferenceSet) -> Layout:
+    """The layout, as :func:`choose` says, without a new probe where the reference's stage has made it.
+
+    Every process of a run takes the same one, and one that continues a run the one that it began with.
+    """
+    found = reference.layouts.get(signature(model))
+    return found if found and wanted in ("auto", found) else choose(model, wanted, rendered)
+
+
+def signature(model: nn.Module) -> str:
+    """What the answer of a probe holds for: this kind of device, model class and shape of attention."""
+    causal = plain(model)
+    config = causal.config.get_text_config()
+    shape = " ".join(f"{name}={getattr(config, name, None)}" for name in ATTENTION)
+    return f"{causal.device.type} {type(causal).__name__} {shape}"
 
 
 def obstacle(model: nn.Module, rows: Rows) -> str | None:

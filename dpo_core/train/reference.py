@@ -26,7 +26,7 @@ from dpo_core.render.rendered import Rows, open_split
 from dpo_core.requests import ScoreRequest
 from dpo_core.store import Draft
 from dpo_core.train import order, reference_cache
-from dpo_core.train.layout import choose
+from dpo_core.train.layout import choose, signature
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.packing import Batch, Layout, branches, build, onto, split
 from dpo_core.train.reference_cache import INDEX, LOGPS, OFFSETS, Logps, flat, split_file
@@ -120,8 +120,7 @@ def run(request: ScoreRequest, draft: Draft) -> None:
     total, copied = sum(map(len, missing.values())), sum(map(len, logps.values()))
     if copied:
         say(f"scoring the reference: {copied:,} pairs are known from earlier runs, {total:,} are left")
-    if total:
-        score_missing(request, missing, logps)
+    layouts = score_missing(request, missing, logps) if total else {}
     files = [write(draft, name, flat(indices, logps[name])) for name, indices in wanted.items() if indices]
     draft.publish(
         ReferenceSet(
@@ -132,6 +131,7 @@ def run(request: ScoreRequest, draft: Draft) -> None:
             test_pairs=len(wanted["test"]),
             copied_pairs=copied,
             base_key=request.base_key,
+            layouts=layouts,
         )
     )
 
@@ -152,8 +152,10 @@ def needed(request: ScoreRequest) -> dict[str, list[int]]:
     }
 
 
-def score_missing(request: ScoreRequest, missing: dict[str, list[int]], logps: dict[str, dict[int, Logps]]) -> None:
-    """Open the reference and add its log-probabilities of the missing pairs of each split."""
+def score_missing(
+    request: ScoreRequest, missing: dict[str, list[int]], logps: dict[str, dict[int, Logps]]
+) -> dict[str, Layout]:
+    """Open the reference and add its log-probabilities of the missing pairs of each split; returns its layout."""
     train, source = request.train, request.model
     model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
     layout = choose(model, train.layout, request.rendered)
@@ -164,3 +166,4 @@ def score_missing(request: ScoreRequest, missing: dict[str, list[int]], logps: d
             for part in scored(model, rows, indices, layout, train.precision):
                 logps[name] |= part
                 progress.advance(len(part))
+    return {signature(model): layout}

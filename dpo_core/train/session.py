@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from dpo_core import compat
 from dpo_core.errors import RecipeError
@@ -24,7 +23,7 @@ from dpo_core.train import budget, checkpoint, journal, run_dir
 from dpo_core.train.compiled import compiled
 from dpo_core.train.flops import matmul_peak
 from dpo_core.train.heldout import HeldOut
-from dpo_core.train.layout import choose
+from dpo_core.train.layout import settled
 from dpo_core.train.logps import plain
 from dpo_core.train.loop import Run
 from dpo_core.train.packing import Layout
@@ -71,7 +70,7 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
     model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
     rows = open_split(request.rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
-    layout = settled_layout(request, model)
+    layout = settled(model, train.layout, request.rendered, request.reference)
     policy = compiled(prepared(trainable(model, request.settings, train.seed), train), train)
     run = Run(
         policy,
@@ -128,21 +127,6 @@ def reference(request: TrainRequest, policy: nn.Module) -> Reference:
         return OnTheFly(policy, precision)
     frozen = load_model(source.path, request.train.seed, source.trust_remote_code, request.frozen_dtype)
     return OnTheFly(frozen.requires_grad_(False), precision)
-
-
-def settled_layout(request: TrainRequest, model: PreTrainedModel) -> Layout:
-    """The layout that the recipe names, or that ``auto`` found; kept with the run, whose continuation must be the same.
-
-    On another kind of device it is found anew: attention is another there.
-    """
-    if request.train.layout != "auto":
-        return choose(model, request.train.layout, request.rendered)
-    told, kind = run_dir.read_config(request.log_path) or {}, model.device.type
-    found: dict[str, Layout] = told.get("layout", {})
-    if kind not in found:
-        found = found | {kind: choose(model, "auto", request.rendered)}
-        run_dir.write_config(request.log_path, told | {"layout": found})
-    return found[kind]
 
 
 def settled_budget(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layout) -> int:
