@@ -74,7 +74,8 @@ class RenderSettings(Section):
     """tokens of prompt and completion together at most"""
     over_length: OverLength = "cut"
     """what becomes of a pair over max_length. cut: the prompt's oldest turns go first, then the beginning of its last
-    user's text, then the ends of responses; headers stay, and without room for the prompt the pair goes. drop: it goes"""
+    user's text, then the ends of responses; headers stay, and a pair without room for its prompt is dropped. drop: it
+    is dropped"""
 
 
 class ModelSettings(Section):
