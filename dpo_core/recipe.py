@@ -73,9 +73,8 @@ class RenderSettings(Section):
     max_length: Annotated[int, Field(ge=2)] = 8192
     """tokens of prompt and completion together at most"""
     over_length: OverLength = "cut"
-    """what becomes of a pair over max_length. cut: the prompt's oldest turns go first, then the beginning of its last
-    user's text, then the ends of responses; headers stay, and a pair without room for its prompt is dropped. drop: it
-    is dropped"""
+    """pairs over max_length: cut takes the prompt's oldest turns, then the beginning of its last user's text, then the
+    responses' ends, never a header, and drops pairs without room for their prompt; drop drops every one"""
 
 
 class ModelSettings(Section):
