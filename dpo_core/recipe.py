@@ -73,8 +73,8 @@ class RenderSettings(Section):
     max_length: Annotated[int, Field(ge=2)] = 8192
     """tokens of prompt and completion together at most"""
     over_length: OverLength = "cut"
-    """of pairs over max_length: cut drops the prompt's oldest turns, then the beginning of its last user's text, then
-    responses' ends, and the pair where that leaves no room for the prompt; drop drops the pair"""
+    """pairs over max_length: cut takes the prompt's oldest turns, then the beginning of its last user's text, then the
+    responses' ends, never a header, and drops pairs without room for their prompt; drop drops every one"""
 
 
 class ModelSettings(Section):

@@ -36,7 +36,7 @@ def text(title: str, reports: Reports) -> str:
 
 def tables(title: str, reports: Reports, plain: bool = False) -> Group:
     """What became of the rows, the first of each cause, the lengths and their histograms."""
-    notes = [*examples(reports), *(Text(line, style="yellow") for line in warnings(reports))]
+    notes = [*examples(reports), *(Text(line, style="yellow") for line in over_length_warnings(reports))]
     parts: list[Table | Text] = [Text(f"Data: {title}", style="bold"), rows(reports, plain), *notes]
     measured = {split: report for split, report in reports.items() if report.lengths}
     return Group(*parts, lengths(measured, plain), histograms(measured, plain)) if measured else Group(*parts)
@@ -86,7 +86,7 @@ def examples(reports: Reports) -> Iterator[Text]:
             yield Text(f"first {cause} ({split}): {example}", style="dim", overflow="fold")
 
 
-def warnings(reports: Reports) -> Iterator[str]:
+def over_length_warnings(reports: Reports) -> Iterator[str]:
     """A line for every split of which more than SHARE_WARNED of the pairs are cut or dropped for their length."""
     for split, report in reports.items():
         lost = sum(report.dropped.get(cause, 0) for cause in LENGTH_CAUSES)
@@ -107,13 +107,15 @@ def lengths(reports: Reports, plain: bool) -> Table:
         table.add_column(name, justify="right")
     for split, report in reports.items():
         for part, found in report.lengths.items():
-            table.add_row(f"{split}, {part}", *(number(value, plain) for value in told(found)))
+            table.add_row(f"{split}, {part}", *(number(value, plain) for value in mean_and_quantiles(found)))
         if report.uncut and (report.truncated or any(cause in report.dropped for cause in LENGTH_CAUSES)):
-            table.add_row(f"{split}, whole pair uncut", *(number(value, plain) for value in told(report.uncut)))
+            table.add_row(
+                f"{split}, whole pair uncut", *(number(value, plain) for value in mean_and_quantiles(report.uncut))
+            )
     return table
 
 
-def told(found: Lengths) -> list[float]:
+def mean_and_quantiles(found: Lengths) -> list[float]:
     """The mean and the quantiles of lengths."""
     return [found.mean, *(found.quantiles[str(percent)] for percent in PERCENTS)]
 

@@ -110,6 +110,17 @@ class Fitter:
         )
 
 
+def fit(renderer: Renderer, preference: Preference, max_length: int, what: TrainOnWhat = LAST) -> Fitted | TooLong:
+    """One preference within ``max_length`` tokens, cut where it is longer.
+
+    Raises DataError when the renderer cannot express the conversation.
+    """
+    (fitted,) = Fitter(renderer, max_length, what).fit_all([preference])
+    if isinstance(fitted, DataError):
+        raise fitted
+    return fitted
+
+
 def prompt_cuts(whole: list[Message], shorter: list[Message]) -> Iterator[str]:
     """What a shorter prompt lost."""
     if len(shorter) < len(whole):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpo_core.data.report import warnings
+from dpo_core.data.report import over_length_warnings
 from dpo_core.errors import StoppedError
 from dpo_core.model.generate import Decoding, context, decode
 from dpo_core.model.load import device
@@ -114,7 +114,7 @@ def length_warnings(session: Session) -> list[str]:
     """Lines about pairs over max_length, and about sampled prompts that leave the model's context too little room."""
     request, longest = session.request, context(plain(session.run.policy))
     rendered = request.rendered
-    lines = list(warnings({"train": rendered.train_report, "test": rendered.test_report}))
+    lines = list(over_length_warnings({"train": rendered.train_report, "test": rendered.test_report}))
     prompts = session.test_split[0].whole_prompts(request.samples) if request.train.infrequent_eval_every else []
     beyond = sum(longest is not None and len(prompt) + request.max_new_tokens > longest for prompt in prompts)
     if beyond:

@@ -7,7 +7,7 @@ import pytest
 from dpo_core.data.lengths import CHOSEN, LAST_TEXT, NO_ROOM, OLDER_TURNS, OVER_LENGTH, REJECTED
 from dpo_core.data.preference import Message, Preference
 from dpo_core.pair import Pair
-from dpo_core.render.fit import Fitted, Fitter, TooLong, render_pair
+from dpo_core.render.fit import Fitted, Fitter, TooLong, fit, render_pair
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.rendered import Ids
 from dpo_core.render.truncation import LEAST_TEXT, without_oldest_turn
@@ -24,7 +24,7 @@ def turn(role: str, content: str) -> Message:
 
 def cut(preference: Preference, max_length: int) -> Fitted:
     """The preference within a length that leaves it room."""
-    (fitted,) = FITTER(max_length).fit_all([preference])
+    fitted = fit(RENDERER, preference, max_length)
     assert isinstance(fitted, Fitted)
     return fitted
 
