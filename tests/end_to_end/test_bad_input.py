@@ -100,6 +100,14 @@ def test_the_hub_out_of_reach_is_told_in_one_line(
     refused(told, place, 2 if "model" in fragment else 3, "The hub cannot be reached", fragment, "HF_HOME", "HF_TOKEN")
 
 
+def test_another_interpreter_that_is_not_there_is_told_before_anything_is_done(
+    place: Path, pairs: Path, stories: Path
+) -> None:
+    words = [f"dataset={pairs}", f"model_name={stories}", "tasks=", "eval_python=venv/bin/python"]
+    told = f"There is no interpreter eval_python={place}/venv/bin/python."
+    refused(dpo(place, "run", *words), place, 2, told, "docs/vllm.md")
+
+
 def test_a_prefect_server_that_does_not_answer(place: Path, pairs: Path, stories: Path) -> None:
     words = [f"dataset={pairs}", f"model_name={stories}", "tasks="]
     told = dpo(place, "run", *words, PREFECT_API_URL="http://127.0.0.1:9/api")

@@ -16,7 +16,7 @@ from inspect_ai.log import read_eval_log
 from dpo_core import asking
 from dpo_core.data.preference import Preference, write_pairs
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate import answers, evaluate, prompts, running
+from dpo_core.evaluate import answer, answers, evaluate, prompts, running
 from dpo_core.evaluate.ifeval import ifeval, instruction_following
 from dpo_core.evaluate.instructions import Verdict, score
 from dpo_core.evaluate.plainly import Unusable
@@ -164,7 +164,7 @@ def test_answers_are_asked_for_once_whatever_else_is_measured(
 ) -> None:
     """Another loss measures the pairs anew, and finds the answers; so would whoever asks the model by itself."""
     first = world.sharing(world.request(told), "first")
-    monkeypatch.setattr(evaluate, "ask", lambda *_: pytest.fail("it was asked again"))
+    monkeypatch.setattr(answer, "ask", lambda *_: pytest.fail("it was asked again"))
     request = world.request(told)
     second = world.sharing(request.model_copy(update={"train": TrainSettings(dpo_beta=0.7)}), "second")
     for name in ("outcomes.jsonl", "samples.jsonl"):
@@ -174,6 +174,11 @@ def test_answers_are_asked_for_once_whatever_else_is_measured(
     assert second.settings["engine"] == "torch"
     [answers] = world.store.root.glob("answer/*")
     assert answers.name == request.answers[0].key
+
+
+def test_what_another_interpreter_is_to_answer_is_not_answered_here(world: World, told: PromptSet) -> None:
+    with pytest.raises(EvaluationError, match=r"Kept answers are damaged or gone\. With eval_python"):
+        world.evaluate(world.request(told, eval_python=Path("/elsewhere/bin/python")), "first")
 
 
 def test_the_engine_of_the_settings_generates(world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
