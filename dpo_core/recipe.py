@@ -167,7 +167,8 @@ class TrainSettings(Section):
     seed: int = 0
     """seed of the data order, of LoRA's initial weights, of a base from scratch and of the demo's data"""
     eval_every: Every = 10
-    """steps between evaluations on the held-out pairs; 0 = never during training"""
+    """steps between evaluations of the policy in memory on the held-out pairs (the last: of the exported weights, which
+    LoRA under bf16 rounds); 0 = never during training"""
     infrequent_eval_every: Every = 100
     """steps between sample generations for the held-out prompts; 0 = never during training"""
     save_every: Every = 20

@@ -185,15 +185,13 @@ def train(
         "rendered": rendered.fingerprint,
         "model": model.fingerprint,
         "lora": [recipe.model.lora_rank, recipe.model.lora_alpha, recipe.model.lora_targets],
-        "on_the_fly": on_the_fly(recipe, rendered),
-        "dtypes": [frozen_dtype(recipe), export_dtype(recipe)],
+        "numerics": [on_the_fly(recipe, rendered), frozen_dtype(recipe), export_dtype(recipe)],
         "samples": [recipe.evaluate.num_samples, recipe.evaluate.max_new_tokens, *watched(recipe).values()],
     }
     settings = without(recipe.train, *run_dir.ELSEWHERE)
     depends = reads | {"reference": reference.fingerprint, "train": settings}
     # A longer run may need more of the reference scored: it is the same run if the reference is the same model.
     settings = {name: value for name, value in settings.items() if name not in run_dir.LENGTHS}
-    lineage = reads | {"reference": reference.model.fingerprint, "train": settings}
     key = fingerprint_of("train", depends)
     request = TrainRequest(
         rendered=rendered,
@@ -211,7 +209,7 @@ def train(
         nltk_data=recipe.evaluate.nltk_data,
         log_path=run_dir.choose(recipe, key, store(recipe).root),
         fingerprint=key,
-        lineage=fingerprint_of("train", lineage),
+        lineage=fingerprint_of("train", reads | {"reference": reference.model.fingerprint, "train": settings}),
         recipe=public(recipe),
     )
     known_as = run_dir.origin(request.log_path, request.lineage, key)

@@ -16,7 +16,7 @@ ROWS = (
     ("inst_strict_acc", "instructions followed (strict)"),
     ("prompt_loose_acc", "prompts followed (loose)"),
     ("test/accuracy", "held-out preference accuracy"),
-    ("test/accuracy_beyond_noise", "  with ties within the export's noise"),
+    ("test/accuracy_beyond_noise", "  beyond the export noise"),
     ("test/margin", "held-out margin"),
     ("test/nll_chosen", "held-out NLL, chosen side"),
     ("test/nll_rejected", "held-out NLL, rejected side"),

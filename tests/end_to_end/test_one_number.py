@@ -1,4 +1,4 @@
-"""One number for one thing: what calls itself held-out accuracy after a run is one value, on the exported weights."""
+"""One number for one thing: what is called held-out accuracy after a run is one value, of the exported weights."""
 
 import json
 import shutil

@@ -65,5 +65,5 @@ def test_accuracy_beyond_the_exports_noise_is_the_trained_models(
     more = {name: 0.75, f"{name}_low": 0.7, f"{name}_high": 0.8}
     after = candidate.after.model_copy(update={"metrics": candidate.after.metrics | more})
     show(outcome(replace(candidate, after=after), failed=0))
-    [row] = [line for line in capsys.readouterr().out.splitlines() if "export's noise" in line]
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "export noise" in line]
     assert [cell.strip() for cell in row.strip("│ ").split("│")][1:] == ["", "0.750 [0.700, 0.800]"]
