@@ -33,7 +33,7 @@ def test_the_demo_reaches_its_targets(tmp_path: Path) -> None:
     base, trained = measured["base"], measured["trained"]
     assert base["prompt_strict_acc"] <= 0.45
     # A little below what LAB.md records: other processors round differently, and training carries that far.
-    assert trained["prompt_strict_acc"] >= 0.88
+    assert trained["prompt_strict_acc"] >= 0.90
     assert trained["test/accuracy"] >= 0.90
     assert trained["test/nll_chosen"] <= base["test/nll_chosen"]
     assert trained["loop_share"] <= 0.02
