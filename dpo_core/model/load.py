@@ -9,17 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dpo_core.errors import RecipeError
+from dpo_core.model.device import device
 from dpo_core.model.heap import keep_heap
 from dpo_core.render.tokenizer import load_tokenizer
 
 __all__ = ["device", "load_model", "load_tokenizer"]
 
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def device() -> torch.device:
-    """The best device that is there."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False, dtype: str = "float32") -> PreTrainedModel:

@@ -13,11 +13,12 @@ from dpo_core.pair import Pair
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Rows, open_split, test_sources
 from dpo_core.train import length_bias
+from dpo_core.train.footprint import tokens_without_gradients
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.loop import evidence_of
 from dpo_core.train.loss import Evidence, LossSettings, pair_losses, rewards, wins
 from dpo_core.train.packing import Layout, branches, build, split
-from dpo_core.train.reference import TOKENS_AT_ONCE, Reference, open_references
+from dpo_core.train.reference import Reference, open_references
 
 MOST_SOURCES = 20
 
@@ -78,7 +79,7 @@ def compared(model: nn.Module, rows: Rows, references: Reference, settings: Held
     device = next(model.parameters()).device
     items = [branches(rows[index]) for index in range(len(rows))]
     parts, places = [], []
-    for group in split(settings.layout, items, TOKENS_AT_ONCE):
+    for group in split(settings.layout, items, tokens_without_gradients(model)):
         batch = build(settings.layout, [items[place] for place in group], device)
         policy = completion_logps(model, batch, settings.precision)
         evidence = evidence_of(policy, references.of(group, batch), batch.counts)

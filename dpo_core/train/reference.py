@@ -12,12 +12,14 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from dpo_core import fingerprint
+from dpo_core.model.device import check
 from dpo_core.model.load import load_model
 from dpo_core.records import ReferenceSet
 from dpo_core.render.rendered import Rows, open_split
 from dpo_core.requests import ScoreRequest
 from dpo_core.store import Draft
 from dpo_core.train import order
+from dpo_core.train.footprint import tokens_without_gradients
 from dpo_core.train.layout import choose
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.packing import Batch, Layout, branches, build, onto, split
@@ -25,8 +27,6 @@ from dpo_core.train.packing import Batch, Layout, branches, build, onto, split
 # Where each scored pair's tokens begin in the flat ``logps``; its two sides follow each other, chosen first.
 INDEX, OFFSETS, LOGPS = "index", "offsets", "logps"
 
-# Without gradients nothing is kept of a microbatch: its size is no setting, so that no setting changes what is cached.
-TOKENS_AT_ONCE = 8192
 PAIRS_AT_ONCE = 4096  # read and sorted into microbatches together, so that memory does not grow with the pairs
 
 
@@ -99,7 +99,7 @@ def score_window(
     device = next(model.parameters()).device
     items = [branches(rows[index]) for index in indices]
     runs: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(indices)
-    for group in split(layout, items, TOKENS_AT_ONCE):
+    for group in split(layout, items, tokens_without_gradients(model)):
         batch = build(layout, [items[place] for place in group], device)
         logps = completion_logps(model, batch, precision).float().cpu().numpy()
         ends = np.cumsum(np.array(batch.counts).reshape(-1, 2).sum(1))
@@ -111,6 +111,7 @@ def score_window(
 def run(request: ScoreRequest, draft: Draft) -> None:
     """Score the whole test split and, unless it is done on the fly, every pair of the run; publish a ReferenceSet."""
     train, rendered = request.train, request.rendered
+    check(train.precision)
     model = load_model(request.model.path, train.seed, request.model.trust_remote_code, request.frozen_dtype)
     layout = choose(model, train.layout, rendered)
     wanted = {

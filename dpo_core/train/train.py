@@ -2,17 +2,20 @@
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from dpo_core.errors import StoppedError
+from dpo_core.errors import OutOfMemoryError, StoppedError
+from dpo_core.model.device import check, device, note
 from dpo_core.model.generate import Decoding, decode
-from dpo_core.model.load import device
 from dpo_core.records import StepMetrics
 from dpo_core.requests import TrainRequest
 from dpo_core.store import Draft
 from dpo_core.train import checkpoint, journal, run_dir
+from dpo_core.train.attempt import NOTE, Attempt, attempted
 from dpo_core.train.checkpoint import Snapshot
 from dpo_core.train.claim import claimed
 from dpo_core.train.display import Display
@@ -20,6 +23,7 @@ from dpo_core.train.finish import finish
 from dpo_core.train.heldout import HeldOutSettings, held_out
 from dpo_core.train.logps import autocast
 from dpo_core.train.loop import steps
+from dpo_core.train.memory_watch import MemoryWatch
 from dpo_core.train.saver import Saver, check_measured, score
 from dpo_core.train.session import Session, Watch, begin, unwatched
 from dpo_core.train.stopping import StopFlag
@@ -35,12 +39,14 @@ def run(request: TrainRequest, draft: Draft, watch: Watch = unwatched) -> None:
     Raises StoppedError, with a checkpoint saved, when asked to stop or when its time is up.
     """
     stop = StopFlag(request.train.max_minutes)
+    check(request.train.precision)
     with claimed(request, draft):
         session = replace(begin(request, stop), watch=watch)
         total, done = session.run.total, session.done
         with Display(request.log_path / run_dir.LOG, total, done, request.train.show_every) as display:
             introduce(session, display)
-            follow(session, display)
+            with attempted(request.log_path / NOTE if session.plan.auto else None, session.plan.tokens) as attempt:
+                follow(session, display, attempt)
         draft.publish(finish(session), elsewhere=lasting_files(request.log_path))
 
 
@@ -52,7 +58,7 @@ def introduce(session: Session, display: Display) -> None:
     display.facts(
         {
             "model": f"{request.model.name}, {sum(p.numel() for p in parameters):,} parameters, {training:,} trained",
-            "device": f"{device()}, {request.train.precision}",
+            "device": device_line(request),
             "renderer": rendered.renderer_name,
             "pairs": f"{rendered.train_pairs:,} to train on, {rendered.test_pairs:,} held out",
             "dropped": dropped_line(request),
@@ -92,13 +98,19 @@ def loss_line(session: Session) -> str:
     return f"{train.loss}, beta {train.dpo_beta:g}{rpo}; reference {how}"
 
 
+def device_line(request: TrainRequest) -> str:
+    """Device and compute type, and why it is the CPU where one might expect a GPU."""
+    why = note()
+    return f"{device()}, {request.train.precision}" + (f"; {why}" if why else "")
+
+
 def engine_line(session: Session) -> str:
     """Layout and size of microbatches, and how many pairs are beyond it."""
     run = session.run
     prompt, sides = run.rows.lengths()
     beyond = int((prompt + sides.chosen + sides.rejected > run.token_budget).sum())
     alone = f"; {beyond:,} longer pairs go alone" if beyond else ""
-    return f"{run.layout} layout, {run.token_budget:,} tokens a microbatch{alone}"
+    return f"{run.layout} layout, {session.plan}{alone}"
 
 
 def dropped_line(request: TrainRequest) -> str:
@@ -107,18 +119,27 @@ def dropped_line(request: TrainRequest) -> str:
     return ", ".join([*told, f"{request.rendered.truncated:,} kept but truncated"])
 
 
-def follow(session: Session, display: Display) -> None:
+def follow(session: Session, display: Display, attempt: Attempt) -> None:
     """Do with each step what it is for: note it, show it, save it; stop when asked to.
 
-    Raises StoppedError once a signal has come and the step is safe in a checkpoint.
+    Raises StoppedError once a signal has come and the step is safe in a checkpoint, and OutOfMemoryError, the step
+    before being safe, when memory runs out.
     """
     train = session.request.train
-    with Saver(session.log_path, train, display.say) as saver, Watchdog(train.step_timeout_minutes) as watchdog:
+    with (
+        Saver(session.log_path, train, display.say) as saver,
+        Watchdog(train.step_timeout_minutes) as watchdog,
+        MemoryWatch(device().type == "cpu"),
+        kept_when_memory_runs_out(session, saver) as last,
+    ):
         for metrics in reported(session):
+            last.append(metrics)
             check_measured(train.best_metric, metrics)
             journal.append(session.log_path / run_dir.METRICS, journal.to_row(metrics))
             display.step(metrics)
             watchdog.alive()
+            if metrics.step == session.done + 1:
+                attempt.note(proven=True)
             saver.check()
             finished = metrics.step == session.run.total
             if session.stop.asked and not finished:
@@ -126,6 +147,21 @@ def follow(session: Session, display: Display) -> None:
             if metrics.step and (saver.is_best(metrics) or saver.due(metrics.step) or finished):
                 saver.save(held(session, metrics))
         saver.settle()
+
+
+@contextmanager
+def kept_when_memory_runs_out(session: Session, saver: Saver) -> Iterator[deque[StepMetrics]]:
+    """Save the step before the one in which memory ran out. The block notes the steps that are done."""
+    last: deque[StepMetrics] = deque(maxlen=1)
+    try:
+        yield last
+    except OutOfMemoryError:
+        session.run.optimizer.zero_grad(set_to_none=True)
+        saved = checkpoint.newest_first(session.log_path)
+        if last and last[0].step > (int(saved[0].name) if saved else 0):
+            saver.save(held(session, last[0]))
+            saver.settle()
+        raise
 
 
 def held(session: Session, metrics: StepMetrics) -> Snapshot:
