@@ -130,8 +130,9 @@ def passing(work: Workload) -> int:
     if not work.evaluated:
         return 0
     model = plain(work.policy)
-    logits = tokens_at_once(model) * int(model.get_output_embeddings().weight.shape[0])
-    return tokens_without_gradients(model) * width_of(model) + logits * (2 if work.precision == "bf16" else 4)
+    tokens = tokens_without_gradients(model)
+    logits = min(tokens, tokens_at_once(model)) * int(model.get_output_embeddings().weight.shape[0])
+    return tokens * width_of(model) + logits * (2 if work.precision == "bf16" else 4)
 
 
 def width_of(model: nn.Module) -> int:
@@ -202,4 +203,4 @@ def storage(tensor: torch.Tensor) -> int:
 
 def recomputed(policy: nn.Module) -> bool:
     """Whether activations are computed again in the backward pass."""
-    return bool(getattr(plain(policy), "is_gradient_checkpointing", False))
+    return any(getattr(module, "gradient_checkpointing", False) for module in plain(policy).modules())

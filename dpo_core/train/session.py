@@ -17,7 +17,7 @@ from dpo_core.render.rendered import Rows, open_split
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.requests import TrainRequest
-from dpo_core.train import attempt, budget, checkpoint, run_dir
+from dpo_core.train import attempt, budget, checkpoint, order, run_dir
 from dpo_core.train.budget import Past, Plan
 from dpo_core.train.compiled import compiled
 from dpo_core.train.flops import matmul_peak
@@ -148,10 +148,16 @@ def workload(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layou
         rows,
         layout,
         train.precision,
-        saves=bool(train.save_every or train.save_every_minutes or train.best_metric),
+        saves=saves_on_the_way(train, len(rows)),
         sampled=sampled if train.infrequent_eval_every else 0,
         evaluated=bool(train.eval_every),
     )
+
+
+def saves_on_the_way(train: TrainSettings, pairs: int) -> bool:
+    """Whether checkpoints are written while training goes on."""
+    by_steps = 0 < train.save_every < order.total_steps(pairs, train)
+    return by_steps or bool(train.save_every_minutes or train.best_metric)
 
 
 def resume(request: TrainRequest, run: Run) -> tuple[int, list[str]]:

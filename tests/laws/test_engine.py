@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from dpo_core.errors import TrainingError
+from dpo_core.errors import OutOfMemoryError, TrainingError
 from dpo_core.model.load import without_dropout
 from dpo_core.model.lora import trainable
 from dpo_core.pair import Pair
@@ -41,7 +41,14 @@ def run_over(path: Path, model: PreTrainedModel, pairs: list[TokenPair], **chang
     train = settings(**changes)
     known = tiny.references(path, model, split, precision=train.precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    return Run(model, optimizer, split, known, train, token_budget=16384 if train.token_budget == "auto" else train.token_budget)
+    return Run(
+        model,
+        optimizer,
+        split,
+        known,
+        train,
+        token_budget=16384 if train.token_budget == "auto" else train.token_budget,
+    )
 
 
 def settings(**changes: Any) -> TrainSettings:
