@@ -14,14 +14,16 @@ from dpo_core.render.rendered import Completion, Rows
 from dpo_core.train.logps import autocast, hidden_states, plain, tokens_at_once
 from dpo_core.train.packing import Branches, Layout, branches, build
 
-# A conversation of the middle, or its beginning of so many tokens, tells what a token takes.
-PROBE_TOKENS = 512
+# A conversation like those that most tokens are in, or its beginning of so many tokens, tells what a token takes.
+PROBE_TOKENS = 1024
+# What the heap of a CPU process holds for activations beyond their size, between smaller blocks: measured (LAB.md).
+SLACK = {"cpu": 1.25, "cuda": 1.0}
 # Tokens of a microbatch without gradients, at most and at least, and the share of free memory that they may take.
 TOKENS_AT_ONCE, FEWEST, SHARE = 8192, 256, 0.25
 # Gradient and AdamW's two moments of a weight that trains, all in its type.
 STATES = 3
 # What libraries take when they first compute, and on a CPU the kernels that oneDNN keeps for each new shape (LAB.md).
-WORKING = {"cpu": 200_000_000, "cuda": 300_000_000}
+WORKING = {"cpu": 150_000_000, "cuda": 300_000_000}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Footprint:
     def peak(self, tokens: int) -> int:
         """The most that the process holds with microbatches of so many tokens."""
         head = self.head + min(self.at_once, tokens) * self.logits
-        step = self.saved + self.copies + tokens * self.token + max(head, tokens * self.layer)
+        activations = SLACK[self.device] * tokens * self.token
+        step = self.saved + self.copies + activations + max(head, tokens * self.layer)
         return int(self.certain + WORKING[self.device] + max(step, self.aside))
 
 
@@ -86,8 +89,8 @@ class Workload:
 
 def measure(work: Workload) -> Footprint:
     """The footprint of a policy as it is loaded now, from its sizes and what two short forward passes keep."""
-    held = held_now(work.device)
     token, copies = activations(work)
+    held = held_now(work.device)
     layer = token / work.config.num_hidden_layers
     if recomputed(work.policy):  # each layer's input stays, and one layer's activations at a time
         width = plain(work.policy).get_input_embeddings().weight.element_size() * work.config.hidden_size
@@ -166,10 +169,12 @@ def activations(work: Workload) -> tuple[float, int]:
 
 
 def probe(work: Workload) -> Branches:
-    """A pair longer than most, or its beginning."""
+    """A pair as long as the one that the middle one of all tokens is in, or its beginning."""
     prompt, sides = work.rows.lengths()
-    order = np.argsort(prompt + sides.chosen + sides.rejected, kind="stable")
-    pair = branches(work.rows[int(order[int(0.75 * (len(order) - 1))])])
+    tokens = prompt + sides.chosen + sides.rejected
+    order = np.argsort(tokens, kind="stable")
+    middle = np.searchsorted(np.cumsum(tokens[order]), tokens.sum() / 2)
+    pair = branches(work.rows[int(order[middle])])
     share = min(1.0, PROBE_TOKENS / pair.tokens)
 
     def cut(length: int) -> int:
@@ -189,7 +194,7 @@ def kept(work: Workload, items: list[Branches]) -> int:
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         found.setdefault(storage(tensor), tensor.untyped_storage().nbytes())
-        return tensor
+        return tensor.detach()  # itself, it would keep what made it, and that it: for ever
 
     with autocast(work.device, work.precision), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden_states(work.policy, batch)
