@@ -43,9 +43,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, free: int, held: int = 0) -> No
 def test_the_peak_is_the_sum_of_what_is_there_together() -> None:
     states, working = 3 * GB, footprint.WORKING["cpu"]
     activations = int(footprint.SLACK["cpu"] * GB)
-    assert (
-        PLAIN.peak(1000) == GB + states + working + activations + 10**8
-    )  # the head's logits and a layer's are the same here
+    assert PLAIN.peak(1000) == GB + states + working + activations + 10**8
     wide_head = replace(PLAIN, head=GB)
     assert wide_head.peak(1000) == PLAIN.peak(1000) - 10**8 + GB + 500 * 2 * 10**5
     assert wide_head.peak(100) == GB + states + working + activations // 10 + GB + 100 * 2 * 10**5

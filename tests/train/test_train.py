@@ -34,14 +34,15 @@ def test_the_step_before_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(loop, "backward", full)
     done: list[StepMetrics] = []
-    with (
-        pytest.raises(OutOfMemoryError, match="token_budget=16384"),
-        Saver(tmp_path, train, print) as saver,
-        kept_when_memory_runs_out(session, saver) as last,
-    ):
-        for metrics in steps(run):
-            last.append(metrics)
-            done.append(metrics)
+
+    def follow() -> None:
+        with Saver(tmp_path, train, print) as saver, kept_when_memory_runs_out(session, saver) as last:
+            for metrics in steps(run):
+                last.append(metrics)
+                done.append(metrics)
+
+    with pytest.raises(OutOfMemoryError, match="token_budget=16384"):
+        follow()
     assert [metrics.step for metrics in done] == [1, 2]
     assert [path.name for path in checkpoint.newest_first(tmp_path)] == ["000002"]
     assert all(parameter.grad is None for parameter in model.parameters())
