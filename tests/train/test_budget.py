@@ -171,7 +171,7 @@ def test_the_predicted_peak_is_the_measured_one_within_a_fifth(
     sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
     LlamaForCausalLM(LlamaConfig(vocab_size=512, max_position_embeddings=2048, **sizes)).save_pretrained(model)
     AutoTokenizer.from_pretrained(stories).save_pretrained(model)
-    words = f"lora_rank={lora_rank} precision={precision} layout={layout} max_length=600 batch_size=8 max_steps=3"
+    words = f"lora_rank={lora_rank} precision={precision} layout={layout} max_length=600 batch_size=4 max_steps=2"
     words += " tasks=none test_size=8 num_samples=1 max_new_tokens=16 renderer_name=role_colon log_path=log"
     source = shared("data", "ultrafeedback", "train_prefs_first400.jsonl")
     told = subprocess.run(
