@@ -49,6 +49,12 @@ class DiedError(DPOError):
     exit_code = 4
 
 
+class OutOfMemoryError(DPOError):
+    """Memory ran out with settings that would run out of it again: what was saved stands."""
+
+    exit_code = 4
+
+
 class DiskFullError(DPOError):
     """A disk or a quota is used up: what was whole stands."""
 
@@ -86,6 +92,7 @@ KINDS: dict[str, type[DPOError]] = {
         DataError,
         TrainingError,
         DiedError,
+        OutOfMemoryError,
         DiskFullError,
         EvaluationError,
         TrackingError,

@@ -7,13 +7,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dpo_core import interpreter
-from dpo_core.errors import DiedError, DPOError, RecipeError, StoppedError, TrainingError, from_json
+from dpo_core import host_memory, interpreter
+from dpo_core.errors import (
+    DiedError,
+    DPOError,
+    OutOfMemoryError,
+    RecipeError,
+    StoppedError,
+    TrainingError,
+    from_json,
+)
 from dpo_core.records import Record
 from dpo_core.store import Store
 from dpo_core.worker import ERROR_FILE
 
 GRACE_S = 120.0
+BUDGETED = ("train", "warm_start")  # stages whose memory the token budget decides
 
 
 def launch(stage: str, key: str, request: Record, store: Store, python: Path | None = None) -> None:
@@ -30,6 +39,7 @@ def launch(stage: str, key: str, request: Record, store: Store, python: Path | N
         words, environment = command(stage, request_file, store, key), dict(os.environ)
         if python is not None:
             words[0], environment = str(python), interpreter.environment(python, Path(place))
+        kills = host_memory.oom_kills()
         try:
             code = wait(words, environment)
         except KeyboardInterrupt:
@@ -41,7 +51,7 @@ def launch(stage: str, key: str, request: Record, store: Store, python: Path | N
                 print(f"stopped: {error}", file=sys.stderr, flush=True)
             raise
         if code:
-            raise told(error_file) or unexpected(stage, code)
+            raise told(error_file) or killed_for_memory(stage, code, request, kills) or unexpected(stage, code)
 
 
 def command(stage: str, request_file: Path, store: Store, key: str) -> list[str]:
@@ -81,6 +91,26 @@ def stop(child: "subprocess.Popen[bytes]") -> None:
 def told(error_file: Path) -> DPOError | None:
     """The error that the stage left for its parent, if it did."""
     return from_json(error_file.read_text()) if error_file.is_file() else None
+
+
+def killed_for_memory(stage: str, code: int, request: Record, kills_before: int | None) -> DPOError | None:
+    """The error for a process that the kernel ended for want of memory, None for any other end.
+
+    One with a token budget that the recipe gives would end so again: OutOfMemoryError. Otherwise DiedError.
+    """
+    kills = host_memory.oom_kills()
+    if code != -signal.SIGKILL or kills is None or kills_before is None or kills <= kills_before:
+        return None
+    found = f"The process of stage {stage} was ended by the kernel: memory ran out"
+    budget = getattr(getattr(request, "train", None), "token_budget", None) if stage in BUDGETED else None
+    if isinstance(budget, int):
+        return OutOfMemoryError(
+            f"{found} with token_budget={budget}.",
+            "A microbatch must fit into memory with its activations.",
+            f"Set token_budget={max(1, budget // 2)} or auto; finished stages and checkpoints are kept.",
+        )
+    rule = "token_budget=auto takes half in the next try." if budget else "It needs what other processes may hold."
+    return DiedError(f"{found}.", rule, "Run the same command again: finished stages and checkpoints are kept.")
 
 
 def unexpected(stage: str, code: int) -> DPOError:

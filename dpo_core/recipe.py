@@ -154,8 +154,9 @@ class TrainSettings(Section):
     """longer gradients are scaled down to this L2 norm (None: never)"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """compute type: fp32, or bf16 autocast; weights and optimizer stay float32"""
-    token_budget: Count | Literal["auto"] = 16384
-    """tokens of one microbatch at most, prompts counted once (a longer pair goes alone); auto: what fits into memory"""
+    token_budget: Count | Literal["auto"] = "auto"
+    """tokens of one microbatch at most, prompts counted once (a longer pair goes alone); auto: what fits into memory,
+    at most 2,048 on a CPU and 65,536 on a GPU, kept with the run"""
     layout: Literal["auto", "tree", "padded"] = "auto"
     """tree: pairs after each other without padding, prompts shared; padded: a row a side; auto: tree where it works"""
     activation_checkpointing: bool = False

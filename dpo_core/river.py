@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_core import asking, interpreter, weights
+from dpo_core import asking, gpus, interpreter, weights
 from dpo_core.address import public
 from dpo_core.data import acquire as acquisition
 from dpo_core.errors import RecipeError
@@ -55,7 +55,17 @@ def preflight(recipe: Recipe) -> None:
     asking.check_engine(recipe)
     base = weights.base(recipe)
     interpreter.check_module(recipe.evaluate, resolve(recipe.render.renderer_name, base.name, base.path))
+    check_machine(recipe, base)
     asking.prompts_source(recipe)
+
+
+def check_machine(recipe: Recipe, model: ModelSource) -> None:
+    """Refuse a GPU that cannot do the job, and say why training is on the CPU where one might expect a GPU."""
+    files = sum(file.stat().st_size for file in model.path.glob("*.safetensors"))
+    # At least: weights that train are float32, with a gradient and two moments; frozen ones may be half as large.
+    gpus.check(recipe.train.precision, 4 * files if recipe.model.lora_rank == 0 else files // 2)
+    if (why := gpus.why_on_cpu()) is not None:
+        print(f"device: {why}.", flush=True)
 
 
 def acquire(recipe: Recipe) -> Produced[PairSet]:

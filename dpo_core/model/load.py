@@ -9,18 +9,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dpo_core.errors import RecipeError
+from dpo_core.model.device import device
 from dpo_core.model.heap import keep_heap
 from dpo_core.progress import ticking
 from dpo_core.render.tokenizer import load_tokenizer
 
 __all__ = ["device", "load_model", "load_tokenizer"]
 
+PAGE = 4096
+
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def device() -> torch.device:
-    """The best device that is there."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @ticking("loading the model")
@@ -54,7 +52,16 @@ def load_model(path: Path, seed: int = 0, trust_remote_code: bool = False, dtype
         keep_heap()
     model.eval()  # type: ignore[no-untyped-call]
     loaded: PreTrainedModel = model.to(device())  # type: ignore[arg-type]
+    touch(loaded)
     return loaded
+
+
+@torch.no_grad()
+def touch(model: nn.Module) -> None:
+    """Bring weights into memory that are still a map of their file: what a process holds is then what it will hold."""
+    for weight in model.parameters():
+        if weight.device.type == "cpu":
+            weight.flatten()[:: PAGE // weight.element_size()].sum()
 
 
 def broken(path: Path, error: SafetensorError) -> RecipeError:

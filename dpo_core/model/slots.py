@@ -14,6 +14,8 @@ from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedMode
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from dpo_core.model.device import free_memory
+
 # Tokens that a cache grows by, at least: growing copies all of it.
 CHUNK = 128
 # Of what is free, the part that the cache may take.
@@ -246,12 +248,3 @@ def affordable(model: PreTrainedModel, longest: int) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_a_row = 2 * config.num_hidden_layers * heads * width * longest * model.dtype.itemsize
     return max(1, min(MOST_ROWS.get(device.type, 64), int(SHARE * free_memory(device) / bytes_a_row)))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil  # lazy: a served model, which names its own batch, is installed without it
-
-    return int(psutil.virtual_memory().available)

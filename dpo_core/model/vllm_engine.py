@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from dpo_core.model.device import free_memory
 from dpo_core.model.engines import DTYPES
 from dpo_core.model.generate import Completion, Decoding, Finished, room
 from dpo_core.model.sampling import Scored
-from dpo_core.model.slots import free_memory
 from dpo_core.recipe import EngineName
 
 # Of what is free, the part that weights and cache may take.

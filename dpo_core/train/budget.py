@@ -1,51 +1,144 @@
-"""How many tokens of a microbatch fit into memory: ``token_budget=auto``."""
+"""The token budget: how many tokens of a microbatch fit into memory, and what the whole is expected to take."""
 
-import psutil
-import torch
-from torch import nn
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from dpo_core.render.rendered import Rows
-from dpo_core.train.logps import autocast, hidden_states
-from dpo_core.train.packing import Layout, branches, build
+import numpy as np
+from numpy.typing import NDArray
 
-# The part of what is free now that activations may take: gradients, the optimizer's state and the head need the rest.
-SHARE = 0.4
-PROBE_PAIRS = 8
-LEAST, MOST = 512, 65536
+from dpo_core import gpus
+from dpo_core.errors import OutOfMemoryError
+from dpo_core.model.device import free_memory
+from dpo_core.pair import Pair
+from dpo_core.recipe import TrainSettings
+from dpo_core.render.rendered import Ids, Rows
+from dpo_core.train import order
+from dpo_core.train.footprint import Footprint, Workload, measure
+from dpo_core.train.packing import Layout, microbatches, padded_microbatches
+
+# The part of what is free that ``auto`` may plan with.
+SHARE = 0.8
+# On a CPU 2,048 tokens were measured best; a GPU gains from more.
+LEAST, MOST = 256, {"cpu": 2048, "cuda": 65_536}
 STEP = 256
+# Optimizer steps whose microbatches are looked at for the largest.
+STEPS_SEEN = 64
+
+Wanted = int | Literal["auto"]
 
 
-def find(policy: nn.Module, rows: Rows, layout: Layout, precision: str) -> int:
-    """The budget for this model and these pairs on this device: what activations of a few pairs take, scaled up."""
-    weights = 3 * sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
-    room = SHARE * max(0, free_memory(next(policy.parameters()).device) - weights)
-    tokens = int(room / bytes_a_token(policy, rows, layout, precision))
-    return min(MOST, max(LEAST, tokens // STEP * STEP))
+@dataclass(frozen=True)
+class Plan:
+    """A token budget. ``auto``: found by memory. ``expected``: bytes of the peak; ``available``: those that this
+    process may hold. ``news``: lines about it for the user."""
+
+    tokens: int
+    auto: bool
+    expected: int
+    available: int
+    news: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        how = " (auto)" if self.auto else ""
+        memory = f"about {self.expected / 1e9:.1f} GB expected of {self.available / 1e9:.1f} GB free"
+        return f"{self.tokens:,} tokens a microbatch{how}, {memory}"
 
 
-def bytes_a_token(policy: nn.Module, rows: Rows, layout: Layout, precision: str) -> float:
-    """Memory that a token's activations take until the backward pass: whatever autograd keeps, but the weights."""
-    device = next(policy.parameters()).device
-    items = [branches(rows[index]) for index in range(min(PROBE_PAIRS, len(rows)))]
-    batch = build(layout, items, device)
-    kept = {storage(p): 0 for p in policy.parameters()}
+@dataclass(frozen=True)
+class Past:
+    """What is known of earlier tries: the budget that was kept, and the one that memory ended."""
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.setdefault(storage(tensor), tensor.untyped_storage().nbytes())
-        return tensor
-
-    with autocast(device, precision), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden_states(policy, batch)
-    return sum(kept.values()) / batch.size
+    kept: int | None = None
+    failed: int | None = None
 
 
-def storage(tensor: torch.Tensor) -> int:
-    """What tells one piece of memory from another."""
-    return tensor.untyped_storage().data_ptr()
+def plan(work: Workload, wanted: Wanted, past: Past, batches: Sequence[Sequence[int]]) -> Plan:
+    """The budget for this work on this device. ``batches``: the pairs of the first optimizer steps.
+
+    Raises OutOfMemoryError when the weights and what belongs to them alone do not fit.
+    """
+    footprint = measure(work)
+    available = footprint.held + free_memory(work.device)
+    check(footprint, available)
+    if wanted == "auto":
+        tokens, news = found(footprint, available, past)
+    else:
+        tokens, news = wanted, []
+    expected = footprint.peak(largest(work, tokens, batches))
+    if expected > available:
+        news.append(
+            f"Warning: about {expected / 1e9:.1f} GB are expected with token_budget={tokens}, and"
+            f" {available / 1e9:.1f} GB are available; {fitting(footprint, SHARE * available)} would fit."
+        )
+    return Plan(tokens, wanted == "auto", expected, available, tuple(news))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+def found(footprint: Footprint, available: int, past: Past) -> tuple[int, list[str]]:
+    """What ``auto`` stands for, and lines about it: half of what failed, else what was kept, else what fits."""
+    if past.failed:
+        tokens = halved(past.failed)
+        line = f"Memory ended the last try with token_budget={past.failed}: this one takes {tokens}."
+        more = " Its bits are not those of a run that keeps its budget." if past.kept else ""
+        return tokens, [line + more]
+    return past.kept or fitting(footprint, SHARE * available), []
+
+
+def fitting(footprint: Footprint, room: float) -> int:
+    """The most tokens, a multiple of STEP, whose peak is within ``room`` bytes; never less than LEAST."""
+    steps = range(LEAST // STEP, MOST[footprint.device] // STEP + 1)
+    fit = np.searchsorted([footprint.peak(STEP * step) for step in steps], room, side="right")
+    return max(LEAST, STEP * steps[max(0, int(fit) - 1)])
+
+
+def halved(tokens: int) -> int:
+    """Half of a budget, a multiple of STEP where it is long enough; never less than LEAST."""
+    return max(LEAST, tokens // 2 // STEP * STEP)
+
+
+def check(footprint: Footprint, available: int) -> None:
+    """Raises OutOfMemoryError when weights, gradients and the optimizer's state alone exceed what is available."""
+    if footprint.certain <= available:
+        return
+    gpu = gpus.find() if footprint.device == "cuda" else None
+    raise OutOfMemoryError(
+        f"Weights, gradients and the optimizer's state take {footprint.certain / 1e9:.1f} GB, and"
+        f" {available / 1e9:.1f} GB are available. {gpu.held_by if gpu else ''}".strip(),
+        "They must fit before anything is trained.",
+        "Train less (lora_rank), choose a smaller model, or make memory free.",
+    )
+
+
+def batches_of(pairs: int, train: TrainSettings) -> list[list[int]]:
+    """The pairs of the first optimizer steps of a run."""
+    total = order.total_steps(pairs, train)
+    return [order.batch(step, pairs, train) for step in range(min(STEPS_SEEN, total))]
+
+
+def largest(work: Workload, tokens: int, batches: Iterable[Sequence[int]]) -> int:
+    """Tokens of the largest microbatch that a budget makes of these batches, a pair beyond it alone among them."""
+    costs = of_pairs(work.rows, work.layout, work.sides)
+    found = [groups(work.layout, costs[list(batch)], tokens) for batch in batches]
+    return max([*found, int(costs[costs > tokens].max(initial=0))])
+
+
+def groups(layout: Layout, costs: NDArray[np.int64], tokens: int) -> int:
+    """Tokens of the largest microbatch of pairs of these costs."""
+    if layout == "tree":
+        return int(max((costs[group].sum() for group in microbatches(costs.tolist(), tokens)), default=0))
+    every = padded_microbatches(costs.tolist(), tokens)
+    return int(max((costs[group].max() * len(group) for group in every), default=0))
+
+
+def of_pairs(rows: Rows, layout: Layout, sides: int) -> NDArray[np.int64]:
+    """Tokens that every pair takes in a layout, (N,); of the longer side alone where ``sides`` is 1."""
+    prompt, both = rows.lengths()
+    longer = np.maximum(both.chosen, both.rejected)
+    if layout == "padded" or sides == 1:
+        return sides * (prompt + longer).astype(np.int64)
+    return total(prompt, both)
+
+
+def total(prompt: Ids, both: Pair[Ids]) -> NDArray[np.int64]:
+    """Tokens of whole pairs, the prompt once."""
+    return prompt.astype(np.int64) + both.chosen + both.rejected

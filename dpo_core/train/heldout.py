@@ -15,12 +15,13 @@ from dpo_core.recipe import TrainSettings
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Rows, open_split, test_sources
 from dpo_core.train import export_noise, length_bias
+from dpo_core.train.footprint import tokens_without_gradients
 from dpo_core.train.layout import settled
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.loop import evidence_of, loss_settings
 from dpo_core.train.loss import Evidence, LossSettings, pair_losses, rewards, wins
 from dpo_core.train.packing import Layout, branches, build, split
-from dpo_core.train.reference import TOKENS_AT_ONCE, Reference, open_references
+from dpo_core.train.reference import Reference, open_references
 
 MOST_SOURCES = 20
 
@@ -99,7 +100,7 @@ def compared(model: nn.Module, rows: Rows, references: Reference, settings: Held
     items = [branches(rows[index]) for index in range(count)]
     parts, places = [], []
     progress = Progress("evaluating", len(items), "held-out pairs")
-    for group in split(settings.layout, items, TOKENS_AT_ONCE):
+    for group in split(settings.layout, items, tokens_without_gradients(model)):
         batch = build(settings.layout, [items[place] for place in group], device)
         policy = completion_logps(model, batch, settings.precision)
         evidence = evidence_of(policy, references.of(group, batch), batch.counts)

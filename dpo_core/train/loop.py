@@ -17,6 +17,7 @@ from dpo_core.train import order, schedule
 from dpo_core.train.flops import Cost, Shape, peak_memory
 from dpo_core.train.logps import autocast, backward
 from dpo_core.train.loss import Evidence, LossSettings, kl_estimate, pair_losses, rewards, wins
+from dpo_core.train.memory_watch import interruptible, out_of_memory
 from dpo_core.train.packing import Batch, Layout, branches, build, by_side, onto, split
 from dpo_core.train.reference import Reference
 
@@ -55,7 +56,8 @@ def loss_settings(train: TrainSettings) -> LossSettings:
 def steps(run: Run, done: int = 0) -> Iterator[StepMetrics]:
     """Train from ``done`` finished steps to the end, yielding after each step.
 
-    Raises TrainingError, with the step not applied, when loss or gradient are not finite or memory runs out.
+    Raises TrainingError, with the step not applied, when loss or gradient are not finite, and OutOfMemoryError
+    when memory runs out.
     """
     shape = Shape.of(run.policy)
     upcoming = load(run, done)
@@ -93,20 +95,13 @@ def load(run: Run, step: int) -> tuple[list[int], list[TokenPair]]:
 
 def within_memory(run: Run, batch: list[int], pairs: list[TokenPair]) -> tuple[Tensor, list[Batch]]:
     """:func:`accumulate`, with an error that says what to lower when memory runs out."""
-    try:
+    longest = max(branches(pair).tokens for pair in pairs)
+    budget = max(run.token_budget // 2, longest)
+    remedy = f"token_budget={budget}" if budget < run.token_budget else f"max_length={longest // 3}"
+    more = "" if run.settings.activation_checkpointing else ", or set activation_checkpointing=true"
+    told = f"The longest pair has {longest} tokens: set {remedy}{more}; the last checkpoint stands."
+    with out_of_memory(run.token_budget, told), interruptible():
         return accumulate(run, batch, pairs)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        longest = max(branches(pair).tokens for pair in pairs)
-        budget = max(run.token_budget // 2, longest)
-        remedy = f"token_budget={budget}" if budget < run.token_budget else f"max_length={longest // 3}"
-        more = "" if run.settings.activation_checkpointing else ", or set activation_checkpointing=true"
-        raise TrainingError(
-            f"Memory ran out with token_budget={run.token_budget}; the longest pair has {longest} tokens.",
-            "A microbatch must fit into memory with its activations.",
-            f"Set {remedy}{more}; the last checkpoint stands.",
-        ) from error
 
 
 def accumulate(run: Run, batch: Sequence[int], pairs: Sequence[TokenPair]) -> tuple[Tensor, list[Batch]]:

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from dpo_core import fingerprint
+from dpo_core.model.device import check
 from dpo_core.model.load import load_model
 from dpo_core.progress import Progress, repeating, say
 from dpo_core.records import ReferenceSet
@@ -26,13 +27,12 @@ from dpo_core.render.rendered import Rows, open_split
 from dpo_core.requests import ScoreRequest
 from dpo_core.store import Draft
 from dpo_core.train import order, reference_cache
+from dpo_core.train.footprint import tokens_without_gradients
 from dpo_core.train.layout import choose, signature
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.packing import Batch, Layout, branches, build, onto, split
 from dpo_core.train.reference_cache import INDEX, LOGPS, OFFSETS, Logps, flat, split_file
 
-# Without gradients nothing is kept of a microbatch: its size is no setting, so that no setting changes what is cached.
-TOKENS_AT_ONCE = 8192
 PAIRS_AT_ONCE = 4096  # read and sorted into microbatches together, so that memory does not grow with the pairs
 
 
@@ -102,7 +102,7 @@ def scored(
     for start in range(0, len(indices), PAIRS_AT_ONCE):
         window = indices[start : start + PAIRS_AT_ONCE]
         items = [branches(rows[index]) for index in window]
-        for group in split(layout, items, TOKENS_AT_ONCE):
+        for group in split(layout, items, tokens_without_gradients(model)):
             batch = build(layout, [items[place] for place in group], next(model.parameters()).device)
             logps = completion_logps(model, batch, precision).float().cpu().numpy()
             ends = np.cumsum(np.array(batch.counts).reshape(-1, 2).sum(1))
@@ -157,6 +157,7 @@ def score_missing(
 ) -> dict[str, Layout]:
     """Open the reference and add its log-probabilities of the missing pairs of each split; returns its layout."""
     train, source = request.train, request.model
+    check(train.precision)
     model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
     layout = choose(model, train.layout, request.rendered)
     progress = Progress("scoring the reference", sum(map(len, missing.values())), "pairs")

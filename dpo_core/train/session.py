@@ -19,9 +19,11 @@ from dpo_core.render.rendered import Rows, open_split
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.requests import TrainRequest
-from dpo_core.train import budget, checkpoint, journal, run_dir
+from dpo_core.train import attempt, budget, checkpoint, journal, order, run_dir
+from dpo_core.train.budget import Past, Plan
 from dpo_core.train.compiled import compiled
 from dpo_core.train.flops import matmul_peak
+from dpo_core.train.footprint import Workload
 from dpo_core.train.heldout import HeldOut
 from dpo_core.train.layout import settled
 from dpo_core.train.logps import plain
@@ -53,6 +55,7 @@ class Session:
     done: int
     stop: StopFlag
     news: list[str]
+    plan: Plan
     watch: Watch = unwatched
     last: StepMetrics | None = None
     measured: dict[int, HeldOut] = field(default_factory=dict)
@@ -71,22 +74,24 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
     rows = open_split(request.rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
     layout = settled(model, train.layout, request.rendered, request.reference)
-    policy = compiled(prepared(trainable(model, request.settings, train.seed), train), train)
+    policy = prepared(trainable(model, request.settings, train.seed), train)
+    known = reference(request, policy)
+    plan = settled_budget(request, policy, rows, layout)  # its probes are not worth a compilation
     run = Run(
-        policy,
+        compiled(policy, train),
         adamw(policy, train),
         rows,
-        reference(request, policy),
+        known,
         train,
         layout=layout,
-        token_budget=settled_budget(request, policy, rows, layout),
+        token_budget=plan.tokens,
         peak_flops=matmul_peak(device(), train.precision),
     )
     tokenizer = load_tokenizer(request.rendered.tokenizer_path, source.trust_remote_code)
     renderer = get_renderer(request.rendered.renderer_name, tokenizer)
     test_split = open_split(request.rendered.path, "test"), open_references(request.reference.path, "test")
     done, news, last = resume(request, run)
-    return Session(request, run, test_split, renderer, done, stop, news, last=last)
+    return Session(request, run, test_split, renderer, done, stop, [*plan.news, *news], plan, last=last)
 
 
 def deterministic(wanted: bool) -> None:
@@ -129,16 +134,39 @@ def reference(request: TrainRequest, policy: nn.Module) -> Reference:
     return OnTheFly(frozen.requires_grad_(False), precision)
 
 
-def settled_budget(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layout) -> int:
+def settled_budget(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layout) -> Plan:
     """The recipe's token budget; ``auto`` is found once and kept with the run, whose continuation must be the same."""
-    wanted = request.train.token_budget
-    if isinstance(wanted, int):
-        return wanted
+    train, batches = request.train, budget.batches_of(len(rows), request.train)
+    work = workload(request, policy, rows, layout)
+    if train.token_budget != "auto":
+        return budget.plan(work, train.token_budget, Past(), batches)
     told = run_dir.read_config(request.log_path) or {}
-    if "token_budget" not in told:
-        told["token_budget"] = budget.find(policy, rows, layout, request.train.precision)
-        run_dir.write_config(request.log_path, told)
-    return int(told["token_budget"])
+    past = Past(told.get("token_budget"), attempt.failed(request.log_path / attempt.NOTE))
+    plan = budget.plan(work, "auto", past, batches)
+    if plan.tokens != past.kept:
+        run_dir.write_config(request.log_path, told | {"token_budget": plan.tokens})
+    return plan
+
+
+def workload(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layout) -> Workload:
+    """What the run will ask of memory."""
+    train = request.train
+    sampled = request.samples * (request.max_new_tokens + int(rows.lengths()[0].max(initial=0)))
+    return Workload(
+        policy,
+        rows,
+        layout,
+        train.precision,
+        saves=saves_on_the_way(train, len(rows)),
+        sampled=sampled if train.infrequent_eval_every else 0,
+        evaluated=bool(train.eval_every),
+    )
+
+
+def saves_on_the_way(train: TrainSettings, pairs: int) -> bool:
+    """Whether checkpoints are written while training goes on."""
+    by_steps = 0 < train.save_every < order.total_steps(pairs, train)
+    return by_steps or bool(train.save_every_minutes or train.best_metric)
 
 
 def resume(request: TrainRequest, run: Run) -> tuple[int, list[str], StepMetrics | None]:

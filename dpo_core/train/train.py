@@ -2,20 +2,23 @@
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dpo_core.data.report import over_length_warnings
-from dpo_core.errors import StoppedError
+from dpo_core.errors import OutOfMemoryError, StoppedError
+from dpo_core.model.device import check, device, note
 from dpo_core.model.generate import Decoding, context, decode
-from dpo_core.model.load import device
 from dpo_core.progress import Progress
 from dpo_core.records import Checkpoint, StepMetrics
 from dpo_core.requests import TrainRequest
 from dpo_core.store import Draft
 from dpo_core.train import checkpoint, journal, run_dir
+from dpo_core.train.attempt import NOTE, Attempt, attempted
 from dpo_core.train.checkpoint import Snapshot
 from dpo_core.train.claim import claimed
 from dpo_core.train.compiled import uncompiled
@@ -23,6 +26,7 @@ from dpo_core.train.display import Display
 from dpo_core.train.finish import finish, of_policy, on_record
 from dpo_core.train.logps import autocast, plain
 from dpo_core.train.loop import steps
+from dpo_core.train.memory_watch import MemoryWatch
 from dpo_core.train.saver import Saver, check_measured, score
 from dpo_core.train.session import Session, Watch, begin, unwatched
 from dpo_core.train.stopping import StopFlag
@@ -38,12 +42,15 @@ def run(request: TrainRequest, draft: Draft, watch: Watch = unwatched) -> None:
     Raises StoppedError, with a checkpoint saved, when asked to stop or when its time is up.
     """
     stop = StopFlag(request.train.max_minutes)
+    check(request.train.precision)
     with claimed(request, draft):
         session = replace(begin(request, stop), watch=watch)
         total, done = session.run.total, session.done
         with Display(request.log_path / run_dir.LOG, total, done, request.train.show_every) as display:
             introduce(session, display)
-            final = conclude(session, follow(session, display), display)
+            with attempted(request.log_path / NOTE if session.plan.auto else None, session.plan.tokens) as attempt:
+                last = follow(session, display, attempt)
+            final = conclude(session, last, display)
         draft.publish(final, elsewhere=lasting_files(request.log_path))
 
 
@@ -55,7 +62,7 @@ def introduce(session: Session, display: Display) -> None:
     display.facts(
         {
             "model": f"{request.model.name}, {sum(p.numel() for p in parameters):,} parameters, {training:,} trained",
-            "device": f"{device()}, {request.train.precision}",
+            "device": device_line(request),
             "renderer": rendered.renderer_name,
             "pairs": f"{rendered.train_pairs:,} to train on, {rendered.test_pairs:,} held out",
             "dropped": dropped_line(request),
@@ -95,13 +102,19 @@ def loss_line(session: Session) -> str:
     return f"{train.loss}, beta {train.dpo_beta:g}{rpo}; reference {how}"
 
 
+def device_line(request: TrainRequest) -> str:
+    """Device and compute type, and why it is the CPU where one might expect a GPU."""
+    why = note()
+    return f"{device()}, {request.train.precision}" + (f"; {why}" if why else "")
+
+
 def engine_line(session: Session) -> str:
     """Layout and size of microbatches, and how many pairs are beyond it."""
     run = session.run
     prompt, sides = run.rows.lengths()
     beyond = int((prompt + sides.chosen + sides.rejected > run.token_budget).sum())
     alone = f"; {beyond:,} longer pairs go alone" if beyond else ""
-    return f"{run.layout} layout, {run.token_budget:,} tokens a microbatch{alone}"
+    return f"{run.layout} layout, {session.plan}{alone}"
 
 
 def dropped_line(request: TrainRequest) -> str:
@@ -126,23 +139,32 @@ def length_warnings(session: Session) -> list[str]:
     return lines
 
 
-def follow(session: Session, display: Display) -> StepMetrics:
+def follow(session: Session, display: Display, attempt: Attempt) -> StepMetrics:
     """Do with each step what it is for: note it, show it, save it; stop when asked to.
 
     The last step is only saved, with its metrics, which are returned: what is noted of it is measured on the weights
-    that are exported. Raises StoppedError once a signal has come and the step is safe in a checkpoint.
+    that are exported. Raises StoppedError once a signal has come and the step is safe in a checkpoint, and
+    OutOfMemoryError, the step before being safe, when memory runs out.
     """
     last = session.last
     train = session.request.train
-    with Saver(session.log_path, train, display.say) as saver, Watchdog(train.step_timeout_minutes) as watchdog:
+    with (
+        Saver(session.log_path, train, display.say) as saver,
+        Watchdog(train.step_timeout_minutes) as watchdog,
+        MemoryWatch(device().type == "cpu"),
+        kept_when_memory_runs_out(session, saver) as done,
+    ):
         for metrics in reported(session):
+            done.append(metrics)
             check_measured(train.best_metric, metrics)
             finished = metrics.step == session.run.total
             if finished:
                 last = metrics
             else:
-                note(session, metrics, display)
+                record_step(session, metrics, display)
             watchdog.alive()
+            if metrics.step == session.done + 1:
+                attempt.note(proven=True)
             saver.check()
             if session.stop.asked and not finished:
                 raise stopped(session, metrics, saver)
@@ -153,7 +175,7 @@ def follow(session: Session, display: Display) -> StepMetrics:
     return last
 
 
-def note(session: Session, metrics: StepMetrics, display: Display) -> None:
+def record_step(session: Session, metrics: StepMetrics, display: Display) -> None:
     """A step into the journal and onto the terminal."""
     journal.append(session.log_path / run_dir.METRICS, journal.to_row(metrics))
     display.step(metrics)
@@ -164,7 +186,7 @@ def conclude(session: Session, last: StepMetrics, display: Display) -> Checkpoin
     started = time.perf_counter()
     final, found = finish(session)
     found |= {"time/export": time.perf_counter() - started}
-    note(session, last.model_copy(update={"values": last.values | found}), display)
+    record_step(session, last.model_copy(update={"values": last.values | found}), display)
     low, high = (final.export[f"export/nats_a_reply_{end}"] for end in ("low", "high"))
     display.say(
         f"exported as {session.request.export_dtype}: held-out replies within {final.export['export/nats_a_reply']:.2g}"
@@ -172,6 +194,21 @@ def conclude(session: Session, last: StepMetrics, display: Display) -> Checkpoin
         f" {final.margin_noise:.2g} (root mean square)"
     )
     return final
+
+
+@contextmanager
+def kept_when_memory_runs_out(session: Session, saver: Saver) -> Iterator[deque[StepMetrics]]:
+    """Save the step before the one in which memory ran out. The block notes the steps that are done."""
+    last: deque[StepMetrics] = deque(maxlen=1)
+    try:
+        yield last
+    except OutOfMemoryError:
+        session.run.optimizer.zero_grad(set_to_none=True)
+        saved = checkpoint.newest_first(session.log_path)
+        if last and last[0].step > (int(saved[0].name) if saved else 0):
+            saver.save(held(session, last[0]))
+            saver.settle()
+        raise
 
 
 def held(session: Session, metrics: StepMetrics) -> Snapshot:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dpo_core.errors import TrainingError
+from dpo_core.model.device import check
 from dpo_core.model.export import save_model
 from dpo_core.model.load import check_vocabulary, load_model
 from dpo_core.model.source import describe
@@ -17,9 +19,12 @@ from dpo_core.recipe import WarmStartSettings
 from dpo_core.render.rendered import Rows, open_split
 from dpo_core.requests import WarmStartRequest
 from dpo_core.store import Draft
-from dpo_core.train import budget, schedule
+from dpo_core.train import attempt, budget, schedule
+from dpo_core.train.budget import Past, Plan
+from dpo_core.train.footprint import Workload
 from dpo_core.train.layout import choose
 from dpo_core.train.logps import autocast, backward
+from dpo_core.train.memory_watch import MemoryWatch, interruptible, out_of_memory
 from dpo_core.train.order import permutation
 from dpo_core.train.packing import Branches, Layout, build, counts, split
 
@@ -100,7 +105,7 @@ def accumulate(phase: Phase, batch: list[Branches]) -> float:
         total.add_(loss.detach())
         return loss
 
-    with autocast(device, phase.precision):
+    with interruptible(), autocast(device, phase.precision):
         for group in split(phase.layout, batch, phase.token_budget):
             backward(phase.model, build(phase.layout, [batch[place] for place in group], device), objective, together=1)
     return float(total)
@@ -140,31 +145,54 @@ def example(rows: Rows, index: int, chosen: bool) -> Branches:
 
 
 def run(request: WarmStartRequest, draft: Draft) -> None:
-    """Fit the model to the training pairs' completions; publish it as a ModelSource."""
+    """Fit the model to the training pairs' completions; publish it as a ModelSource.
+
+    Raises OutOfMemoryError, or DiedError where the budget was found by memory, when memory runs out.
+    """
     source, rendered, train = request.model, request.rendered, request.train
+    check(train.precision)
     model = load_model(source.path, train.seed, source.trust_remote_code)
     rows = open_split(rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
-    layout = choose(model, train.layout, rendered)
+    work = Workload(model, rows, choose(model, train.layout, rendered), train.precision, sides=1)
+    note = draft.final.with_name(f".{draft.final.name}.{attempt.NOTE}")
+    plan = settled_budget(request, work, note)
     phase = Phase(
         model,
         rows,
         request.warm_start,
         train.seed,
-        layout=layout,
-        token_budget=train.token_budget
-        if isinstance(train.token_budget, int)
-        else budget.find(model, rows, layout, train.precision),
+        layout=work.layout,
+        token_budget=plan.tokens,
         precision=train.precision,
         from_scratch=not source.has_weights,
     )
-    report(phase)
+    with attempt.attempted(note if plan.auto else None, plan.tokens) as trying, MemoryWatch(work.device.type == "cpu"):
+        report(phase, trying)
     save_model(model, rendered.tokenizer_path, rendered.renderer_name, draft.path / "model")
     draft.publish(describe(draft.path / "model", f"{source.name} (warm)", draft.final / "model"))
 
 
-def report(phase: Phase) -> None:
-    """Go through the phase, saying now and then how far it is."""
+def settled_budget(request: WarmStartRequest, work: Workload, note: Path) -> Plan:
+    """The phase's token budget, said in a line."""
+    size, wanted = request.warm_start.sft_batch_size, request.train.token_budget
+    drawn = draw(len(work.rows), request.warm_start, request.train.seed)
+    batches = [drawn[start : start + size].tolist() for start in range(0, len(drawn), size)]
+    past = Past(failed=attempt.failed(note)) if wanted == "auto" else Past()
+    plan = budget.plan(work, wanted, past, batches[: budget.STEPS_SEEN])
+    for line in (*plan.news, f"warm start: {work.layout} layout, {plan}"):
+        print(line, flush=True)
+    return plan
+
+
+def report(phase: Phase, trying: attempt.Attempt) -> None:
+    """Go through the phase, saying now and then how far it is.
+
+    Raises OutOfMemoryError when memory runs out.
+    """
     progress = Progress("warm start", phase.settings.sft_steps, "steps")
-    for loss in fit(phase):
-        progress.advance(note=f"{loss:.3f} nats a token")
+    with out_of_memory(phase.token_budget):
+        for done, loss in enumerate(fit(phase), 1):
+            if done == 1:
+                trying.note(proven=True)
+            progress.advance(note=f"{loss:.3f} nats a token")

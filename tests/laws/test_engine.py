@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from dpo_core import compat
-from dpo_core.errors import TrainingError
+from dpo_core.errors import OutOfMemoryError, TrainingError
 from dpo_core.model.load import without_dropout
 from dpo_core.model.lora import trainable
 from dpo_core.pair import Pair
@@ -42,7 +42,14 @@ def run_over(path: Path, model: PreTrainedModel, pairs: list[TokenPair], **chang
     train = settings(**changes)
     known = tiny.references(path, model, split, precision=train.precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=train.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    return Run(model, optimizer, split, known, train, token_budget=int(train.token_budget))
+    return Run(
+        model,
+        optimizer,
+        split,
+        known,
+        train,
+        token_budget=16384 if train.token_budget == "auto" else train.token_budget,
+    )
 
 
 def settings(**changes: Any) -> TrainSettings:
@@ -295,7 +302,7 @@ def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path, monkeypatch: py
 
     run = run_over(tmp_path, tiny.llama(), tiny.token_pairs(8), token_budget=4096)
     monkeypatch.setattr(loop, "backward", full)
-    with pytest.raises(TrainingError, match=r"token_budget=2048, or set activation_checkpointing=true"):
+    with pytest.raises(OutOfMemoryError, match=r"token_budget=2048, or set activation_checkpointing=true"):
         next(steps(run))
 
 

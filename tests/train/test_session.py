@@ -1,6 +1,5 @@
 """What a training process prepares before its first step."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ from dpo_core.model.load import check_vocabulary
 from dpo_core.model.lora import trainable
 from dpo_core.model.source import describe
 from dpo_core.recipe import ModelSettings, Recipe, TrainSettings
-from dpo_core.train import budget, finish, session
+from dpo_core.train import finish, session
 from dpo_core.train.compiled import compiled
 from tests import tiny
 
@@ -33,27 +32,6 @@ def test_the_determinism_flag_reaches_torch() -> None:
     finally:
         session.deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_a_budget_grows_with_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    split = tiny.rows(tmp_path, tiny.token_pairs(8))
-    told = []
-    for free in (0, 2**27, 2**28, 2**50):
-        monkeypatch.setattr(budget, "free_memory", lambda _, free=free: free)
-        told.append(budget.find(tiny.llama(), split, "tree", "fp32"))
-    assert (told[0], told[-1]) == (budget.LEAST, budget.MOST)
-    assert told[1] < told[2]
-    assert all(tokens % budget.STEP == 0 for tokens in told)
-
-
-def test_a_found_budget_is_kept_for_the_runs_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    request: Any = SimpleNamespace(train=TrainSettings(token_budget="auto"), log_path=tmp_path)
-    split = tiny.rows(tmp_path, tiny.token_pairs(8))
-    first = session.settled_budget(request, tiny.llama(), split, "tree")
-    monkeypatch.setattr(budget, "free_memory", lambda _: 0)
-    assert session.settled_budget(request, tiny.llama(), split, "tree") == first > budget.LEAST
-    assert json.loads((tmp_path / "config.json").read_text())["token_budget"] == first
 
 
 def test_lora_without_a_matching_layer_is_refused() -> None:

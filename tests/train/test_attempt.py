@@ -1,0 +1,76 @@
+"""A budget that memory ended is not tried again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpo_core import host_memory
+from dpo_core.errors import DiedError, OutOfMemoryError, StoppedError, TrainingError
+from dpo_core.train import attempt
+from dpo_core.train.attempt import Attempt, attempted, failed
+from dpo_core.train.budget import LEAST
+
+
+@pytest.fixture
+def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    kernel(monkeypatch, kills=3)
+    return tmp_path / attempt.NOTE
+
+
+def kernel(monkeypatch: pytest.MonkeyPatch, kills: int | None, boot: str = "one") -> None:
+    monkeypatch.setattr(host_memory, "oom_kills", lambda: kills)
+    monkeypatch.setattr(host_memory, "boot", lambda: boot)
+
+
+def test_a_process_that_the_kernel_ended_for_memory_had_too_large_a_budget(
+    note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Attempt(note, 2048).note(proven=True)
+    assert failed(note) is None  # killed by somebody, for something else
+    kernel(monkeypatch, kills=4)
+    assert failed(note) == 2048
+
+
+@pytest.mark.parametrize(("kills", "boot"), [(None, "one"), (0, "two")])
+def test_without_the_kernels_word_a_first_step_that_did_not_end_counts(
+    note: Path, monkeypatch: pytest.MonkeyPatch, kills: int | None, boot: str
+) -> None:
+    kernel(monkeypatch, kills, boot)
+    Attempt(note, 2048).note()
+    told = json.loads(note.read_text()) | {"boot": "one"}
+    note.write_text(json.dumps(told))
+    assert failed(note) == 2048
+    note.write_text(json.dumps(told | {"proven": True}))
+    assert failed(note) is None
+
+
+def test_any_other_end_leaves_no_note(note: Path) -> None:
+    for end in (StoppedError("stopped", "", ""), KeyboardInterrupt()):
+        assert failed(note) is None
+        with pytest.raises(type(end)), attempted(note, 2048):
+            raise end
+        assert not note.exists()
+    with attempted(note, 2048):
+        pass
+    assert not note.exists()
+    assert failed(note) is None
+
+
+def test_memory_that_ran_out_is_tried_again_with_half(note: Path) -> None:
+    with pytest.raises(DiedError, match="takes half in the next try: 1,024 tokens"), attempted(note, 2048):
+        raise OutOfMemoryError("Memory ran out with token_budget=2048.", "", "")
+    assert failed(note) == 2048
+
+
+def test_an_explicit_budget_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemoryError), attempted(None, 2048):
+        raise OutOfMemoryError("Memory ran out with token_budget=2048.", "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_least_budget_is_the_end_once(note: Path) -> None:
+    Attempt(note, LEAST).note(ran_out=True)
+    with pytest.raises(TrainingError, match="the least that auto takes"):
+        failed(note)
+    assert failed(note) is None

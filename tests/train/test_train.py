@@ -1,0 +1,51 @@
+"""What the train stage does when memory runs out in a step."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dpo_core.errors import OutOfMemoryError
+from dpo_core.recipe import TrainSettings
+from dpo_core.records import StepMetrics
+from dpo_core.train import checkpoint, loop
+from dpo_core.train.loop import Run, steps
+from dpo_core.train.saver import Saver
+from dpo_core.train.session import adamw
+from dpo_core.train.train import kept_when_memory_runs_out
+from tests import tiny
+
+
+def test_the_step_before_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, train = tiny.llama(), TrainSettings(batch_size=4, learning_rate=1e-2)
+    split = tiny.rows(tmp_path, tiny.token_pairs(12))
+    run = Run(model, adamw(model, train), split, tiny.references(tmp_path, model, split), train)
+    named = SimpleNamespace(fingerprint="f")
+    request = SimpleNamespace(train=train, fingerprint="f", lineage="l", rendered=named, reference=named)
+    session: Any = SimpleNamespace(run=run, log_path=tmp_path, request=request, renderer=SimpleNamespace(name="r"))
+    backward, calls = loop.backward, iter(range(100))
+
+    def full(*given: Any, **named: Any) -> None:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("no more")
+        backward(*given, **named)
+
+    monkeypatch.setattr(loop, "backward", full)
+    done: list[StepMetrics] = []
+
+    def follow() -> None:
+        with Saver(tmp_path, train, print) as saver, kept_when_memory_runs_out(session, saver) as last:
+            for metrics in steps(run):
+                last.append(metrics)
+                done.append(metrics)
+
+    with pytest.raises(OutOfMemoryError, match="token_budget=16384"):
+        follow()
+    assert [metrics.step for metrics in done] == [1, 2]
+    assert [path.name for path in checkpoint.newest_first(tmp_path)] == ["000002"]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    found, wrong = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert (found.step, wrong) == (2, {})
