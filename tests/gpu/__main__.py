@@ -55,7 +55,8 @@ def step(name: str, options: str, seconds: float = 100) -> Part:
     return Part(f"step, {name}", ("benchmarks/dpo_step.py", "--batch-size", "256", *shlex.split(options)), seconds)
 
 
-LAWS = "-m pytest -n 4 -p no:cacheprovider -p no:benchmark tests/gpu/test_laws.py"
+# Warnings of whatever plugins and versions are there are no errors here.
+LAWS = "-m pytest -n 8 -W default -p no:cacheprovider -p no:benchmark -rf --durations=6 tests/gpu/test_laws.py"
 GENERATION = "--shape 1b --prompts 256 --max-new-tokens 128 --precision bf16 --ours"
 PARTS = (
     Part("pipeline, LoRA on 100M", ("-m", "tests.gpu.pipeline", "lora", "WORK"), 300, alone=False),

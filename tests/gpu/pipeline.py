@@ -35,9 +35,9 @@ SHAPE = {
 }
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 LORA = (
-    "dataset=demo demo_pairs=1024 sft_steps=60 sft_learning_rate=1e-3 precision=bf16 learning_rate=1e-4 batch_size=64"
-    " max_steps=8 eval_every=4 save_every=2 infrequent_eval_every=8 infrequent_prompts=8 num_samples=4"
-    " max_new_tokens=48 ifeval_limit=64"
+    "dataset=demo demo_pairs=1024 sft_steps=40 sft_learning_rate=1e-3 precision=bf16 learning_rate=1e-4 batch_size=64"
+    " max_steps=8 eval_every=4 save_every=2 infrequent_eval_every=8 infrequent_prompts=4 num_samples=4"
+    " max_new_tokens=32 ifeval_limit=32"
 )
 WAYS = {
     "full, padded, reference on the fly, activations computed again": (
