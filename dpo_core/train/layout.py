@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_core.errors import RecipeError
+from dpo_core.model.device import flex_obstacle
 from dpo_core.pair import Pair
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Completion, Rows, TokenPair, open_split
@@ -72,6 +73,8 @@ def obstacle(model: nn.Module, rows: Rows) -> str | None:
     name = type(causal).__name__
     if not causal._supports_attention_backend:
         return f"{name} takes no attention function"
+    if (cause := flex_obstacle()) is not None:
+        return cause
     window = getattr(causal.config.get_text_config(), "sliding_window", None)
     if causal.device.type == "cuda" and window and window < longest(rows):
         return f"{name} attends within {window} tokens, and pairs are longer"
