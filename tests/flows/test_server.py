@@ -4,7 +4,7 @@ import re
 import sqlite3
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -58,7 +58,7 @@ def test_the_oldest_is_that_of_the_package() -> None:
 
 def test_a_database_of_an_older_mlflow_says_how_to_upgrade_it(track: TrackSettings) -> None:
     file = server.database(server.tracking_uri(track))
-    with sqlite3.connect(Path(str(file))) as database:
+    with closing(sqlite3.connect(Path(str(file)))) as database, database:
         database.execute("update alembic_version set version_num = '451aebb31d03'")  # MLflow 1.0's
     with pytest.raises(TrackingError, match=r"out-of-date database schema.*mlflow db upgrade"):
         runs.open_experiment(track)

@@ -88,7 +88,7 @@ def test_pages_give_our_greedy_tokens(
     assert [len(one.ids) for one in expected[-2:]] == [12, 0]
     assert expected[0].ended
     assert model.config._attn_implementation == "sdpa"
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("dpo_core")]  # old releases warn
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ Talk = list[Message]
 def peer(name: str) -> Path:
     """A template among TRL's, which is installed for tests; found without importing it (7 s)."""
     spec = importlib.util.find_spec("trl")
-    assert spec is not None
+    if spec is None:
+        pytest.skip("needs TRL, of whose templates this is one")
     assert spec.origin is not None
     return Path(spec.origin).parent / "chat_templates" / name
 
