@@ -73,8 +73,8 @@ class RenderSettings(Section):
     max_length: Annotated[int, Field(ge=2)] = 8192
     """tokens of prompt and completion together at most"""
     over_length: OverLength = "cut"
-    """pairs over max_length: cut takes the prompt's oldest turns, then the beginning of its last user's text, then the
-    responses' ends, never a header, and drops pairs without room for their prompt; drop drops every one"""
+    """pairs over max_length: cut takes oldest turns, then the beginning of the last user's text, then responses' ends,
+    never a header, and drops pairs without room for their prompt; drop drops every one"""
 
 
 class ModelSettings(Section):
@@ -155,8 +155,7 @@ class TrainSettings(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """compute type: fp32, or bf16 autocast; weights and optimizer stay float32"""
     token_budget: Count | Literal["auto"] = "auto"
-    """tokens of one microbatch at most, prompts counted once (a longer pair goes alone); auto: what fits into memory,
-    at most 2,048 on a CPU and 65,536 on a GPU, kept with the run"""
+    """tokens of a microbatch at most, prompts counted once; auto: what fits into memory (a CPU's 2,048 at most)"""
     layout: Literal["auto", "tree", "padded"] = "auto"
     """tree: pairs after each other without padding, prompts shared; padded: a row a side; auto: tree where it works"""
     activation_checkpointing: bool = False
@@ -218,8 +217,7 @@ class EvaluateSettings(Section):
     """seed of the draws, where the temperature is above 0"""
     eval_engine: EngineName = "auto"
     """what generates answers: torch (our batches), paged (transformers' continuous batching), vllm (where installed);
-    auto: vllm with eval_python; else in bf16 on a GPU vllm where it is installed, else paged, and torch everywhere
-    else"""
+    auto: vllm with eval_python; else in bf16 on a GPU vllm if it is installed, else paged; torch everywhere else"""
     eval_python: Path | None = None
     """interpreter of another environment that generates the answers, as /path/to/venv/bin/python: for vLLM, which
     shares none with Prefect (docs/vllm.md); it runs this dpo_core (None: this interpreter)"""

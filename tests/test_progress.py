@@ -158,8 +158,6 @@ def test_lines_of_a_stages_process_come_where_its_parents_go_no_terminal_needed(
 ) -> None:
     (tmp_path / "child.py").write_text(CHILD)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "environ", environment)
-        assert launch.wait([sys.executable, str(tmp_path / "child.py")]) == 0
+    assert launch.wait([sys.executable, str(tmp_path / "child.py")], environment) == 0
     told = capfd.readouterr()
     assert (told.out, told.err.partition(",")[0]) == ("", "scoring: 1 of 2 pairs")

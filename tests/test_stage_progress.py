@@ -18,7 +18,8 @@ from dpo_core.render import render
 from dpo_core.requests import AcquireRequest, RenderRequest
 from dpo_core.store import Store
 from dpo_core.train import warm_start
-from dpo_core.train.heldout import HeldOutSettings, held_out
+from dpo_core.train.attempt import Attempt
+from dpo_core.train.heldout import HeldOutSettings, compared
 from dpo_core.train.loss import LossSettings
 from tests import tiny
 from tests.conftest import pair_rows
@@ -67,7 +68,7 @@ def test_acquiring_and_rendering(tmp_path: Path, said: list[str], stories: Path,
 def test_a_warm_start(tmp_path: Path, said: list[str]) -> None:
     settings = WarmStartSettings(sft_steps=5, sft_batch_size=2)
     phase = warm_start.Phase(tiny.llama(), tiny.rows(tmp_path, tiny.token_pairs(8)), settings, seed=0)
-    warm_start.report(phase)
+    warm_start.report(phase, Attempt(None, 2048))
     assert re.fullmatch(r"warm start: 1 of 5 steps, \d\.\d{3} nats a token, T left", said[0])
     assert said[-1] == "warm start: 5 steps in T"
 
@@ -76,7 +77,7 @@ def test_an_evaluation_on_held_out_pairs(tmp_path: Path, said: list[str], monkey
     model, split = tiny.llama(), tiny.rows(tmp_path, tiny.token_pairs(6))
     references = tiny.references(tmp_path, model, split)
     said.clear()
-    held_out(model, split, references, HeldOutSettings(LossSettings(), "tree", "fp32"))
+    compared(model, split, references, HeldOutSettings(LossSettings(), "tree", "fp32"))
     assert said == ["evaluating: 6 held-out pairs in T"]  # one microbatch holds them all
 
 

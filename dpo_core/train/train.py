@@ -1,6 +1,5 @@
 """The train stage: the loop's steps into the journal, onto the terminal, into checkpoints and a final model."""
 
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -9,10 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpo_core.data.report import over_length_warnings
 from dpo_core.errors import OutOfMemoryError, StoppedError
-from dpo_core.model.device import check, device, note
-from dpo_core.model.generate import Decoding, context, decode
+from dpo_core.model.device import check, device
+from dpo_core.model.generate import Decoding, decode
 from dpo_core.progress import Progress
 from dpo_core.records import Checkpoint, StepMetrics
 from dpo_core.requests import TrainRequest
@@ -24,16 +22,14 @@ from dpo_core.train.claim import claimed
 from dpo_core.train.compiled import uncompiled
 from dpo_core.train.display import Display
 from dpo_core.train.finish import finish, of_policy, on_record
-from dpo_core.train.logps import autocast, plain
+from dpo_core.train.logps import autocast
 from dpo_core.train.loop import steps
 from dpo_core.train.memory_watch import MemoryWatch
+from dpo_core.train.run_facts import introduce
 from dpo_core.train.saver import Saver, check_measured, score
 from dpo_core.train.session import Session, Watch, begin, unwatched
 from dpo_core.train.stopping import StopFlag
 from dpo_core.train.watchdog import Watchdog
-
-EXAMPLES_SHOWN = 2
-BYTES_A_WEIGHT = 4
 
 
 def run(request: TrainRequest, draft: Draft, watch: Watch = unwatched) -> None:
@@ -52,91 +48,6 @@ def run(request: TrainRequest, draft: Draft, watch: Watch = unwatched) -> None:
                 last = follow(session, display, attempt)
             final = conclude(session, last, display)
         draft.publish(final, elsewhere=lasting_files(request.log_path))
-
-
-def introduce(session: Session, display: Display) -> None:
-    """The run's facts and two example pairs."""
-    request, rendered = session.request, session.request.rendered
-    parameters = list(session.run.policy.parameters())
-    training = sum(p.numel() for p in parameters if p.requires_grad)
-    display.facts(
-        {
-            "model": f"{request.model.name}, {sum(p.numel() for p in parameters):,} parameters, {training:,} trained",
-            "device": device_line(request),
-            "renderer": rendered.renderer_name,
-            "pairs": f"{rendered.train_pairs:,} to train on, {rendered.test_pairs:,} held out",
-            "dropped": dropped_line(request),
-            "steps": f"{session.run.total:,} of {request.train.batch_size} pairs",
-            "loss": loss_line(session),
-            "engine": engine_line(session),
-            "log_path": str(request.log_path),
-        }
-    )
-    for line in [*session.news, *length_warnings(session), *low_disk(session)]:
-        display.say(line)
-    rows = session.run.rows
-    display.examples(session.renderer, [rows[index] for index in range(min(EXAMPLES_SHOWN, len(rows)))])
-
-
-def low_disk(session: Session) -> list[str]:
-    """A warning when the disk has not the room for the checkpoints and the final model that the run will keep."""
-    train, policy, log_path = session.request.train, session.run.policy, session.log_path
-    whole = sum(p.numel() * BYTES_A_WEIGHT for p in policy.parameters())
-    one = 3 * sum(p.numel() * BYTES_A_WEIGHT for p in policy.parameters() if p.requires_grad)
-    saves = session.run.total // train.save_every if train.save_every else 0
-    needed = whole + one * (1 + min(saves, train.keep_checkpoints or saves))  # the one being written among them
-    free = shutil.disk_usage(log_path).free
-    if needed <= free:
-        return []
-    return [
-        f"Warning: {log_path} has {free / 1e9:.1f} GB free, and the run's checkpoints and final model will take"
-        f" {needed / 1e9:.1f} GB. Make room, or lower keep_checkpoints."
-    ]
-
-
-def loss_line(session: Session) -> str:
-    """The objective in a line."""
-    train = session.request.train
-    rpo = f", NLL of the chosen side × {train.rpo_alpha:g}" if train.rpo_alpha else ""
-    how = "asked in every step" if session.request.on_the_fly else "scored beforehand"
-    return f"{train.loss}, beta {train.dpo_beta:g}{rpo}; reference {how}"
-
-
-def device_line(request: TrainRequest) -> str:
-    """Device and compute type, and why it is the CPU where one might expect a GPU."""
-    why = note()
-    return f"{device()}, {request.train.precision}" + (f"; {why}" if why else "")
-
-
-def engine_line(session: Session) -> str:
-    """Layout and size of microbatches, and how many pairs are beyond it."""
-    run = session.run
-    prompt, sides = run.rows.lengths()
-    beyond = int((prompt + sides.chosen + sides.rejected > run.token_budget).sum())
-    alone = f"; {beyond:,} longer pairs go alone" if beyond else ""
-    return f"{run.layout} layout, {session.plan}{alone}"
-
-
-def dropped_line(request: TrainRequest) -> str:
-    """Rows that are not trained on, by cause, and truncated pairs."""
-    told = [f"{count:,} {cause}" for cause, count in request.rendered.train_report.dropped.items()]
-    return ", ".join([*told, f"{request.rendered.truncated:,} kept but truncated"])
-
-
-def length_warnings(session: Session) -> list[str]:
-    """Lines about pairs over max_length, and about sampled prompts that leave the model's context too little room."""
-    request, longest = session.request, context(plain(session.run.policy))
-    rendered = request.rendered
-    lines = list(over_length_warnings({"train": rendered.train_report, "test": rendered.test_report}))
-    prompts = session.test_split[0].whole_prompts(request.samples) if request.train.infrequent_eval_every else []
-    beyond = sum(longest is not None and len(prompt) + request.max_new_tokens > longest for prompt in prompts)
-    if beyond:
-        lines.append(
-            f"Of the {len(prompts)} held-out prompts that are sampled, {beyond} leave less room than"
-            f" max_new_tokens={request.max_new_tokens} in the model's context of {longest} tokens: their samples are"
-            " shorter, or empty."
-        )
-    return lines
 
 
 def follow(session: Session, display: Display, attempt: Attempt) -> StepMetrics:

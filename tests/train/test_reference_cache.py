@@ -65,7 +65,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         world.scored += len(items)
         return build(layout, items, device)
 
-    def here(stage: str, key: str, request: Record, store: Store) -> None:
+    def here(stage: str, key: str, request: Record, store: Store, python: Path | None = None) -> None:
         with store.write(stage, key) as draft:
             reference.run(request, draft)  # type: ignore[arg-type]
 

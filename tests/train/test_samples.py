@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from dpo_core.data.lengths import LengthCounts, summary
-from dpo_core.evaluate.evaluate import continued
+from dpo_core.evaluate.generating import continued
 from dpo_core.recipe import EvaluateSettings, TrainSettings
 from dpo_core.records import DataReport
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.rendered import open_split, write_split
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.train import journal
-from dpo_core.train.train import dropped_line, length_warnings, sample
+from dpo_core.train.run_facts import dropped_line, length_warnings
+from dpo_core.train.train import sample
 from tests import tiny
 
 WHOLE = [list(range(3, 40)), list(range(3, 53))]
@@ -55,8 +56,7 @@ def test_an_evaluation_continues_whole_prompts(session: Any) -> None:
         return [SimpleNamespace(text="", stop_reason="stop", tokens=1) for _ in prompts]
 
     answerer: Any = SimpleNamespace(answer_ids=answer_ids, renderer=session.renderer)
-    request: Any = SimpleNamespace(rendered=session.request.rendered, evaluate=EvaluateSettings(num_samples=8))
-    continued(answerer, request)
+    continued(lambda: answerer, session.request.rendered, EvaluateSettings(num_samples=8))
     assert asked == WHOLE
 
 
