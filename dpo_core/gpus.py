@@ -161,18 +161,29 @@ def torch_build() -> tuple[str | None, str | None]:
 
 
 def check(precision: str, needed: int) -> None:
-    """Raises RecipeError when the GPU that would be used is too old for the precision, or has fewer bytes free than
-    are certainly ``needed``."""
+    """Raises RecipeError when the GPU that would be used is too old for the precision, or has not the ``needed`` bytes
+    even when nobody else uses it. What others hold now they may have given back by this run's turn: :func:`shortage`.
+    """
     if why_on_cpu() is not None or (gpu := find()) is None:
         return
     check_precision(gpu.name, gpu.capability, precision)
-    if gpu.free < needed:
+    if gpu.total < needed:
         raise RecipeError(
-            f"The GPU ({gpu.name}) has {gpu.free / 1e9:.1f} of {gpu.total / 1e9:.1f} GB free, and the model with what"
-            f" trains needs {needed / 1e9:.1f} GB. {gpu.held_by}".strip(),
+            f"The GPU ({gpu.name}) has {gpu.total / 1e9:.1f} GB, and the model with what trains needs"
+            f" {needed / 1e9:.1f} GB.",
             "Weights and the optimizer's state must fit before anything is trained.",
-            f"End the other process, choose another GPU by {VISIBLE}, or train less (lora_rank).",
+            f"Choose another GPU by {VISIBLE}, or train less (lora_rank).",
         )
+
+
+def shortage(needed: int) -> str | None:
+    """A line about others who hold memory of the GPU that this run will need, None where there is enough."""
+    if why_on_cpu() is not None or (gpu := find()) is None or gpu.free >= needed:
+        return None
+    return (
+        f"the GPU ({gpu.name}) has {gpu.free / 1e9:.1f} of {gpu.total / 1e9:.1f} GB free now, and the model with what"
+        f" trains needs {needed / 1e9:.1f} GB. {gpu.held_by}".strip()
+    )
 
 
 def check_precision(name: str, capability: Capability, precision: str) -> None:

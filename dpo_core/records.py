@@ -117,8 +117,7 @@ class ReferenceSet(Record):
 
     ``train_pairs`` is 0 when the reference is asked during training instead. ``copied_pairs``, of both splits, were
     scored by earlier runs. ``base_key``: fingerprint of all that the values depend on, that is of everything but the
-    choice of pairs. ``layouts``: tree or padded, by what the answer holds for (:mod:`dpo_core.train.layout`); empty
-    when nothing had to be scored.
+    choice of pairs. ``layouts``: tree or padded, by what the answer holds for (:mod:`dpo_core.train.layout`).
     """
 
     path: Path

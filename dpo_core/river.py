@@ -60,12 +60,15 @@ def preflight(recipe: Recipe) -> None:
 
 
 def check_machine(recipe: Recipe, model: ModelSource) -> None:
-    """Refuse a GPU that cannot do the job, and say why training is on the CPU where one might expect a GPU."""
+    """Refuse a GPU that cannot do the job; say why training is on the CPU where one might expect a GPU, and who holds
+    the memory that it will need."""
     files = sum(file.stat().st_size for file in model.path.glob("*.safetensors"))
     # At least: weights that train are float32, with a gradient and two moments; frozen ones may be half as large.
-    gpus.check(recipe.train.precision, 4 * files if recipe.model.lora_rank == 0 else files // 2)
-    if (why := gpus.why_on_cpu()) is not None:
-        print(f"device: {why}.", flush=True)
+    needed = 4 * files if recipe.model.lora_rank == 0 else files // 2
+    gpus.check(recipe.train.precision, needed)
+    for line in (gpus.why_on_cpu(), gpus.shortage(needed)):
+        if line is not None:
+            print(f"device: {line.rstrip('.')}.", flush=True)
 
 
 def acquire(recipe: Recipe) -> Produced[PairSet]:

@@ -11,6 +11,8 @@ from dpo_core.requests import TrainRequest
 from dpo_core.store import Draft
 from dpo_core.train import checkpoint, run_dir
 
+FOUND = ("token_budget",)  # what the run found out for itself: an extension goes on with it
+
 
 @contextmanager
 def claimed(request: TrainRequest, draft: Draft) -> Iterator[None]:
@@ -51,7 +53,8 @@ def check(request: TrainRequest) -> None:
             "recipe": request.recipe,
             "reads": reads(request),
         }
-        run_dir.write_config(path, told)
+        kept = {name: there[name] for name in FOUND if name in there} if there else {}
+        run_dir.write_config(path, told | kept)
 
 
 def reads(request: TrainRequest) -> dict[str, str]:

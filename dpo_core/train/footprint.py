@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from dpo_core import host_memory
-from dpo_core.model.device import free_memory
 from dpo_core.model.heap import trim
 from dpo_core.render.rendered import Completion, Rows
 from dpo_core.train.logps import autocast, hidden_states, plain, tokens_at_once
@@ -18,8 +17,8 @@ from dpo_core.train.packing import Branches, Layout, branches, build
 PROBE_TOKENS = 1024
 # What the heap of a CPU process holds for activations beyond their size, between smaller blocks: measured (LAB.md).
 SLACK = {"cpu": 1.25, "cuda": 1.0}
-# Tokens of a microbatch without gradients, at most and at least, and the share of free memory that they may take.
-TOKENS_AT_ONCE, FEWEST, SHARE = 8192, 256, 0.25
+# Tokens of a microbatch without gradients, at most and at least, and the bytes that they may take.
+TOKENS_AT_ONCE, FEWEST, ROOM = 8192, 256, {"cpu": 2**30, "cuda": 2**32}
 # Gradient and AdamW's two moments of a weight that trains, all in its type.
 STATES = 3
 # What libraries take when they first compute, and on a CPU the kernels that oneDNN keeps for each new shape (LAB.md).
@@ -146,12 +145,12 @@ def width_of(model: nn.Module) -> int:
 
 
 def tokens_without_gradients(model: nn.Module) -> int:
-    """Tokens of a microbatch of which nothing is kept: as many as is good, and as memory that is free has room for.
+    """Tokens of a microbatch of which nothing is kept: as many as is good, fewer of a wide model.
 
-    It is no setting, so that no setting changes what is cached.
+    It is no setting and no matter of what is free, so that neither changes what is cached, nor a number that two
+    processes of a run measure.
     """
-    device = next(model.parameters()).device
-    return max(FEWEST, min(TOKENS_AT_ONCE, int(SHARE * free_memory(device) / width_of(model))))
+    return max(FEWEST, min(TOKENS_AT_ONCE, ROOM[next(model.parameters()).device.type] // width_of(model)))
 
 
 def activations(work: Workload) -> tuple[float, int]:

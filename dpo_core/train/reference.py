@@ -120,12 +120,17 @@ def run(request: ScoreRequest, draft: Draft) -> None:
     total, copied = sum(map(len, missing.values())), sum(map(len, logps.values()))
     if copied:
         say(f"scoring the reference: {copied:,} pairs are known from earlier runs, {total:,} are left")
-    layouts = score_missing(request, missing, logps) if total else {}
+    layouts = (
+        score_missing(request, missing, logps) if total else reference_cache.layouts(draft.store, request.base_key)
+    )
     files = [write(draft, name, flat(indices, logps[name])) for name, indices in wanted.items() if indices]
     draft.publish(
         ReferenceSet(
             path=draft.final,
-            fingerprint=fingerprint.of_files(files, draft.path),
+            # Of what the values are, not of their bits: one that was extended is the one that was scored at once.
+            fingerprint=fingerprint.of_value([request.base_key, wanted])
+            if request.base_key
+            else fingerprint.of_files(files, draft.path),
             model=request.model,
             train_pairs=len(wanted["train"]),
             test_pairs=len(wanted["test"]),

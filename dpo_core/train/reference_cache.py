@@ -8,6 +8,7 @@ needs more gets an output of its own, into which it copies what is there.
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,15 @@ def find(store: Store, base_key: str, wanted: Mapping[str, list[int]]) -> dict[s
             path = split_file(store.entry(STAGE, key), name)
             if indices and path.is_file():
                 found[name] |= {index: logps for index, logps in read(path) if index in indices}
+    return found
+
+
+def layouts(store: Store, base_key: str) -> dict[str, Literal["tree", "padded"]]:
+    """What outputs with this base key found out about layouts."""
+    found: dict[str, Literal["tree", "padded"]] = {}
+    for key in candidates(store, base_key):
+        record = store.find(STAGE, key, ReferenceSet)
+        found |= record.layouts if record else {}
     return found
 
 

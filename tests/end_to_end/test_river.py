@@ -146,7 +146,7 @@ def test_the_reference_is_scored_for_the_pairs_of_the_run_and_extended_by_what_a
 
     def scored(*words: str) -> str:
         told = place.run(*words, last="score_reference")["score_reference"]
-        return re.sub("path=[^,]*, ", "", told)
+        return re.sub(r" in [\d.]+ s|path=[^,]*, ", "", told)
 
     assert scored("max_steps=3") == "done, train_pairs=12, test_pairs=4, copied_pairs=0"
     assert scored("max_steps=3", "token_budget=512").startswith("cached, train_pairs=12")

@@ -61,12 +61,7 @@ GENERATION = "--shape 1b --prompts 256 --max-new-tokens 128 --precision bf16 --o
 PARTS = (
     Part("pipeline, LoRA on 100M", ("-m", "tests.gpu.pipeline", "lora", "WORK"), 300, alone=False),
     Part("pipeline, demo", ("-m", "tests.gpu.pipeline", "demo", "WORK"), 240, alone=False),
-    Part(
-        "laws",
-        ("-m", "pytest", "-n", "4", "-p", "no:cacheprovider", "-p", "no:benchmark", "tests/gpu/test_laws.py"),
-        240,
-        alone=False,
-    ),
+    Part("laws", tuple(shlex.split(LAWS)), 240, alone=False),
     step("1b full, HH", "--shape 1b --steps 4 --ours"),
     step("1b LoRA, HH", "--shape 1b --steps 4 --lora-rank 32 --ours"),
     Part("generation, 1b", ("benchmarks/generate.py", *shlex.split(GENERATION)), 120),

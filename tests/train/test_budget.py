@@ -94,9 +94,9 @@ def test_recomputed_activations_take_less(tmp_path: Path) -> None:
 def test_the_largest_microbatch_is_found_with_the_longest_pair(tmp_path: Path, layout: Any) -> None:
     split = work(tmp_path, layout=layout)
     costs = budget.of_pairs(split.rows, layout, 2)
-    assert budget.largest(split, 10**6, [range(8)]) >= costs.sum() if layout == "tree" else costs.max() * 8
+    whole = costs[:8].sum() if layout == "tree" else costs.max() * 8
+    assert costs.max() < budget.largest(split, 10**6, [range(8)]) <= whole
     assert budget.largest(split, 1, [range(8)]) == costs.max()
-    assert budget.largest(split, int(costs.max()), [range(8)]) <= max(costs.max(), 10**3)
 
 
 def test_weights_that_cannot_fit_are_an_error_that_names_who_holds_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

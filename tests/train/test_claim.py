@@ -14,7 +14,7 @@ from dpo_core import durable
 from dpo_core.errors import RecipeError
 from dpo_core.recipe import Recipe, TrainSettings
 from dpo_core.store import Draft
-from dpo_core.train import checkpoint, claim, journal, run_dir, train
+from dpo_core.train import checkpoint, claim, journal, run_dir, run_facts
 from tests import tiny
 from tests.train.test_saver import held
 
@@ -49,6 +49,12 @@ def test_a_run_is_extended_under_the_name_it_began_with(tmp_path: Path) -> None:
     assert (told["fingerprint"], told["origin"]) == ("long", "short")
     assert run_dir.origin(tmp_path / "run", "l", "longer") == "short"
     assert run_dir.origin(tmp_path / "run", "another lineage", "longer") == "longer"
+
+
+def test_an_extended_run_keeps_the_token_budget_that_it_found(tmp_path: Path) -> None:
+    take(tmp_path, request(tmp_path, "short"))
+    run_dir.write_config(tmp_path, (run_dir.read_config(tmp_path) or {}) | {"token_budget": 768})
+    assert take(tmp_path, request(tmp_path, "longer"))["token_budget"] == 768
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
@@ -111,8 +117,8 @@ def test_too_little_room_is_warned_of_at_the_start(tmp_path: Path, monkeypatch: 
     session: Any = SimpleNamespace(request=SimpleNamespace(train=settings), run=run, log_path=tmp_path)
     weights = 4 * sum(p.numel() for p in model.parameters())
     for free, warned in ((weights * 10, False), (weights * 10 - 1, True)):
-        monkeypatch.setattr(train.shutil, "disk_usage", lambda _, free=free: Usage(0, 0, free))
-        assert bool(train.low_disk(session)) is warned
+        monkeypatch.setattr(run_facts.shutil, "disk_usage", lambda _, free=free: Usage(0, 0, free))
+        assert bool(run_facts.low_disk(session)) is warned
 
 
 def test_what_config_says_is_checked_by_its_digest(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,19 @@ def test_the_loss_at_step_0_is_ln_2_with_an_extended_reference(world: World, tmp
 
 
 def test_a_run_that_needs_no_other_pair_does_not_open_the_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.reference(max_steps=5)
+    longer, _ = world.reference(max_steps=5)
     monkeypatch.setattr(reference, "load_model", None)
     made, scored = world.reference(max_steps=3)
     assert (scored, made.train_pairs, made.copied_pairs) == (0, 12, 12 + TEST_PAIRS)
+    assert made.layouts == longer.layouts != {}
+    assert made.fingerprint != longer.fingerprint
+
+
+def test_an_extended_reference_is_the_one_that_is_scored_at_once(world: World) -> None:
+    world.reference(max_steps=3)
+    extended, _ = world.reference(max_steps=5)
+    shutil.rmtree(world.path / "runs")
+    assert world.reference(max_steps=5)[0].fingerprint == extended.fingerprint
 
 
 def test_a_reference_on_the_fly_lends_its_test_split_and_borrows_it(world: World) -> None:
