@@ -10,8 +10,9 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from dpo_core import river
 from dpo_core.pair import Pair
-from dpo_core.recipe import ModelSettings, TrainSettings
+from dpo_core.recipe import ModelSettings, Recipe, TrainSettings
 from dpo_core.records import DataReport, ModelSource, ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Completion, TokenPair, write_split
 from dpo_core.requests import ScoreRequest, TrainRequest
@@ -34,8 +35,8 @@ class Setup:
 
     @property
     def frozen_dtype(self) -> str:
-        """As the recipe has it: bf16 weights under LoRA where bf16 computes."""
-        return "bfloat16" if self.model.lora_rank and self.train.precision == "bf16" else "float32"
+        """The type of weights, as the recipe decides it."""
+        return river.frozen_dtype(Recipe(model=self.model, train=self.train))
 
 
 def random_model(setup: Setup) -> PreTrainedModel:

@@ -83,7 +83,8 @@ def find() -> Gpu | None:
 
 
 def handle() -> Any:
-    """The driver's handle of that GPU: by number, or by its UUID."""
+    """The driver's handle of that GPU: by number, or by its UUID. Of several, CUDA may number another one first; the
+    stage asks torch again."""
     first = os.environ.get(VISIBLE, "0").split(",")[0].strip()
     return pynvml.nvmlDeviceGetHandleByIndex(int(first)) if first.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(first)
 
@@ -118,7 +119,7 @@ def text(name: str | bytes) -> str:
 def why_on_cpu() -> str | None:
     """Why training would run on the CPU although somebody might expect a GPU; None where it uses one, or has none."""
     if hidden():
-        return f"{VISIBLE} is empty: training on the CPU"
+        return f"{VISIBLE} names no GPU: training on the CPU"
     with driver() as answers:
         if not answers:
             return driverless()

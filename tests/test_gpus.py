@@ -111,9 +111,9 @@ def test_hidden_gpus_are_told(value: str, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv(gpus.VISIBLE, value)
     gpus.check("bf16", GB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device.note() == "CUDA_VISIBLE_DEVICES is empty: training on the CPU"
+    assert device.note() == "CUDA_VISIBLE_DEVICES names no GPU: training on the CPU"
     river.check_machine(Recipe(), SimpleNamespace(path=Path("nowhere")))  # type: ignore[arg-type]
-    assert capsys.readouterr().out == "device: CUDA_VISIBLE_DEVICES is empty: training on the CPU.\n"
+    assert capsys.readouterr().out == "device: CUDA_VISIBLE_DEVICES names no GPU: training on the CPU.\n"
 
 
 def test_the_gpu_is_the_first_that_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ def test_a_run_is_extended_under_the_name_it_began_with(tmp_path: Path) -> None:
 
 def test_an_extended_run_keeps_the_token_budget_that_it_found(tmp_path: Path) -> None:
     take(tmp_path, request(tmp_path, "short"))
-    run_dir.write_config(tmp_path, (run_dir.read_config(tmp_path) or {}) | {"token_budget": 768})
+    log_path = tmp_path / "run"
+    run_dir.write_config(log_path, (run_dir.read_config(log_path) or {}) | {"token_budget": 768})
     assert take(tmp_path, request(tmp_path, "longer"))["token_budget"] == 768
 
 
