@@ -7,6 +7,8 @@ a training step on a CPU is made of such blocks.
 import ctypes
 from functools import cache
 
+from dpo_core import host_memory
+
 # mallopt(3)'s parameters, and values: no block is mapped on its own, none is given back.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST_INT = 2**31 - 1
@@ -26,3 +28,13 @@ def trim() -> None:
     give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if give_back is not None:
         give_back(0)
+
+
+def trim_above(limit: int) -> None:
+    """Give back what is free once this process holds more than ``limit`` bytes.
+
+    Blocks of ever other sizes leave gaps between them, so that a kept heap grows from step to step; to give it back in
+    every step would cost a small model more than the step.
+    """
+    if host_memory.resident() > limit:
+        trim()
