@@ -50,9 +50,13 @@ class DiedError(DPOError):
 
 
 class OutOfMemoryError(DPOError):
-    """Memory ran out with settings that would run out of it again: what was saved stands."""
+    """Memory ran out with settings that would run out of it again: what was saved stands.
+
+    ``smaller_budget_helps``: it ran out in a microbatch that a smaller token_budget would make smaller.
+    """
 
     exit_code = 4
+    smaller_budget_helps = False
 
 
 class DiskFullError(DPOError):
@@ -99,6 +103,22 @@ KINDS: dict[str, type[DPOError]] = {
         StoppedError,
     )
 }
+
+
+# How Python, torch and ours name an error for memory, and what those say of it that have no name of their own.
+MEMORY_KINDS = {"MemoryError", "OutOfMemoryError", "MemoryShort"}
+MEMORY_WORDS = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def of_memory(error: BaseException) -> bool:
+    """Whether an error of any library says that memory ran out, the host's or a GPU's; no torch is imported for it.
+
+    One that is already meant for the user is none of these.
+    """
+    if isinstance(error, DPOError):
+        return False
+    named = any(kind.__name__ in MEMORY_KINDS for kind in type(error).__mro__)
+    return named or (isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in MEMORY_WORDS))
 
 
 def from_json(text: str) -> DPOError:

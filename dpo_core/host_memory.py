@@ -6,10 +6,11 @@ import psutil
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 VMSTAT, BOOT = Path("/proc/vmstat"), Path("/proc/sys/kernel/random/boot_id")
-# Limit, use, and the line of memory.stat with the part of it that the kernel can take back: of the two versions.
+# Limit, use, and the lines of memory.stat with what the kernel can take back of it (the page cache, and of its own
+# structures): of the two versions, the first of which does not tell of the structures.
 VERSIONS = {
-    2: ("memory.max", "memory.current", "inactive_file"),
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", ("inactive_file", "active_file", "slab_reclaimable")),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 }
 
 
@@ -63,7 +64,8 @@ def of_group(folder: Path, version: int) -> tuple[int, int] | None:
         if bound == "max":
             return None
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return int(bound), int((folder / used).read_text()) - int(statistics.get(reclaimable, 0))
+        held = int((folder / used).read_text()) - sum(int(statistics.get(line, 0)) for line in reclaimable)
+        return int(bound), max(0, held)
     except (OSError, ValueError):
         return None
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from dpo_core import host_memory, interpreter
@@ -19,6 +20,7 @@ from dpo_core.errors import (
 )
 from dpo_core.records import Record
 from dpo_core.store import Store
+from dpo_core.train import budget_note
 from dpo_core.worker import ERROR_FILE
 
 GRACE_S = 120.0
@@ -39,19 +41,25 @@ def launch(stage: str, key: str, request: Record, store: Store, python: Path | N
         words, environment = command(stage, request_file, store, key), dict(os.environ)
         if python is not None:
             words[0], environment = str(python), interpreter.environment(python, Path(place))
-        kills = host_memory.oom_kills()
+        note = budget_note.place(stage, request, store.entry(stage, key))
+        started, kills = time.time(), host_memory.oom_kills()
         try:
             code = wait(words, environment)
         except KeyboardInterrupt:
+            budget_note.settle(note, False, started)
             raise told(error_file) or StoppedError(
                 f"Stopped in stage {stage}.", "Finished stages are kept.", "Run the same command again to continue."
             ) from None
         except BaseException:  # an orchestrator's way of telling of SIGTERM: its, but what the stage said is said
+            budget_note.settle(note, False, started)
             if error := told(error_file):
                 print(f"stopped: {error}", file=sys.stderr, flush=True)
             raise
         if code:
-            raise told(error_file) or killed_for_memory(stage, code, request, kills) or unexpected(stage, code)
+            by_memory = ended_for_memory(code, kills)
+            tried = budget_note.settle(note, by_memory, started) if by_memory is not None else None
+            killed = killed_for_memory(stage, request, tried) if by_memory else unexpected(stage, code)
+            raise told(error_file) or killed
 
 
 def command(stage: str, request_file: Path, store: Store, key: str) -> list[str]:
@@ -62,15 +70,13 @@ def command(stage: str, request_file: Path, store: Store, key: str) -> list[str]
 def wait(words: list[str], environment: dict[str, str]) -> int:
     """The exit code of a child. Whatever interrupts the wait stops the child politely first.
 
-    Raises RecipeError for a program that does not start.
+    Raises RecipeError for another interpreter that does not start, TrainingError where it is our own.
     """
     environment = environment | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     try:
         child = subprocess.Popen(words, start_new_session=True, env=environment)
     except OSError as error:
-        raise RecipeError(
-            f"{words[0]} does not start: {error.strerror}.", "A stage runs in an interpreter.", "See eval_python."
-        ) from error
+        raise unstarted(words[0], error) from error
     try:
         return child.wait()
     except BaseException:
@@ -93,14 +99,32 @@ def told(error_file: Path) -> DPOError | None:
     return from_json(error_file.read_text()) if error_file.is_file() else None
 
 
-def killed_for_memory(stage: str, code: int, request: Record, kills_before: int | None) -> DPOError | None:
-    """The error for a process that the kernel ended for want of memory, None for any other end.
+def unstarted(python: str, error: OSError) -> DPOError:
+    """The error for an interpreter that does not start."""
+    found = f"{python} does not start: {error.strerror}."
+    if python != sys.executable:
+        return RecipeError(found, "The stage runs in the interpreter that eval_python names.", "See eval_python.")
+    return TrainingError(
+        found,
+        "Every stage runs in a process of its own, in the interpreter of this one.",
+        "Make memory free or end other processes (ulimit -u is how many there may be), and run the same command again.",
+    )
 
-    One with a token budget that the recipe gives would end so again: OutOfMemoryError. Otherwise DiedError.
-    """
+
+def ended_for_memory(code: int, kills_before: int | None) -> bool | None:
+    """Whether the kernel ended a process, of this exit code, for want of memory; None where it does not say."""
+    if code != -signal.SIGKILL:
+        return False
     kills = host_memory.oom_kills()
-    if code != -signal.SIGKILL or kills is None or kills_before is None or kills <= kills_before:
-        return None
+    return None if kills is None or kills_before is None else kills > kills_before
+
+
+def killed_for_memory(stage: str, request: Record, tried: int | None) -> DPOError:
+    """The error for a process that the kernel ended for want of memory.
+
+    ``tried``: the budget that ``auto`` was trying, None where it was trying none. OutOfMemoryError where the next try
+    would end so again, as it cannot take less; DiedError otherwise.
+    """
     found = f"The process of stage {stage} was ended by the kernel: memory ran out"
     budget = getattr(getattr(request, "train", None), "token_budget", None) if stage in BUDGETED else None
     if isinstance(budget, int):
@@ -109,8 +133,21 @@ def killed_for_memory(stage: str, code: int, request: Record, kills_before: int 
             "A microbatch must fit into memory with its activations.",
             f"Set token_budget={max(1, budget // 2)} or auto; finished stages and checkpoints are kept.",
         )
-    rule = "token_budget=auto takes half in the next try." if budget else "It needs what other processes may hold."
-    return DiedError(f"{found}.", rule, "Run the same command again: finished stages and checkpoints are kept.")
+    if tried is None:
+        return DiedError(
+            f"{found}.",
+            "What a stage holds must fit into memory beside what other processes hold.",
+            "Make memory free and run the same command again: finished stages and checkpoints are kept.",
+        )
+    if tried > budget_note.LEAST:
+        rule = f"token_budget=auto takes half in the next try: this one had {tried:,} tokens."
+        again = "Run the same command again: finished stages and checkpoints are kept."
+        return DiedError(f"{found}.", rule, again)
+    return OutOfMemoryError(
+        f"{found} with token_budget={tried}, the least that auto takes.",
+        "A microbatch must fit into memory with its activations.",
+        "Make memory free, lower max_length, set activation_checkpointing=true, or choose a smaller model.",
+    )
 
 
 def unexpected(stage: str, code: int) -> DPOError:
@@ -118,7 +155,7 @@ def unexpected(stage: str, code: int) -> DPOError:
     if code < 0:
         return DiedError(
             f"The process of stage {stage} was ended by {signal.Signals(-code).name}.",
-            "SIGKILL often means that memory ran out.",
+            "SIGKILL often means that memory ran out." if code == -signal.SIGKILL else "",
             "Run the same command again: finished stages and checkpoints are kept.",
         )
     return TrainingError(

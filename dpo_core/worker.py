@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_core import durable, garbage
-from dpo_core.errors import DiskFullError, DPOError
+from dpo_core.errors import DiskFullError, DPOError, OutOfMemoryError, of_memory
 from dpo_core.records import Record
 from dpo_core.requests import (
     AcquireRequest,
@@ -49,6 +49,14 @@ STAGES: dict[str, tuple[str, type[Record]]] = {
 
 ERROR_FILE = "error.json"
 ORPHAN_POLL_S = 1.0
+# What else than a smaller model helps a stage that memory ran out in.
+LESS = {
+    "train": "Make memory free, lower max_length, train less (lora_rank)",
+    "warm_start": "Make memory free, lower max_length",
+    "score_reference": "Make memory free, lower max_length",
+    "evaluate": "Make memory free, set a smaller eval_batch_size or max_new_tokens",
+    "generate": "Make memory free, set a smaller eval_batch_size or max_new_tokens",
+}
 
 
 def main(stage: str, request_file: Path, store: Path, key: str, parent: int) -> int:
@@ -65,7 +73,7 @@ def main(stage: str, request_file: Path, store: Path, key: str, parent: int) -> 
             if not draft.there:
                 loaded(module).run(request, draft)
     except Exception as raised:
-        error = raised if isinstance(raised, DPOError) else full_disk(raised)
+        error = raised if isinstance(raised, DPOError) else full_disk(raised) or no_memory(stage, raised)
         if error is None:
             raise
         if os.environ.get("DPO_DEBUG"):
@@ -90,6 +98,18 @@ def full_disk(error: Exception) -> DPOError | None:
         f"{told.filename or 'A file'} could not be written: {told.strerror}.",
         "What was whole before is still there.",
         "Make room and run the same command again.",
+    )
+
+
+def no_memory(stage: str, error: Exception) -> DPOError | None:
+    """The error for memory that ran out where nobody knows better what to lower, None for any other cause."""
+    if not of_memory(error):
+        return None
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return OutOfMemoryError(
+        f"Memory ran out in stage {stage}: {first}.",
+        "What a stage holds must fit into memory beside what other processes hold.",
+        f"{LESS.get(stage, 'Make memory free')}, or choose a smaller model; finished stages and checkpoints are kept.",
     )
 
 

@@ -1,16 +1,16 @@
 """A token budget that memory decided, noted while it is tried: what a process leaves behind that memory ended."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dpo_core import durable, host_memory
+from dpo_core import host_memory
 from dpo_core.errors import DiedError, OutOfMemoryError, TrainingError
-from dpo_core.train.budget import LEAST, halved
-
-NOTE = "budget_attempt.json"
+from dpo_core.train import budget_note
+from dpo_core.train.budget import halved
+from dpo_core.train.budget_note import LEAST, forget
 
 
 @dataclass
@@ -24,29 +24,29 @@ class Attempt:
     def note(self, proven: bool = False, ran_out: bool = False) -> None:
         """Write what is known: that a whole step has fitted, or that memory ran out."""
         if self.path is not None:
-            told: dict[str, object] = {"token_budget": self.tokens, "proven": proven, "ran_out": ran_out}
-            told |= {"boot": host_memory.boot(), "oom_kills": host_memory.oom_kills()}
-            durable.write_text(self.path, json.dumps(told))
+            budget_note.write(self.path, self.tokens, proven, ran_out)
 
 
 @contextmanager
 def attempted(path: Path | None, tokens: int) -> Iterator[Attempt]:
     """Try a budget inside the block.
 
-    Raises DiedError in place of OutOfMemoryError where the budget was found by memory: the next try takes half.
+    Raises DiedError in place of OutOfMemoryError where the budget was found by memory and a smaller one helps: the
+    next try takes half. Any other OutOfMemoryError passes: another try would end like this one.
     """
     attempt = Attempt(path, tokens)
     attempt.note()
     try:
         yield attempt
     except OutOfMemoryError as error:
-        if path is None:
+        if path is None or not error.smaller_budget_helps or tokens <= LEAST:
+            forget(path)
             raise
         attempt.note(ran_out=True)
         raise DiedError(
             error.found,
             f"token_budget=auto takes half in the next try: {halved(tokens):,} tokens.",
-            "Run the same command again; what was saved stands.",
+            f"Run the same command again. If it ends like this once more: {error.remedy}",
         ) from error
     except BaseException:
         forget(path)
@@ -54,24 +54,15 @@ def attempted(path: Path | None, tokens: int) -> Iterator[Attempt]:
     forget(path)
 
 
-def forget(path: Path | None) -> None:
-    """Take the note away."""
-    if path is not None:
-        path.unlink(missing_ok=True)
-
-
 def failed(path: Path) -> int | None:
     """The budget of a try that memory ended; None where there was none, or something else ended it.
 
     Raises TrainingError where it was the least budget; the next try then begins anew.
     """
-    try:
-        told = json.loads(path.read_text())
-        tokens = int(told["token_budget"])
-    except (OSError, ValueError, KeyError):
+    told = budget_note.read(path)
+    if told is None or not of_memory(told):
         return None
-    if not of_memory(told):
-        return None
+    tokens: int = told["token_budget"]
     if tokens <= LEAST:
         forget(path)
         raise TrainingError(
@@ -82,11 +73,12 @@ def failed(path: Path) -> int | None:
     return tokens
 
 
-def of_memory(told: dict[str, object]) -> bool:
+def of_memory(told: dict[str, Any]) -> bool:
     """Whether memory ended the process that left a note.
 
-    The kernel counts those that it ends for it. Where it does not say, or the machine was started again, a try counts
-    as ended by memory when not a single step had fitted.
+    Who waited for that process has settled it, see :func:`budget_note.settle`. Where it died too, the kernel's count of
+    the processes that it ended for memory tells, the machine's others among them. Where that says nothing, or the
+    machine was started again, a try counts as ended by memory when not a single step had fitted.
     """
     if told["ran_out"]:
         return True

@@ -13,14 +13,14 @@ from dpo_core.model.device import free_memory
 from dpo_core.pair import Pair
 from dpo_core.recipe import TrainSettings
 from dpo_core.render.rendered import Ids, Rows
-from dpo_core.train import order
+from dpo_core.train import budget_note, order
 from dpo_core.train.footprint import Footprint, Workload, measure
 from dpo_core.train.packing import Layout, microbatches, padded_microbatches
 
 # The part of what is free that ``auto`` may plan with.
 SHARE = 0.8
 # On a CPU 2,048 tokens were measured best; a GPU gains from more.
-LEAST, MOST = 256, {"cpu": 2048, "cuda": 65_536}
+LEAST, MOST = budget_note.LEAST, {"cpu": 2048, "cuda": 65_536}
 STEP = 256
 # Optimizer steps whose microbatches are looked at for the largest.
 STEPS_SEEN = 64

@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 
 from dpo_core.errors import TrainingError
 from dpo_core.model.adapter import BASE_FINGERPRINT
+from dpo_core.model.device import free_memory
 from dpo_core.model.export import save_model
-from dpo_core.model.load import device, load_model
+from dpo_core.model.heap import trim
+from dpo_core.model.load import load_model
 from dpo_core.model.lora import merged
 from dpo_core.model.source import describe
 from dpo_core.records import Checkpoint
@@ -22,15 +24,19 @@ from dpo_core.render.registry import STORED
 from dpo_core.train import journal, run_dir
 from dpo_core.train.compiled import uncompiled
 from dpo_core.train.export_noise import differences
+from dpo_core.train.footprint import WORKING
 from dpo_core.train.heldout import HeldOut, HeldOutSettings, measure, settings_for
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.packing import branches, build
+from dpo_core.train.reference import OnTheFly
 from dpo_core.train.session import Session
 
 # Held-out pairs by which exporting is judged in a run that evaluates none, and by which merging is checked in float32.
 COMPARED_PAIRS, MERGED_PAIRS = 256, 8
 # Mean difference in nats a token that merging in float32 may make; a wrong merge makes a hundred times that.
 NEARNESS = 1e-3
+# Free memory of a GPU that a byte of weights wants, with activations of a few pairs and what stays in fragments.
+ROOM = 1.2
 
 
 class Finished(NamedTuple):
@@ -44,9 +50,12 @@ class Finished(NamedTuple):
 def finish(session: Session) -> Finished:
     """Export the trained model, adapters merged, in transformers' format with tokenizer and renderer; measure it.
 
-    The policy and the optimizer's state are used up. A LoRA run also leaves the adapters alone, in peft's format.
-    Raises TrainingError, with the checkpoints still there, when what was written is not what was trained.
+    The policy, the optimizer's state and a reference that is asked in every step are used up. A LoRA run also leaves
+    the adapters alone, in peft's format. Raises TrainingError, with the checkpoints still there, when what was trained
+    is not finite, or what was written is not what was trained.
     """
+    check_finite(session.run.policy, session)
+    let_training_go(session)
     path = session.log_path / run_dir.FINAL
     trained = session.measured.pop(session.run.total, None) or of_policy(session)
     exported = measured(session, export(session))
@@ -98,6 +107,8 @@ def export(session: Session) -> PreTrainedModel:
     with uncompiled(policy):
         whole = merge(session)
     whole.to(getattr(torch, request.export_dtype))
+    check_finite(whole, session)
+    make_room(whole, nbytes(whole, getattr(torch, request.frozen_dtype)))
     save_model(whole, request.rendered.tokenizer_path, session.renderer.name, aside)
     exported = load_model(aside, trust_remote_code=request.model.trust_remote_code, dtype=request.frozen_dtype)
     check_written(whole, exported, session)
@@ -113,6 +124,7 @@ def merge(session: Session) -> PreTrainedModel:
     policy = session.run.policy
     if not isinstance(policy, PeftModel):
         return merged(policy)
+    make_room(policy, nbytes(policy, torch.float32) - nbytes(policy))
     before = scores(session, policy.float())
     whole = merged(policy)
     check_merged(before, scores(session, whole), session)
@@ -123,7 +135,32 @@ def scores(session: Session, model: nn.Module) -> Tensor:
     """Log-probabilities of the first held-out pairs, (M,) on the CPU, computed in the weights' own type."""
     rows = session.test_split[0]
     items = [branches(rows[index]) for index in range(min(MERGED_PAIRS, len(rows)))]
-    return completion_logps(model, build(session.run.layout, items, device())).cpu()
+    return completion_logps(model, build(session.run.layout, items, next(model.parameters()).device)).cpu()
+
+
+def make_room(model: nn.Module, wanted: int) -> None:
+    """Take a model off a GPU that has no room for the bytes that are wanted beside it."""
+    where = next(model.parameters()).device
+    if where.type != "cpu" and wanted and free_memory(where) < ROOM * wanted + WORKING["cuda"]:
+        model.to("cpu")
+        give_back()
+
+
+def nbytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
+    """Bytes of a model's weights, in their own type or in another."""
+    return sum(p.numel() * (dtype or p.dtype).itemsize for p in model.parameters())
+
+
+def check_finite(model: nn.Module, session: Session) -> None:
+    """Raises TrainingError when a weight is not a finite number."""
+    wrong = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    if wrong:
+        raise TrainingError(
+            f"{len(wrong)} tensors of the trained model hold values that are not finite, as {min(wrong)}.",
+            "Weights must be finite numbers: this run has diverged.",
+            f"Train again with a lower learning_rate and another log_path; earlier checkpoints in {session.log_path}"
+            " stand.",
+        )
 
 
 def check_merged(before: Tensor, after: Tensor, session: Session) -> None:
@@ -150,19 +187,33 @@ def check_written(whole: nn.Module, read: nn.Module, session: Session) -> None:
 
 
 def same(ours: Tensor | None, theirs: Tensor | None) -> bool:
-    """Whether a tensor is there on both sides with finite and equal values, of whichever of the two types."""
+    """Whether a tensor is there on both sides with equal values, of whichever of the two types and devices."""
     if ours is None or theirs is None or ours.shape != theirs.shape:
         return False
-    return torch.equal(ours.to(theirs.dtype), theirs) and bool(torch.isfinite(theirs).all())
+    return torch.equal(ours.to(theirs.device, theirs.dtype), theirs)
+
+
+def let_training_go(session: Session) -> None:
+    """Give the memory back of what only training needs: gradients, moments, a reference model of its own."""
+    run = session.run
+    run.optimizer.state.clear()
+    run.optimizer.zero_grad(set_to_none=True)
+    if isinstance(run.references, OnTheFly) and run.references.model is not run.policy:
+        run.references.model.to("meta")
+    give_back()
 
 
 def let_go(session: Session, whole: nn.Module) -> None:
-    """Give the memory of the trained model and of its optimizer back."""
-    session.run.optimizer.state.clear()
-    session.run.optimizer.zero_grad(set_to_none=True)
+    """Give the memory of the trained model back."""
     whole.to("meta")
     session.run.policy.to("meta")
+    give_back()
+
+
+def give_back() -> None:
+    """Hand memory that is free inside this process to the system, and to the GPU."""
     gc.collect()
+    trim()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -30,7 +30,8 @@ class Footprint:
     """Bytes. ``held`` before the first step (weights, the reference, libraries); ``trained`` weights; ``saved`` for a
     checkpoint that is written while training goes on; ``copies`` of weights in the compute type; ``token`` for the
     activations of one; ``layer`` for one in a layer's backward pass; ``logits`` of one, of which ``at_once`` exist;
-    ``head`` for the gradient of the output head; ``aside`` for what is done between steps."""
+    ``head`` for the gradient of the output head; ``aside`` for what is done between steps and at the
+    end."""
 
     device: str
     held: int
@@ -63,7 +64,8 @@ class Workload:
 
     ``sides`` of a pair that a microbatch takes: 2, or 1. ``saves``: whether checkpoints are written during training.
     ``sampled``: tokens whose keys and values are in the cache when the policy is sampled. ``evaluated``: whether
-    held-out pairs are scored between steps.
+    held-out pairs are scored, between steps or at the end. ``exported``: bytes that a weight takes at the end, as it is
+    written and as it is read back, together; 0 where the policy is not exported so.
     """
 
     policy: nn.Module
@@ -74,6 +76,7 @@ class Workload:
     saves: bool = False
     sampled: int = 0
     evaluated: bool = False
+    exported: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +112,7 @@ def measure(work: Workload) -> Footprint:
         logits=computed * int(weight.shape[0]),
         at_once=tokens_at_once(work.policy),
         head=weight.numel() * (computed + cast) if weight.requires_grad else 0,
-        aside=max(cache(work), passing(work)),
+        aside=max(cache(work), passing(work), exporting(work, trained)),
     )
 
 
@@ -135,6 +138,17 @@ def passing(work: Workload) -> int:
     tokens = tokens_without_gradients(model)
     logits = min(tokens, tokens_at_once(model)) * int(model.get_output_embeddings().weight.shape[0])
     return tokens * width_of(model) + logits * (2 if work.precision == "bf16" else 4)
+
+
+def exporting(work: Workload, trained: int) -> int:
+    """Bytes that the export takes on a CPU beyond weights, gradients and the optimizer's state, of which it first gives
+    the latter two back (``trained``: bytes of weights that train): the model in float32 while adapters are added into
+    it, then what is written beside what is read back. A GPU without such room leaves it to host memory."""
+    if not work.exported or work.device.type != "cpu":
+        return 0
+    weights = list(work.policy.parameters())
+    whole = sum(p.numel() for p in weights) * max(4, work.exported)
+    return max(0, whole - sum(p.numel() * p.element_size() for p in weights) - STATES * trained)
 
 
 def width_of(model: nn.Module) -> int:

@@ -56,8 +56,9 @@ def loss_settings(train: TrainSettings) -> LossSettings:
 def steps(run: Run, done: int = 0) -> Iterator[StepMetrics]:
     """Train from ``done`` finished steps to the end, yielding after each step.
 
-    Raises TrainingError, with the step not applied, when loss or gradient are not finite, and OutOfMemoryError
-    when memory runs out.
+    Raises TrainingError, with the step not applied, when loss or gradient are not finite, and OutOfMemoryError,
+    with the step not applied, when memory runs out in its microbatches. Beyond them torch's own errors pass: then the
+    weights may be those of the step, or of none.
     """
     shape = Shape.of(run.policy)
     upcoming = load(run, done)
@@ -96,11 +97,8 @@ def load(run: Run, step: int) -> tuple[list[int], list[TokenPair]]:
 def within_memory(run: Run, batch: list[int], pairs: list[TokenPair]) -> tuple[Tensor, list[Batch]]:
     """:func:`accumulate`, with an error that says what to lower when memory runs out."""
     longest = max(branches(pair).tokens for pair in pairs)
-    budget = max(run.token_budget // 2, longest)
-    remedy = f"token_budget={budget}" if budget < run.token_budget else f"max_length={longest // 3}"
     more = "" if run.settings.activation_checkpointing else ", or set activation_checkpointing=true"
-    told = f"The longest pair has {longest} tokens: set {remedy}{more}; the last checkpoint stands."
-    with out_of_memory(run.token_budget, told), interruptible():
+    with out_of_memory(run.token_budget, longest, more), interruptible():
         return accumulate(run, batch, pairs)
 
 

@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
-import torch
-
 from dpo_core import host_memory
-from dpo_core.errors import OutOfMemoryError
+from dpo_core.errors import OutOfMemoryError, of_memory
 
 EVERY_S = 0.5
 # Less than this share of memory left, within these bounds, is short of memory.
@@ -92,21 +90,39 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def out_of_memory(token_budget: int, remedy: str = "") -> Iterator[None]:
-    """Raises OutOfMemoryError in place of torch's own errors for memory, and of MemoryShort."""
+def out_of_memory(token_budget: int, longest: int, more: str = "") -> Iterator[None]:
+    """Raises OutOfMemoryError in place of any error for memory in microbatches, saying what to lower.
+
+    ``longest``: tokens of the longest pair, which no budget makes shorter. ``more``: what else helps.
+    """
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError, MemoryShort) as error:
-        if not is_memory(error):
+    except Exception as error:
+        if not of_memory(error):
             raise
-        found = f"Memory ran out with token_budget={token_budget}"
-        raise OutOfMemoryError(
-            f"{found} ({error})." if isinstance(error, MemoryShort) else f"{found}.",
+        budget = max(1, token_budget // 2, longest)
+        helps = budget < token_budget
+        instead = f"token_budget={budget}" if helps else f"max_length={max(1, longest // 3)}"
+        told = OutOfMemoryError(
+            f"Memory ran out with token_budget={token_budget}{cause_of(error)}.",
             "A microbatch must fit into memory with its activations.",
-            remedy or f"Set token_budget={max(1, token_budget // 2)} or auto.",
-        ) from error
+            f"The longest pair has {longest} tokens: set {instead}{more}; what was saved stands.",
+        )
+        told.smaller_budget_helps = helps
+        raise told from error
 
 
-def is_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; on a CPU torch has no kind of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryShort) or "allocate memory" in str(error)
+@contextmanager
+def memory_for(what: str, rule: str, remedy: str) -> Iterator[None]:
+    """Raises OutOfMemoryError in place of any error for memory inside, where a token budget is not what it takes."""
+    try:
+        yield
+    except Exception as error:
+        if not of_memory(error):
+            raise
+        raise OutOfMemoryError(f"Memory ran out in {what}{cause_of(error)}.", rule, remedy) from error
+
+
+def cause_of(error: Exception) -> str:
+    """What broke a step off, in brackets; empty for an error of torch's, which says how much it wanted and no more."""
+    return f" ({error})" if isinstance(error, MemoryShort) else ""

@@ -19,7 +19,7 @@ from dpo_core.render.rendered import Rows, open_split
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.requests import TrainRequest
-from dpo_core.train import attempt, budget, checkpoint, journal, order, run_dir
+from dpo_core.train import attempt, budget, budget_note, checkpoint, journal, order, run_dir
 from dpo_core.train.budget import Past, Plan
 from dpo_core.train.compiled import compiled
 from dpo_core.train.flops import matmul_peak
@@ -32,6 +32,7 @@ from dpo_core.train.packing import Layout
 from dpo_core.train.reference import OnTheFly, Reference, References, open_references
 from dpo_core.train.stopping import StopFlag
 
+WIDTH = {"float32": 4, "bfloat16": 2}  # bytes
 Watch = Callable[[nn.Module, Renderer], dict[str, float]]
 
 
@@ -141,7 +142,7 @@ def settled_budget(request: TrainRequest, policy: nn.Module, rows: Rows, layout:
     if train.token_budget != "auto":
         return budget.plan(work, train.token_budget, Past(), batches)
     told = run_dir.read_config(request.log_path) or {}
-    past = Past(told.get("token_budget"), attempt.failed(request.log_path / attempt.NOTE))
+    past = Past(told.get("token_budget"), attempt.failed(request.log_path / budget_note.NOTE))
     plan = budget.plan(work, "auto", past, batches)
     if plan.tokens != past.kept:
         run_dir.write_config(request.log_path, told | {"token_budget": plan.tokens})
@@ -151,16 +152,22 @@ def settled_budget(request: TrainRequest, policy: nn.Module, rows: Rows, layout:
 def workload(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layout) -> Workload:
     """What the run will ask of memory."""
     train = request.train
-    sampled = request.samples * (request.max_new_tokens + int(rows.lengths()[0].max(initial=0)))
     return Workload(
         policy,
         rows,
         layout,
         train.precision,
         saves=saves_on_the_way(train, len(rows)),
-        sampled=sampled if train.infrequent_eval_every else 0,
-        evaluated=bool(train.eval_every),
+        sampled=sampled(request) if train.infrequent_eval_every else 0,
+        evaluated=True,  # at the end in any case
+        exported=WIDTH[request.export_dtype] + WIDTH[request.frozen_dtype],
     )
+
+
+def sampled(request: TrainRequest) -> int:
+    """Tokens in the cache when the held-out prompts, which nothing cuts, are answered together."""
+    prompts = open_split(request.rendered.path, "test").whole_prompts(request.samples)
+    return len(prompts) * (request.max_new_tokens + max(map(len, prompts), default=0))
 
 
 def saves_on_the_way(train: TrainSettings, pairs: int) -> bool:

@@ -17,7 +17,8 @@ from dpo_core.records import Checkpoint, StepMetrics
 from dpo_core.requests import TrainRequest
 from dpo_core.store import Draft
 from dpo_core.train import checkpoint, journal, run_dir
-from dpo_core.train.attempt import NOTE, Attempt, attempted
+from dpo_core.train.attempt import Attempt, attempted
+from dpo_core.train.budget_note import NOTE
 from dpo_core.train.checkpoint import Snapshot
 from dpo_core.train.claim import claimed
 from dpo_core.train.compiled import uncompiled
@@ -25,12 +26,25 @@ from dpo_core.train.display import Display
 from dpo_core.train.finish import finish, of_policy, on_record
 from dpo_core.train.logps import autocast
 from dpo_core.train.loop import steps
-from dpo_core.train.memory_watch import MemoryWatch
+from dpo_core.train.memory_watch import MemoryWatch, memory_for
 from dpo_core.train.run_facts import introduce
 from dpo_core.train.saver import Saver, check_measured, score
 from dpo_core.train.session import Session, Watch, begin, unwatched
 from dpo_core.train.stopping import StopFlag
 from dpo_core.train.watchdog import Watchdog
+
+# What is asked of memory beside a step's microbatches, and what helps there; then the same of the export.
+IN_TRAINING = (
+    "a step's optimizer or an evaluation between steps",
+    "Weights, gradients, the optimizer's state and what evaluations generate must fit together.",
+    "Make memory free, lower max_new_tokens or num_samples, train less (lora_rank), or choose a smaller model; the last"
+    " checkpoint stands.",
+)
+IN_EXPORT = (
+    "the export of the trained model",
+    "The merged model must fit, and beside it what is read back of it.",
+    "Make memory free and run the same command again: the last checkpoint stands, and only the export is left to do.",
+)
 
 
 def run(request: TrainRequest, draft: Draft, watch: Watch = unwatched) -> None:
@@ -56,7 +70,7 @@ def follow(session: Session, display: Display, attempt: Attempt) -> StepMetrics:
 
     The last step is only saved, with its metrics, which are returned: what is noted of it is measured on the weights
     that are exported. Raises StoppedError once a signal has come and the step is safe in a checkpoint, and
-    OutOfMemoryError, the step before being safe, when memory runs out.
+    OutOfMemoryError when memory runs out, the step before being safe where that is in a step's microbatches.
     """
     last = session.last
     train = session.request.train
@@ -64,6 +78,7 @@ def follow(session: Session, display: Display, attempt: Attempt) -> StepMetrics:
         Saver(session.log_path, train, display.say) as saver,
         Watchdog(train.step_timeout_minutes) as watchdog,
         MemoryWatch(device().type == "cpu"),
+        memory_for(*IN_TRAINING),
         kept_when_memory_runs_out(session, saver) as done,
     ):
         for metrics in reported(session):
@@ -96,9 +111,14 @@ def record_step(session: Session, metrics: StepMetrics, display: Display) -> Non
 
 
 def conclude(session: Session, last: StepMetrics, display: Display) -> Checkpoint:
-    """Export the model, and note the last step with what the exported weights measure in place of the policy's."""
+    """Export the model, and note the last step with what the exported weights measure in place of the policy's.
+
+    Raises StoppedError when a stop was asked for before, and OutOfMemoryError when memory runs out.
+    """
+    leave_before_export(session)
     started = time.perf_counter()
-    final, found = finish(session)
+    with memory_for(*IN_EXPORT):
+        final, found = finish(session)
     found |= {"time/export": time.perf_counter() - started}
     record_step(session, last.model_copy(update={"values": last.values | found}), display)
     low, high = (final.export[f"export/nats_a_reply_{end}"] for end in ("low", "high"))
@@ -110,9 +130,28 @@ def conclude(session: Session, last: StepMetrics, display: Display) -> Checkpoin
     return final
 
 
+def leave_before_export(session: Session) -> None:
+    """Raises StoppedError when a stop was asked for and the last step's checkpoint is there.
+
+    The end of the time allowed stops a process that trained; one that has but the export to do goes on with it.
+    """
+    total, stop = session.run.total, session.stop
+    saved = [path for path in checkpoint.newest_first(session.log_path)[:1] if int(path.name) == total]
+    if saved and (stop.signalled or (stop.timed_out and session.done < total)):
+        raise StoppedError(
+            f"Stopped after the last step, {total}, before the export{stop.why}.",
+            f"The checkpoint is {saved[0]}.",
+            "Run the same command again: only the export is left to do.",
+        )
+
+
 @contextmanager
 def kept_when_memory_runs_out(session: Session, saver: Saver) -> Iterator[deque[StepMetrics]]:
-    """Save the step before the one in which memory ran out. The block notes the steps that are done."""
+    """Save the step before the one whose microbatches memory ran out in. The block notes the steps that are done.
+
+    Anywhere else the weights may already be those of a step that is not done: torch's own errors pass, and nothing is
+    saved.
+    """
     last: deque[StepMetrics] = deque(maxlen=1)
     try:
         yield last

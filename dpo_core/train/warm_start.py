@@ -19,12 +19,12 @@ from dpo_core.recipe import WarmStartSettings
 from dpo_core.render.rendered import Rows, open_split
 from dpo_core.requests import WarmStartRequest
 from dpo_core.store import Draft
-from dpo_core.train import attempt, budget, schedule
+from dpo_core.train import attempt, budget, budget_note, schedule
 from dpo_core.train.budget import Past, Plan
 from dpo_core.train.footprint import Workload
 from dpo_core.train.layout import choose
 from dpo_core.train.logps import autocast, backward
-from dpo_core.train.memory_watch import MemoryWatch, interruptible, out_of_memory
+from dpo_core.train.memory_watch import MemoryWatch, interruptible, memory_for, out_of_memory
 from dpo_core.train.order import permutation
 from dpo_core.train.packing import Branches, Layout, build, counts, split
 
@@ -35,6 +35,8 @@ WARM_UP_STEPS = 20
 LARGEST_GRADIENT = 1.0
 # Separates this phase's draws from those of other users of the same seed.
 STREAM = 1
+# What helps where memory ran out beside the microbatches.
+REMEDY = "Make memory free, or choose a smaller model; finished stages are kept."
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def accumulate(phase: Phase, batch: list[Branches]) -> float:
         total.add_(loss.detach())
         return loss
 
-    with interruptible(), autocast(device, phase.precision):
+    longest = max(item.tokens for item in batch)
+    with out_of_memory(phase.token_budget, longest), interruptible(), autocast(device, phase.precision):
         for group in split(phase.layout, batch, phase.token_budget):
             backward(phase.model, build(phase.layout, [batch[place] for place in group], device), objective, together=1)
     return float(total)
@@ -155,7 +158,7 @@ def run(request: WarmStartRequest, draft: Draft) -> None:
     rows = open_split(rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
     work = Workload(model, rows, choose(model, train.layout, rendered), train.precision, sides=1)
-    note = draft.final.with_name(f".{draft.final.name}.{attempt.NOTE}")
+    note = budget_note.beside(draft.final)
     plan = settled_budget(request, work, note)
     phase = Phase(
         model,
@@ -191,7 +194,7 @@ def report(phase: Phase, trying: attempt.Attempt) -> None:
     Raises OutOfMemoryError when memory runs out.
     """
     progress = Progress("warm start", phase.settings.sft_steps, "steps")
-    with out_of_memory(phase.token_budget):
+    with memory_for("the warm start", "Weights, gradients and the optimizer's state must fit.", REMEDY):
         for done, loss in enumerate(fit(phase), 1):
             if done == 1:
                 trying.note(proven=True)

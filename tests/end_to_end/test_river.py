@@ -120,6 +120,28 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_continues_to_the_same
 
 
 @pytest.mark.slow
+def test_a_stop_before_the_export_leaves_that_to_the_same_command(
+    tmp_path_factory: pytest.TempPathFactory, stories: Path
+) -> None:
+    """Told to stop in the last step, with its checkpoint written."""
+    other = Place(tmp_path_factory.mktemp("unexported"), stories)
+    slow = ("infrequent_eval_every=1", "num_samples=4", "max_new_tokens=300")  # the evaluation after the last step
+    words = ("max_steps=1", "eval_every=1", "log_path=log", *slow)
+    process, metrics = other.start(*words), other.path / "log" / "metrics.jsonl"
+    while process.poll() is None and not journal.read(metrics):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "Stopped after the last step, 1, before the export." in error
+    assert not (other.path / "log" / "final").exists()
+    other.run(*words)
+    assert (other.path / "log" / "final" / "model.safetensors").is_file()
+    assert [row.step for row in journal.read_steps(metrics)] == [0, 1]
+    assert "export/nats_a_reply" in journal.read_steps(metrics)[-1].values
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_extended_to_the_end_of_a_longer_one(place: Place) -> None:
     words = ("lr_schedule=constant", "infrequent_eval_every=0")
     place.run(*words, "log_path=extended", "max_steps=4")

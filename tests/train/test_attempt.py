@@ -1,21 +1,24 @@
 """A budget that memory ended is not tried again."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dpo_core import host_memory
 from dpo_core.errors import DiedError, OutOfMemoryError, StoppedError, TrainingError
-from dpo_core.train import attempt
+from dpo_core.train import budget_note
 from dpo_core.train.attempt import Attempt, attempted, failed
-from dpo_core.train.budget import LEAST
+from dpo_core.train.budget_note import LEAST
+from dpo_core.train.memory_watch import memory_for, out_of_memory
 
 
 @pytest.fixture
 def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     kernel(monkeypatch, kills=3)
-    return tmp_path / attempt.NOTE
+    return tmp_path / budget_note.NOTE
 
 
 def kernel(monkeypatch: pytest.MonkeyPatch, kills: int | None, boot: str = "one") -> None:
@@ -58,9 +61,49 @@ def test_any_other_end_leaves_no_note(note: Path) -> None:
 
 
 def test_memory_that_ran_out_is_tried_again_with_half(note: Path) -> None:
-    with pytest.raises(DiedError, match="takes half in the next try: 1,024 tokens"), attempted(note, 2048):
-        raise OutOfMemoryError("Memory ran out with token_budget=2048.", "", "")
+    with pytest.raises(DiedError, match="takes half in the next try: 1,024 tokens") as raised, attempted(note, 2048):
+        raise in_microbatch(longest=300)
+    assert "The longest pair has 300 tokens: set token_budget=1024" in raised.value.remedy
     assert failed(note) == 2048
+
+
+def in_microbatch(longest: int, budget: int = 2048) -> OutOfMemoryError:
+    with pytest.raises(OutOfMemoryError) as raised, out_of_memory(budget, longest):
+        raise torch.OutOfMemoryError("no more")
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("tokens", "longest", "remedy"), [(2048, 3000, "set max_length=1000"), (LEAST, 100, "set token_budget=128")]
+)
+def test_what_half_would_not_help_is_told_at_once_with_what_does(
+    note: Path, tokens: int, longest: int, remedy: str
+) -> None:
+    """A pair that alone is longer than the budget, and the least budget of all."""
+    with pytest.raises(OutOfMemoryError, match=remedy), attempted(note, tokens):
+        raise in_microbatch(longest, tokens)
+    assert not note.exists()
+
+
+def test_memory_that_ran_out_beside_the_microbatches_is_no_budgets(note: Path) -> None:
+    words = "the optimizer", "They must fit.", "Lower it."
+    with pytest.raises(OutOfMemoryError, match="ran out in the optimizer"), attempted(note, 2048), memory_for(*words):
+        raise torch.OutOfMemoryError("no more")
+    assert not note.exists()
+
+
+def test_who_waited_for_the_process_knows_why_it_ended(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = time.time()
+    Attempt(note, 2048).note(proven=True)
+    assert budget_note.settle(note, True, time.time() + 1) is None  # another's
+    assert budget_note.settle(note, True, begun) == 2048
+    assert failed(note) == 2048
+    assert budget_note.settle(note, False, begun) is None  # the process's own word stands
+    assert failed(note) == 2048
+    Attempt(note, 2048).note()
+    assert budget_note.settle(note, False, begun) is None
+    kernel(monkeypatch, kills=9)  # others, later
+    assert failed(note) is None
 
 
 def test_an_explicit_budget_is_not_tried_again(tmp_path: Path) -> None:

@@ -11,14 +11,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dpo_core import gpus
 from dpo_core.errors import OutOfMemoryError
 from dpo_core.model.lora import trainable
 from dpo_core.recipe import ModelSettings, TrainSettings
-from dpo_core.train import attempt, budget, footprint, session
+from dpo_core.render.rendered import write_split
+from dpo_core.train import attempt, budget, budget_note, footprint, session
 from dpo_core.train.budget import Past
 from dpo_core.train.footprint import Footprint, Workload, measure
 from tests import tiny
@@ -125,7 +128,32 @@ def test_an_explicit_budget_is_obeyed_with_a_warning_of_what_would_fit(
 def request(tmp_path: Path) -> Any:
     (tmp_path / "config.json").write_text("{}")
     train = TrainSettings(batch_size=4)
-    return SimpleNamespace(train=train, log_path=tmp_path, samples=8, max_new_tokens=16)
+    write_split(tmp_path / "test.arrow", tiny.token_pairs(8))
+    types = {"export_dtype": "float32", "frozen_dtype": "float32"}
+    rendered = SimpleNamespace(path=tmp_path)
+    return SimpleNamespace(train=train, log_path=tmp_path, samples=8, max_new_tokens=16, rendered=rendered, **types)
+
+
+def test_sampling_is_planned_for_prompts_that_nothing_cuts(tmp_path: Path) -> None:
+    asked, split = request(tmp_path), tiny.rows(tmp_path, tiny.token_pairs(8))
+    pairs = tiny.token_pairs(4)
+    write_split(tmp_path / "test.arrow", [replace(pairs[0], whole_prompt=np.arange(900, dtype=np.int32)), *pairs[1:]])
+    assert session.workload(asked, tiny.llama(), split, "tree").sampled == 4 * (16 + 900)
+    asked.train = TrainSettings(batch_size=4, infrequent_eval_every=0)
+    assert session.workload(asked, tiny.llama(), split, "tree").sampled == 0
+
+
+def test_the_export_counts_beyond_what_training_gives_back(tmp_path: Path) -> None:
+    """Adapters on frozen weights: these in float32, then what is written beside what is read back. Where every weight
+    trains, the moments that are given back are more."""
+    whole, adapted = work(tmp_path), work(tmp_path, lora_rank=4)
+    held = sum(p.numel() * 4 for p in adapted.policy.parameters())
+    trained = measure(adapted).trained
+    assert footprint.exporting(replace(adapted, exported=8), trained) == held - 3 * trained
+    halves = replace(adapted, policy=adapted.policy.to(torch.bfloat16), exported=4)
+    assert footprint.exporting(halves, trained // 2) == held // 2 - 3 * (trained // 2)
+    assert footprint.exporting(replace(whole, exported=8), measure(whole).trained) == 0
+    assert footprint.exporting(adapted, trained) == 0
 
 
 def test_auto_is_the_default_and_is_kept_for_the_runs_continuation(
@@ -145,7 +173,7 @@ def test_a_run_that_memory_ended_goes_on_with_half(tmp_path: Path, monkeypatch: 
     asked, split = request(tmp_path), tiny.rows(tmp_path, tiny.token_pairs(8))
     with_memory(monkeypatch, free=10**12)
     session.settled_budget(asked, tiny.llama(), split, "tree")
-    attempt.Attempt(tmp_path / attempt.NOTE, 2048).note(ran_out=True)
+    attempt.Attempt(tmp_path / budget_note.NOTE, 2048).note(ran_out=True)
     again = session.settled_budget(asked, tiny.llama(), split, "tree")
     assert again.tokens == 1024
     assert "Memory ended the last try with token_budget=2048: this one takes 1024." in again.news[0]
@@ -189,4 +217,4 @@ def test_the_predicted_peak_is_the_measured_one_within_a_fifth(
     measured = journal[-1]["perf/peak_memory_gb"]
     print(f"{shape}: predicted {predicted}, measured {measured:.2f}")
     assert abs(predicted - measured) < 0.2 * measured
-    assert not (tmp_path / "log" / attempt.NOTE).exists()
+    assert not (tmp_path / "log" / budget_note.NOTE).exists()

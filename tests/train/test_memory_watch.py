@@ -12,6 +12,7 @@ from dpo_core.train import memory_watch
 from dpo_core.train.memory_watch import MemoryWatch, interruptible, out_of_memory, shortage
 
 GB = 10**9
+STATISTICS = "inactive_file 7\nactive_file 7\ntotal_inactive_file 50\ntotal_active_file 30"
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, left: float, swapped: float = 0) -> None:
@@ -42,7 +43,7 @@ def test_a_step_is_broken_off_where_nothing_is_lost(monkeypatch: pytest.MonkeyPa
 
 
 def step(seconds: float) -> None:
-    with out_of_memory(512), interruptible():
+    with out_of_memory(512, 100), interruptible():
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             torch.ones(8).sum()
@@ -55,9 +56,12 @@ def test_on_a_gpu_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_errors_of_another_kind_pass() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), out_of_memory(512):
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory(512, 100):
         raise RuntimeError("shapes do not match")
-    with pytest.raises(OutOfMemoryError, match="Set token_budget=256 or auto"), out_of_memory(512):
+    with (
+        pytest.raises(OutOfMemoryError, match="longest pair has 100 tokens: set token_budget=256"),
+        out_of_memory(512, 100),
+    ):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
 
@@ -74,14 +78,14 @@ def test_a_control_groups_limit_is_all_there_is(tmp_path: Path, monkeypatch: pyt
     for folder, limit in ((group, 1000), (group.parent, 800)):
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text("700\n")
-        (folder / "memory.stat").write_text("anon 500\ninactive_file 100\n")
-    assert (host_memory.total(), host_memory.available()) == (800, 200)
+        (folder / "memory.stat").write_text("anon 400\ninactive_file 100\nactive_file 50\nslab_reclaimable 25\n")
+    assert (host_memory.total(), host_memory.available()) == (800, 275)
     membership.write_text("4:memory:/job\n")
     old = tmp_path / "memory" / "job"
     old.mkdir(parents=True)
-    for name, value in (("limit_in_bytes", 500), ("usage_in_bytes", 450), ("stat", "total_inactive_file 50")):
+    for name, value in (("limit_in_bytes", 500), ("usage_in_bytes", 450), ("stat", STATISTICS)):
         (old / f"memory.{name}").write_text(f"{value}\n")
-    assert (host_memory.total(), host_memory.available()) == (500, 100)
+    assert (host_memory.total(), host_memory.available()) == (500, 130)
 
 
 def test_the_kernels_count_of_processes_ended_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

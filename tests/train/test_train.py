@@ -11,6 +11,8 @@ from dpo_core.errors import OutOfMemoryError
 from dpo_core.recipe import TrainSettings
 from dpo_core.records import StepMetrics
 from dpo_core.train import checkpoint, loop
+from dpo_core.train import train as stage
+from dpo_core.train.attempt import Attempt
 from dpo_core.train.loop import Run, steps
 from dpo_core.train.saver import Saver
 from dpo_core.train.session import adamw
@@ -18,13 +20,26 @@ from dpo_core.train.train import kept_when_memory_runs_out
 from tests import tiny
 
 
-def test_the_step_before_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def made(tmp_path: Path) -> Any:
     model, train = tiny.llama(), TrainSettings(batch_size=4, learning_rate=1e-2)
     split = tiny.rows(tmp_path, tiny.token_pairs(12))
     run = Run(model, adamw(model, train), split, tiny.references(tmp_path, model, split), train)
     named = SimpleNamespace(fingerprint="f")
     request = SimpleNamespace(train=train, fingerprint="f", lineage="l", rendered=named, reference=named)
-    session: Any = SimpleNamespace(run=run, log_path=tmp_path, request=request, renderer=SimpleNamespace(name="r"))
+    return SimpleNamespace(
+        run=run,
+        log_path=tmp_path,
+        request=request,
+        renderer=SimpleNamespace(name="r"),
+        done=0,
+        last=None,
+        stop=SimpleNamespace(asked=False),
+    )
+
+
+def test_the_step_before_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = made(tmp_path)
+    run, train = session.run, session.request.train
     backward, calls = loop.backward, iter(range(100))
 
     def full(*given: Any, **named: Any) -> None:
@@ -45,7 +60,33 @@ def test_the_step_before_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         follow()
     assert [metrics.step for metrics in done] == [1, 2]
     assert [path.name for path in checkpoint.newest_first(tmp_path)] == ["000002"]
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in run.policy.parameters())
     found, wrong = checkpoint.latest(tmp_path)
     assert found is not None
     assert (found.step, wrong) == (2, {})
+
+
+@pytest.mark.parametrize("where", ["optimizer", "evaluation"])
+def test_weights_of_half_a_step_are_not_saved_as_those_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Memory runs out in the third step's optimizer, or in the evaluation after it: the last checkpoint stands."""
+    session = made(tmp_path)
+    step, calls = session.run.optimizer.step, iter(range(100))
+
+    def full(*_: Any) -> Any:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("no more")
+        return step() if where == "optimizer" else {}
+
+    if where == "optimizer":
+        monkeypatch.setattr(session.run.optimizer, "step", full)
+        monkeypatch.setattr(stage, "observations", lambda *_: {})
+    else:
+        monkeypatch.setattr(stage, "observations", full)
+    monkeypatch.setattr(stage, "record_step", lambda *_: None)
+    display: Any = SimpleNamespace(say=print)
+    with pytest.raises(OutOfMemoryError, match="in a step's optimizer or an evaluation") as raised:
+        stage.follow(session, display, Attempt(None, 16384))
+    assert "token_budget" not in str(raised.value)
+    assert checkpoint.newest_first(tmp_path) == []
