@@ -21,7 +21,10 @@ from dpo_core.train.reference import OnTheFly
 from tests import tiny
 
 # dynamo looks at the gradients of tensors that are no leaves, and hides the warning in vain where warnings are errors.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"),
+]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LAYOUTS: tuple[Layout, Layout] = ("tree", "padded")
 
