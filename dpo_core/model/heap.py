@@ -33,8 +33,8 @@ def trim() -> None:
 def trim_above(limit: int) -> None:
     """Give back what is free once this process holds more than ``limit`` bytes.
 
-    Blocks of ever other sizes leave gaps between them, so that a kept heap grows from step to step; to give it back in
-    every step would cost a small model more than the step.
+    Blocks of ever other sizes leave gaps between them, so that a kept heap grows from microbatch to microbatch; to give
+    it back always would cost a small model more than the step.
     """
     if host_memory.resident() > limit:
         trim()

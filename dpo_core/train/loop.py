@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_core.errors import TrainingError
+from dpo_core.model.heap import trim_above
 from dpo_core.pair import Pair
 from dpo_core.recipe import TrainSettings
 from dpo_core.records import StepMetrics
@@ -26,7 +27,8 @@ SUMS = ("dpo_loss", "accuracy", "chosen_reward", "rejected_reward", "kl")
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run works on. ``peak_flops`` (FLOP/s of a matmul here) is what MFU is told against, if known."""
+    """What a training run works on. ``peak_flops`` (FLOP/s of a matmul here) is what MFU is told against, if known.
+    ``heap_limit``: bytes of a CPU process above which free memory is given back after a microbatch (None: never)."""
 
     policy: nn.Module
     optimizer: torch.optim.Optimizer
@@ -36,6 +38,7 @@ class Run:
     layout: Layout = "tree"
     token_budget: int = 16384
     peak_flops: float | None = None
+    heap_limit: int | None = None
 
     @property
     def total(self) -> int:
@@ -118,6 +121,8 @@ def accumulate(run: Run, batch: Sequence[int], pairs: Sequence[TokenPair]) -> tu
             backward(run.policy, micro, objective)
             sums += objective.sums
             micros.append(micro)
+            if run.heap_limit:
+                trim_above(run.heap_limit)
     return sums, micros
 
 

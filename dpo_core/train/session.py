@@ -87,6 +87,7 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
         layout=layout,
         token_budget=plan.tokens,
         peak_flops=matmul_peak(device(), train.precision),
+        heap_limit=plan.expected if device().type == "cpu" else None,
     )
     tokenizer = load_tokenizer(request.rendered.tokenizer_path, source.trust_remote_code)
     renderer = get_renderer(request.rendered.renderer_name, tokenizer)

@@ -11,7 +11,6 @@ from typing import Any
 from dpo_core.errors import OutOfMemoryError, StoppedError
 from dpo_core.model.device import check, device
 from dpo_core.model.generate import Decoding, decode
-from dpo_core.model.heap import trim_above
 from dpo_core.progress import Progress
 from dpo_core.records import Checkpoint, StepMetrics
 from dpo_core.requests import TrainRequest
@@ -90,8 +89,6 @@ def follow(session: Session, display: Display, attempt: Attempt) -> StepMetrics:
             else:
                 record_step(session, metrics, display)
             watchdog.alive()
-            if device().type == "cpu":
-                trim_above(session.plan.expected)
             if metrics.step == session.done + 1:
                 attempt.note(proven=True)
             saver.check()
