@@ -13,8 +13,7 @@ from dpo_core.model.device import flex_obstacle
 from dpo_core.pair import Pair
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.rendered import Completion, Rows, TokenPair, open_split
-from dpo_core.train.attention import tree_arguments
-from dpo_core.train.logps import as_mask, attention_of, plain
+from dpo_core.train.logps import hidden_states, plain
 from dpo_core.train.packing import Batch, Layout, branches, build
 
 # The probe's pairs, and how many tokens of each one's prompt and completions it keeps.
@@ -91,13 +90,8 @@ def obstacle(model: nn.Module, rows: Rows) -> str | None:
 @torch.no_grad()
 def probe(causal: Any, batch: Batch) -> Tensor:
     """Hidden states (M, D) of the trained tokens' predictors, in float32 or wider, from a decoder that computes so."""
-    how = tree_arguments(causal, batch) if batch.spans else {"attention_mask": as_mask(batch)}
     embedded = causal.get_input_embeddings()(batch.ids)
-    embedded = embedded.to(torch.promote_types(embedded.dtype, torch.float32))
-    with attention_of(causal, batch):
-        outputs = causal.get_decoder()(inputs_embeds=embedded, position_ids=batch.positions, use_cache=False, **how)
-    hidden: Tensor = outputs.last_hidden_state
-    return hidden.flatten(0, 1).index_select(0, batch.predictors)
+    return hidden_states(causal, batch, embedded.to(torch.promote_types(embedded.dtype, torch.float32)))
 
 
 @contextmanager

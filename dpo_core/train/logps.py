@@ -101,12 +101,16 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False)
 
 
-def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
-    """The decoder's last hidden states that predict the trained tokens, (M, D)."""
+def hidden_states(model: nn.Module, batch: Batch, embedded: Tensor | None = None) -> Tensor:
+    """The decoder's last hidden states that predict the trained tokens, (M, D).
+
+    ``embedded``: embeddings (R, T, D) to begin with, in place of the model's own of the batch's tokens.
+    """
     causal = plain(model)
     how = tree_arguments(causal, batch) if batch.spans else {"attention_mask": as_mask(batch)}
     with attention_of(model, batch):
-        outputs = causal.get_decoder()(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **how)
+        how |= {"input_ids": batch.ids} if embedded is None else {"inputs_embeds": embedded}
+        outputs = causal.get_decoder()(position_ids=batch.positions, use_cache=False, **how)
     hidden: Tensor = outputs.last_hidden_state
     return hidden.flatten(0, 1).index_select(0, batch.predictors)
 
