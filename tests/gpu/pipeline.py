@@ -3,7 +3,7 @@
     python -m tests.gpu.pipeline demo|lora WORK_DIRECTORY [key=value …]
 
 demo: the built-in demo as it stands. lora: a Llama of 100 million parameters under LoRA's defaults in bf16, killed in
-training and continued, then three steps each of other ways to train it. Ends with a line ``figure: …``, or an error.
+training and continued, beside three steps each of other ways to train it. Ends with a line ``figure: …``, or an error.
 """
 
 import json
@@ -67,7 +67,8 @@ def run_demo(work: Path, settings: list[str]) -> str:
 
 
 def run_lora(work: Path, settings: list[str]) -> str:
-    """LoRA killed and continued; then the other ways, beside each other."""
+    """LoRA killed and continued, beside it the other ways."""
+    began = time.monotonic()
     model = write_model(work / "model", TINY if "shape=tiny" in settings else SHAPE)
     words = [
         *shlex.split(LORA),
@@ -81,16 +82,18 @@ def run_lora(work: Path, settings: list[str]) -> str:
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait()
     kill_orphans(log_path)
+    print(f"{time.monotonic() - began:.0f} s: killed after step {steps_done(log_path)}", flush=True)
+    runs = {
+        way: start(f"way-{number}", "train", [*words, *extra.split(), "max_steps=3", f"log_path={work / str(number)}"])
+        for number, (way, extra) in enumerate(WAYS.items())
+    }
     out = finish(start("continued", "run", [*words, f"log_path={log_path}"]))
+    print(f"{time.monotonic() - began:.0f} s: continued and finished", flush=True)
     assert "Continuing after step" in out, "the second run did not continue from a checkpoint"
     journal = read_journal(log_path)
     assert [row["step"] for row in journal] == list(range(9)), [row["step"] for row in journal]
     assert abs(journal[1]["dpo_loss"] - math.log(2)) < LN_2_WITHIN, journal[1]["dpo_loss"]
     figure = f"accuracy {share(stage_line(out, 'evaluate'), 'test/accuracy'):.3f}, continued, {layouts(out)}"
-    runs = {
-        way: start(f"way-{number}", "train", [*words, *extra.split(), "max_steps=3", f"log_path={work / str(number)}"])
-        for number, (way, extra) in enumerate(WAYS.items())
-    }
     for number, (way, process) in enumerate(runs.items()):
         finish(process)
         rows = read_journal(work / str(number))
