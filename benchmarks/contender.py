@@ -13,7 +13,7 @@ import product  # this folder's
 import torch
 from transformers import PreTrainedModel
 
-from dpo_core.recipe import ModelSettings, TrainSettings
+from dpo_core.config.recipe import ModelSettings, TrainSettings
 
 Options = dict[str, Any]
 BETA, BETAS = 0.1, (0.9, 0.95)

@@ -61,10 +61,10 @@ def measure(dataset: str, path: Path) -> dict[str, float]:
     """One acquire stage in this process, everything imported before."""
     import datasets
 
+    from dpo_core.cache.store import Store
+    from dpo_core.config.recipe import DataSettings
     from dpo_core.data import acquire
-    from dpo_core.recipe import DataSettings
-    from dpo_core.requests import AcquireRequest
-    from dpo_core.store import Store
+    from dpo_core.stages.acquire import AcquireRequest
 
     datasets.disable_progress_bars()
     data = DataSettings(dataset=str(path)) if dataset == "file" else DataSettings(dataset="hhh", data_path=path)

@@ -179,8 +179,8 @@ def run(options: argparse.Namespace) -> Figures:
     from inspect_ai import eval
     from inspect_ai.model import GenerateConfig, get_model
 
-    from dpo_core.evaluate.ifeval import ifeval
-    from dpo_core.model.engines import DTYPES
+    from dpo_core.evaluate.ifeval.ifeval_task import ifeval
+    from dpo_core.inference.select_engine import DTYPES
 
     place, precision, engine = Path(options.contender[0]), *options.contender[1:]
     size = int(engine) if engine.isdigit() else 0

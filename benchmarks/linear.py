@@ -63,10 +63,10 @@ def run(case: dict[str, int], steps: int) -> dict[str, float]:
     import product  # lazy, as below: the parent has no need of torch
     import torch
 
-    from dpo_core.recipe import ModelSettings, TrainSettings
-    from dpo_core.train.flops import Shape, peak_memory
+    from dpo_core.config.recipe import ModelSettings, TrainSettings
+    from dpo_core.train.batching.packing import branches, build
     from dpo_core.train.loop import steps as train_steps
-    from dpo_core.train.packing import branches, build
+    from dpo_core.train.runtime.flops import Shape, peak_memory
 
     shape = {
         "vocab_size": case["vocabulary"],

@@ -4,7 +4,7 @@
 
 - plain: ``python -m dpo_core run``: the stages, nothing else.
 - servers: ``dpo run`` against a Prefect and an MLflow server that run already (Postgres, logins: python -m
-  deployments.servers); registers a version and decides about it, which plain does not.
+  deployments.servers.local_servers); registers a version and decides about it, which plain does not.
 - alone: ``dpo run`` without servers: brings its own Prefect, and MLflow is sqlite.
 
 Every run starts in an empty directory, so that no stage is cached, and the ways take turns. ``key=value`` are settings
@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
 
 def servers(stack: ExitStack, place: Path) -> Mapping[str, str]:
     """Both servers, until the end; the environment in which a client finds them."""
-    from deployments.servers import Ports, running
+    from deployments.servers.local_servers import Ports, running
 
     return stack.enter_context(running(place / "servers", Ports(0, 0))).environment
 

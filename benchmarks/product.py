@@ -10,17 +10,18 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from dpo_core import river
+from dpo_core.cache.store import Store
+from dpo_core.config.recipe import ModelSettings, Recipe, TrainSettings
 from dpo_core.pair import Pair
-from dpo_core.recipe import ModelSettings, Recipe, TrainSettings
+from dpo_core.pipeline import stage_calls
 from dpo_core.records import DataReport, ModelSource, ReferenceSet, RenderedSet
-from dpo_core.render.rendered import Completion, TokenPair, write_split
-from dpo_core.requests import ScoreRequest, TrainRequest
-from dpo_core.store import Store
+from dpo_core.render.token_dataset import Completion, TokenPair, write_split
+from dpo_core.stages.score_reference import ScoreRequest
+from dpo_core.stages.train import TrainRequest
 from dpo_core.train import reference
-from dpo_core.train.order import permutation
-from dpo_core.train.session import Session, begin
-from dpo_core.train.stopping import StopFlag
+from dpo_core.train.data_order import permutation
+from dpo_core.train.runtime.setup import Session, begin
+from dpo_core.train.runtime.signals import StopFlag
 
 HELD_OUT = 8
 
@@ -36,7 +37,7 @@ class Setup:
     @property
     def frozen_dtype(self) -> str:
         """The type of weights, as the recipe decides it."""
-        return river.frozen_dtype(Recipe(model=self.model, train=self.train))
+        return stage_calls.frozen_dtype(Recipe(model=self.model, train=self.train))
 
 
 def random_model(setup: Setup) -> PreTrainedModel:

@@ -111,13 +111,13 @@ def peak_kb() -> int:
 
 def ours(way: str, tokenizer: str, source: str, work: Path) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if "one thread" in way else "true"
-    from dpo_core import fingerprint
-    from dpo_core.data.hhh import from_transcripts
+    from dpo_core.cache import fingerprint
+    from dpo_core.config.recipe import RenderSettings
+    from dpo_core.data.datasets.hhh import from_transcripts
     from dpo_core.data.preference import Preference, write_pairs
-    from dpo_core.recipe import RenderSettings
     from dpo_core.render.registry import get_renderer
     from dpo_core.render.render import Counted
-    from dpo_core.render.rendered import write_split
+    from dpo_core.render.token_dataset import write_split
     from dpo_core.render.tokenizer import load_tokenizer
 
     part = Counted(get_renderer("role_colon", load_tokenizer(Path(tokenizer))), RenderSettings(max_length=1024))

@@ -68,28 +68,28 @@ def measure(way: str, options: argparse.Namespace) -> float:
 
 def following(place: Path) -> AbstractContextManager[Any]:
     """A follower of the run's journal, into a store of its own."""
-    from flows.follower import Follower  # lazy: mlflow, which the training process does without
+    from flows.tracking.journal_follower import Follower  # lazy: mlflow, which the training process does without
 
     return Follower(lambda: opened(place), place)
 
 
 def opened(place: Path) -> Any:
     """A run in a new store."""
-    from dpo_core.recipe import Recipe, TrackSettings
-    from flows import tracking
+    from dpo_core.config.recipe import Recipe, TrackSettings
+    from flows.tracking import mlflow_run
 
     track = TrackSettings(tracking_uri=f"sqlite:///{place}/mlflow.db")
-    return tracking.open_run(track, Recipe(track=track), "benchmark", "f00d")
+    return mlflow_run.open_run(track, Recipe(track=track), "benchmark", "f00d")
 
 
 def train(options: argparse.Namespace) -> float:
     """Seconds a step after the first, until the last checkpoint is on the disk."""
     import product  # lazy, as all of these: the parent has no need of them
 
-    from dpo_core.recipe import ModelSettings, TrainSettings
-    from dpo_core.train import checkpoint, journal
+    from dpo_core.config.recipe import ModelSettings, TrainSettings
+    from dpo_core.train.checkpoint import checkpoint_state, journal
+    from dpo_core.train.checkpoint.checkpoint_writer import Saver
     from dpo_core.train.loop import steps
-    from dpo_core.train.saver import Saver
 
     settings = TrainSettings(
         batch_size=options.batch_size,
@@ -113,7 +113,9 @@ def train(options: argparse.Namespace) -> float:
                     journal.append(options.place / "metrics.jsonl", journal.to_row(metrics))
                     saver.check()
                     if saver.due(metrics.step):
-                        saver.save(checkpoint.snapshot(options.place, run.policy, run.optimizer, metrics.step, {}))
+                        saver.save(
+                            checkpoint_state.snapshot(options.place, run.policy, run.optimizer, metrics.step, {})
+                        )
                 started = started or time.perf_counter()
             saver.settle()
         return (time.perf_counter() - started) / (options.steps - 1)
@@ -121,8 +123,8 @@ def train(options: argparse.Namespace) -> float:
 
 def projection() -> float:
     """Metrics a second of a long journal."""
-    from dpo_core.train import journal
-    from flows import tracking
+    from dpo_core.train.checkpoint import journal
+    from flows.tracking import mlflow_run
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -131,7 +133,7 @@ def projection() -> float:
         rows = [{"step": step, "time": 1e9 + step, **values} for step in range(1, LONG + 1)]
         journal.keep(place / "metrics.jsonl", rows)
         started = time.perf_counter()
-        tracking.project(handle, place)
+        mlflow_run.project(handle, place)
         return LONG * len(values) / (time.perf_counter() - started)
 
 

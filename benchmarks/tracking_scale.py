@@ -29,9 +29,10 @@ import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, SqlParam, SqlRun, SqlTag
 
-from deployments.processes import free_port
-from dpo_core.recipe import Recipe, TrackSettings
-from flows import tracking, ui
+from deployments.servers.processes import free_port
+from dpo_core.config.recipe import Recipe, TrackSettings
+from flows.cli import ui
+from flows.tracking import mlflow_run
 
 CURVES = ("dpo_loss", "accuracy", "margin", "learning_rate", "progress", "test/dpo_loss", "test/accuracy", "grad_norm")
 FINAL = {"after/prompt_strict_acc": 0.6, "after/test/accuracy": 0.8, "after/test/nll_chosen": 1.2}
@@ -64,7 +65,7 @@ def parse() -> argparse.Namespace:
 
 def fill(uri: str, place: Path, runs: int, points: int) -> tuple[float, list[str]]:
     """Insert everything; returns the seconds that it took, and the runs' ids."""
-    client = tracking.connect(uri)
+    client = mlflow_run.connect(uri)
     experiments = [
         client.create_experiment(name, artifact_location=str(place / "artifacts" / name)) for name in ("many", "one")
     ]
@@ -114,12 +115,12 @@ def name_of(index: int) -> str:
 
 
 def tags(run: str, index: int) -> Iterator[dict[str, Any]]:
-    for key, value in {"mlflow.runName": name_of(index), tracking.FINGERPRINT: run}.items():
+    for key, value in {"mlflow.runName": name_of(index), mlflow_run.FINGERPRINT: run}.items():
         yield {"run_uuid": run, "key": key, "value": value}
 
 
 def params(run: str, index: int) -> Iterator[dict[str, Any]]:
-    told = tracking.parameters(Recipe(track=TrackSettings(experiment_name="many")))
+    told = mlflow_run.parameters(Recipe(track=TrackSettings(experiment_name="many")))
     told |= {"learning_rate": f"{1e-6 * (1 + index % 7):g}", "dpo_beta": f"{0.05 * (1 + index % 5):g}"}
     for key, value in told.items():
         yield {"run_uuid": run, "key": key, "value": value}
@@ -193,7 +194,7 @@ def timed(uri: str, words: list[str], place: Path) -> float:
     """Wall seconds of a command."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DPO_")}
     environment |= {"MLFLOW_TRACKING_URI": uri, "COLUMNS": "200"}
-    command = [sys.executable, "-c", "from flows.cli import main; main()", *words]
+    command = [sys.executable, "-c", "from flows.cli.main import main; main()", *words]
     started = time.perf_counter()
     told = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True)
     if told.returncode:

@@ -5,9 +5,9 @@ import sys
 
 import click
 
-from deployments import link, registering, serving, submitting
-from deployments.parameters import split
-from deployments.registering import KINDS, Wishes
+from deployments import prefect_client, register_deployments, serve_deployments, submit_run
+from deployments.register_deployments import KINDS, Wishes
+from dpo_core.config.settings import split_recipe_file
 from dpo_core.errors import DPOError
 
 FREE_FORM = {
@@ -38,9 +38,9 @@ def deploy(words: tuple[str, ...], gpus: int, **chosen: str | None) -> None:
     The settings become the deployments' own, and the nightly one starts when they name a model.
     """
     wishes = Wishes(**chosen, gpus=gpus)
-    told = registering.wanted(wishes, *split(words))
-    with link.connected() as client:
-        for line in registering.deploy(client, wishes, told):
+    told = register_deployments.wanted(wishes, *split_recipe_file(words))
+    with prefect_client.connected() as client:
+        for line in register_deployments.deploy(client, wishes, told):
             click.echo(line)
 
 
@@ -50,8 +50,8 @@ def deploy(words: tuple[str, ...], gpus: int, **chosen: str | None) -> None:
 @click.option("--watch", is_flag=True, help="Show its log until it ends; its end is this command's exit code.")
 def submit(words: tuple[str, ...], name: str, watch: bool) -> None:
     """Ask for a run: dpo submit [recipe.toml] [key=value ...]. Settings are checked before anything runs."""
-    with link.connected() as client:
-        run = submitting.submit(client, name, *split(words))
+    with prefect_client.connected() as client:
+        run = submit_run.submit(client, name, *split_recipe_file(words))
     click.echo(f"{run.name} ({run.id}) waits for a worker; prefect flow-run logs {run.id} shows what it says.")
     if watch:
         os.execv(sys.executable, [sys.executable, "-m", "prefect", "flow-run", "watch", str(run.id)])
@@ -64,11 +64,11 @@ def submit(words: tuple[str, ...], name: str, watch: bool) -> None:
 @click.option("--limit", default=1, type=click.IntRange(1), help="Runs at the same time.")
 def serve(words: tuple[str, ...], cron: str | None, timezone: str | None, limit: int) -> None:
     """Run the deployments from this process until Ctrl-C, without pool and worker: dpo serve [recipe.toml] [...]."""
-    told = registering.wanted(Wishes(cron, timezone), *split(words))
-    link.check()
+    told = register_deployments.wanted(Wishes(cron, timezone), *split_recipe_file(words))
+    prefect_client.check()
     for entry in told["deployments"]:
-        click.echo(registering.describe(entry | {"work_pool": {"name": "of this process"}}))
-    serving.serve(told, limit)
+        click.echo(register_deployments.describe(entry | {"work_pool": {"name": "of this process"}}))
+    serve_deployments.serve(told, limit)
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """The deployments of prefect.yaml, with what the command line asks of them, checked before anything runs."""
 
 import copy
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel
 from prefect.client.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
-from deployments.parameters import merged, trees
+from deployments.deployment_recipe import merged, trees
+from dpo_core.config.recipe import Recipe
+from dpo_core.config.spelling import close_matches, did_you_mean_or_list
 from dpo_core.errors import RecipeError
-from dpo_core.recipe import Recipe
 
 CATALOGUE = Path(__file__).parent / "prefect.yaml"
 
@@ -39,14 +39,11 @@ def check_names(there: Iterable[str], known: set[str], where: str) -> None:
     """Raises RecipeError for a name that means nothing."""
     for name in there:
         if name not in known:
-            raise RecipeError(f"Unknown key {name!r} in {where}.", "Prefect would ignore it.", nearest(name, known))
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The right spelling, if there is one that is near."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(names[:12]) or 'none'}."
+            raise RecipeError(
+                f"Unknown key {name!r} in {where}.",
+                "Prefect would ignore it.",
+                did_you_mean_or_list(name, sorted(known), "Keys"),
+            )
 
 
 def with_recipe(entry: Entry, recipe_file: Path | None, words: Sequence[str]) -> Entry:
@@ -95,7 +92,7 @@ def nearest_zone(timezone: str, zones: set[str]) -> str:
     by_folded = {zone.casefold(): zone for zone in zones} | {
         zone.rpartition("/")[2].casefold(): zone for zone in sorted(zones, reverse=True)
     }
-    near = difflib.get_close_matches(timezone.casefold().replace(" ", "_"), list(by_folded), n=1, cutoff=0.5)
+    near = close_matches(timezone.casefold().replace(" ", "_"), by_folded)
     return f"Did you mean {by_folded[near[0]]}?" if near else "Name one as in /usr/share/zoneinfo."
 
 

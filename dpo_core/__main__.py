@@ -3,11 +3,10 @@
 import os
 import signal
 import sys
-from pathlib import Path
 
-from dpo_core import garbage
+from dpo_core.config.settings import read_recipe, split_recipe_file
 from dpo_core.errors import DPOError, RecipeError, interrupted
-from dpo_core.settings import read_recipe
+from dpo_core.system import gc_tuning
 
 STAGES = ("acquire", "render", "warm_start", "score_reference", "train", "evaluate", "run")
 USAGE = f"""usage: python -m dpo_core STAGE [recipe.toml] [key=value ...]
@@ -24,7 +23,7 @@ def main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    garbage.none_at_the_end()
+    gc_tuning.none_at_the_end()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "--debug" in words:
         os.environ["DPO_DEBUG"] = "1"
@@ -45,28 +44,29 @@ def act(command: str, words: list[str]) -> None:
     Raises RecipeError for an unknown one.
     """
     if command in ("generate", "chat"):
-        from dpo_core.evaluate import chat  # lazy: torch, 2 s that the stages' parent need not pay
+        from dpo_core.inference import chat  # lazy: torch, 2 s that the stages' parent need not pay
 
         chat.main(command, words)
         return
     if command == "data":
-        from dpo_core.browse import data_command  # lazy: pyarrow and rich, half a second, for this command only
+        from dpo_core.cli.data_viewer import (
+            data_command,  # lazy: pyarrow and rich, half a second, for this command only
+        )
 
         data_command(words)
         return
     if command == "eval":
-        from dpo_core.appraise import eval_command  # lazy: as above
+        from dpo_core.cli.eval_command import eval_command  # lazy: as above
 
         eval_command(words)
         return
     if command not in STAGES:
         raise RecipeError(f"There is no stage {command!r}.", f"Stages are {', '.join(STAGES)}.", "See --help.")
-    files = [word for word in words[:1] if word.endswith(".toml")]
-    recipe = read_recipe(Path(files[0]) if files else None, words[len(files) :])
+    recipe = read_recipe(*split_recipe_file(words))
     # Lazy: pyarrow and tokenizers, half a second that a wrong setting need not wait.
-    from dpo_core.course import flow_to
+    from dpo_core.cli.run_command import run_up_to
 
-    flow_to(recipe, "evaluate" if command == "run" else command)
+    run_up_to(recipe, "evaluate" if command == "run" else command)
 
 
 if __name__ == "__main__":

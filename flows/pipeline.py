@@ -2,18 +2,26 @@
 
 import importlib
 import threading
+from contextvars import ContextVar
+from dataclasses import replace
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from dpo_core import asking, garbage, produce, river, weights
+from dpo_core.config.recipe import Recipe
 from dpo_core.errors import TrainingError
-from dpo_core.recipe import Recipe
+from dpo_core.pipeline.pipeline import steps, walk
+from dpo_core.pipeline.preflight import RunPlan, preflight
+from dpo_core.process.run_stage import GPU_LIMIT
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Promotion, Record
+from dpo_core.system import gc_tuning
+from dpo_core.train.checkpoint import run_dir
 from flows import tasks
-from flows.turn import turn
+from flows.gpu_limit import gpu_slot
 
 MOST_STARTS = 6  # the first among them
+# What preflight found, where the process that runs the flow has already checked the recipe.
+CHECKED: ContextVar[RunPlan | None] = ContextVar("checked", default=None)
 
 
 class Outcome(Record):
@@ -36,11 +44,11 @@ def check_starts(count: int) -> None:
         )
 
 
-def load_ahead(module: str) -> None:
+def import_in_background(module: str) -> None:
     """Import a module in the background: MLflow's seconds pass while the first stages' processes are at work."""
 
     def load() -> None:
-        with garbage.importing():
+        with gc_tuning.importing():
             importlib.import_module(module)
 
     threading.Thread(target=load, name=f"import {module}").start()
@@ -50,26 +58,25 @@ def load_ahead(module: str) -> None:
 def pipeline(recipe: Recipe) -> Outcome:
     """Download and render preferences, train with DPO, evaluate, register, and promote on evidence."""
     check_starts(flow_run.run_count)
-    produce.TURN.set(turn)
-    load_ahead("flows.tracked")
-    river.preflight(recipe)
-    base = weights.base(recipe)
-    pairs = tasks.acquire(recipe)
-    asked = asking.questions(recipe, tasks.acquire_prompts(recipe))
-    rendered = tasks.render(recipe, pairs, base)
-    start = tasks.warm_start(recipe, rendered, base)
-    reference = tasks.score_reference(recipe, rendered, start)
-    from flows import tracked  # lazy: loaded by now
-    from flows.recording import Training
-    from flows.registry import Candidate
+    GPU_LIMIT.set(gpu_slot)
+    import_in_background("flows.training_run")
+    with tasks.StageTasks(recipe) as stage_tasks:
+        outputs = walk(steps(plan_of(recipe)), stage_tasks.run)
+        from flows.registry.versions import Candidate  # lazy: mlflow, imported by now
 
-    checkpoint = tracked.train(recipe, rendered, reference, start)
-    inputs = river.EvaluationInputs(rendered, reference, asked)
-    with tracked.accounted(recipe, checkpoint):
-        with tracked.meanwhile(recipe, Training(checkpoint, pairs, rendered)):
-            before = tasks.evaluate(recipe, start, inputs)
-        after = tasks.evaluate(recipe, river.trained(checkpoint, start), inputs)
-        candidate = Candidate(checkpoint, pairs, rendered, before, after)
-        version = tracked.register(recipe, candidate)
-        promotion = tracked.promote(recipe, candidate, version)
-    return Outcome(checkpoint=checkpoint, base=before, trained=after, version=version, promotion=promotion)
+        candidate = Candidate(outputs.checkpoint, outputs.pairs, outputs.rendered, outputs.base, outputs.trained)
+        version = tasks.register(recipe, candidate)
+        promotion = tasks.promote(recipe, candidate, version)
+    return Outcome(
+        checkpoint=outputs.checkpoint, base=outputs.base, trained=outputs.trained, version=version, promotion=promotion
+    )
+
+
+def plan_of(recipe: Recipe) -> RunPlan:
+    """The plan that the command line made in this process, else a new one, as in a deployment's run."""
+    plan = CHECKED.get()
+    if plan is not None:
+        return replace(plan, recipe=recipe)
+    plan = preflight(recipe)
+    run_dir.settle(recipe)
+    return plan

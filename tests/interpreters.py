@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from dpo_core.interpreter import REQUIREMENTS
+from dpo_core.system.python_environment import REQUIREMENTS
 
 # Notes every process of the environment: its first arguments, a line each.
 NOTE = """
@@ -63,4 +63,8 @@ def processes(python: Path) -> list[str]:
     """What a twin ran: the stages, by name."""
     notes = packages_of(python) / "processes.txt"
     lines = notes.read_text().splitlines() if notes.exists() else []
-    return [line.removeprefix("-m dpo_core.worker ") for line in lines if line.startswith("-m dpo_core.worker ")]
+    return [
+        line.removeprefix("-m dpo_core.process.worker ")
+        for line in lines
+        if line.startswith("-m dpo_core.process.worker ")
+    ]

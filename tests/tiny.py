@@ -10,8 +10,8 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from dpo_core.pair import Pair
-from dpo_core.render.rendered import Completion, Rows, TokenPair, open_split, write_split
-from dpo_core.train.packing import Layout
+from dpo_core.render.token_dataset import Completion, Rows, TokenPair, open_split, write_split
+from dpo_core.train.batching.packing import Layout
 from dpo_core.train.reference import References, open_references, score
 
 VOCABULARY = 64

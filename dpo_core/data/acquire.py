@@ -4,18 +4,18 @@ from bisect import insort
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
+from dpo_core.cache.store import Draft
 from dpo_core.data import report
-from dpo_core.data.opened import Opened, held_out_of, open_source
+from dpo_core.data.dedup import Seen
 from dpo_core.data.preference import Preference, read_pairs, write_pairs
-from dpo_core.data.rows import Dropped, Outcome
-from dpo_core.data.seen import Seen
+from dpo_core.data.readers.dataset_reader import Opened, held_out_of, open_source
+from dpo_core.data.row_outcome import Dropped, Outcome
 from dpo_core.data.sources import content, digest, pin
-from dpo_core.data.tally import OVERLAP, Tally
-from dpo_core.progress import Progress
+from dpo_core.data.statistics import OVERLAP, Tally
 from dpo_core.records import PairSet
-from dpo_core.requests import AcquireRequest
-from dpo_core.store import Draft
+from dpo_core.stages.acquire import AcquireRequest
+from dpo_core.system.progress import Progress
 
 __all__ = ["content", "digest", "pin", "run"]
 

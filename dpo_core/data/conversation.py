@@ -5,7 +5,7 @@ import itertools
 from typing import Any
 
 from dpo_core.data.preference import Message, Preference
-from dpo_core.data.rows import Convert, Dropped, Malformed, Outcome, Row, checked, malformed
+from dpo_core.data.row_outcome import Convert, Dropped, Malformed, Outcome, Row, checked, malformed
 from dpo_core.pair import Pair
 
 ROLES = ("system", "user", "assistant")

@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 
 import pyarrow as pa
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
 from dpo_core.pair import Pair
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected", "source")])

@@ -4,13 +4,15 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from dpo_core import fingerprint
-from dpo_core.data import custom, jsonl, tables
-from dpo_core.data.hub import Wanted, check_reachable
-from dpo_core.data.hub_dataset import HubDataset
-from dpo_core.data.registry import BESIDES, DATASETS, DEMO, HUB, convert, nearest, of_hub
+from dpo_core.cache import fingerprint
+from dpo_core.config.recipe import DataSettings
+from dpo_core.config.spelling import did_you_mean
+from dpo_core.data.datasets import custom
+from dpo_core.data.datasets.hub_dataset import HubDataset
+from dpo_core.data.datasets.registry import BESIDES, DATASETS, DEMO, HUB, convert, of_hub
+from dpo_core.data.readers import jsonl, tables
+from dpo_core.data.readers.hub import Wanted, check_reachable
 from dpo_core.errors import DataError, RecipeError
-from dpo_core.recipe import DataSettings
 
 Kind = Literal["demo", "named", "hub", "custom", "file", "directory"]
 
@@ -45,7 +47,7 @@ def kind_of(data: DataSettings) -> Kind:
         return "directory" if path.is_dir() else "file"
     if CUSTOM.fullmatch(name):
         return "custom"
-    near = nearest(name, [DEMO, *DATASETS, *(found.name for found in path.parent.glob("*"))])
+    near = did_you_mean(name, [DEMO, *DATASETS, *(found.name for found in path.parent.glob("*"))])
     raise DataError(f"There is no dataset {name}.", f"A dataset is {', '.join(DATASETS)}, {BESIDES}.", near)
 
 

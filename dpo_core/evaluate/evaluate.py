@@ -8,22 +8,22 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
+from dpo_core.cache.store import Draft, Store
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.answer import OUTCOMES, answered, drawn, to_how, write_lines
-from dpo_core.evaluate.answers import Answerer
-from dpo_core.evaluate.generating import SAMPLES, continued, line
-from dpo_core.evaluate.instructions import sentences_from
+from dpo_core.evaluate.generate import SAMPLES, continued, line
+from dpo_core.evaluate.ifeval.ifeval_checkers import sentences_from
+from dpo_core.evaluate.run_task import OUTCOMES, answered, drawn, to_how, write_lines
 from dpo_core.evaluate.task_names import IFEVAL, label
-from dpo_core.model import engines
+from dpo_core.inference import select_engine
+from dpo_core.inference.generator import Answerer
+from dpo_core.inference.load_engine import engine_of, open_engine, release
 from dpo_core.model.load import load_model, load_tokenizer
-from dpo_core.model.opened import engine_of, open_engine, release
 from dpo_core.records import EvalResult, SampleSet, TaskResult
 from dpo_core.render.registry import get_renderer
-from dpo_core.requests import EvaluateRequest
-from dpo_core.store import Draft, Store
-from dpo_core.train import journal
-from dpo_core.train.heldout import measure, settings_for
+from dpo_core.stages.evaluate import EvaluateRequest
+from dpo_core.train.checkpoint import journal
+from dpo_core.train.validation import measure, settings_for
 
 REWARDS = "rewards.jsonl"
 
@@ -64,7 +64,7 @@ def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> Answerer:
         raise missing_answers()
     source, precision = request.model, request.train.precision
     how = to_how(request.evaluate, precision, source)
-    chosen = engines.choose(how.engine, model.device.type, precision)
+    chosen = select_engine.choose(how.engine, model.device.type, precision)
     if chosen == "vllm":
         release(model)
         engine = open_engine(source.path, how).engine

@@ -16,16 +16,16 @@ from inspect_ai.model import GenerateConfig, Model
 from inspect_ai.scorer import Score, Scorer, Target, scorer
 from inspect_ai.solver import TaskState, generate
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
+from dpo_core.cache.store import Draft
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.answer import read_answers, write_lines
-from dpo_core.evaluate.outcomes import Sampled
-from dpo_core.evaluate.paired import bootstrap, mcnemar
-from dpo_core.evaluate.running import Asked, run_task
-from dpo_core.progress import Progress
+from dpo_core.evaluate.inspect.run_inspect import Asked, run_inspect_task
+from dpo_core.evaluate.paired_tests import bootstrap, mcnemar
+from dpo_core.evaluate.run_task import read_answers, write_lines
+from dpo_core.evaluate.sample_results import Sampled
 from dpo_core.records import Judgement
-from dpo_core.requests import JudgeRequest
-from dpo_core.store import Draft
+from dpo_core.stages.evaluation.judge import JudgeRequest
+from dpo_core.system.progress import Progress
 
 NAME, VERDICTS = "judge", "verdicts.jsonl"
 # An API that does not answer is an error, not an evaluation without an end.
@@ -118,7 +118,7 @@ def ask(model: Model | str, pairs: Sequence[tuple[Sampled, Sampled]], place: Pat
         scorer=preference(len(samples)),
         config=PATIENCE,
     )
-    log = run_task(model, Asked(task, NAME, place))
+    log = run_inspect_task(model, Asked(task, NAME, place))
     worth = {
         str(sample.id): next(iter(sample.scores.values())).as_float()
         for sample in log.samples or []

@@ -1,7 +1,6 @@
 """What can be asked of a model, by name: our own IFEval, inspect_evals' tasks, other packages', and files of tasks."""
 
 import ast
-import difflib
 import logging
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -9,7 +8,8 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
+from dpo_core.config.spelling import close_matches, did_you_mean
 from dpo_core.errors import EvaluationError
 
 IFEVAL = "ifeval"
@@ -82,7 +82,7 @@ def check_package(package: str, name: str) -> None:
         found = f"The task {name} needs the package inspect-evals, which is not installed."
         raise EvaluationError(found, RULE, "Install it: pip install inspect-evals")
     if package != EVALS and package not in {entry.name for entry in entry_points(group="inspect_ai")}:
-        near = difflib.get_close_matches(package, [EVALS], n=1)
+        near = close_matches(package, [EVALS], cutoff=0.6)
         remedy = f"Did you mean {near[0]}/{name.partition('/')[2]}?" if near else "Install it, or check the name."
         raise EvaluationError(f"There is no package of tasks {package!r} here.", RULE, remedy)
     if package == EVALS and (names := known(EVALS)) and name not in names:
@@ -126,9 +126,7 @@ def tasks_of(path: Path) -> list[str]:
 
 def unknown(name: str, names: Iterable[str], otherwise: str = "Check the name.") -> EvaluationError:
     """The error for a name that is no task's."""
-    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    remedy = f"Did you mean {' or '.join(near)}?" if near else otherwise
-    return EvaluationError(f"There is no task {name!r}.", RULE, remedy)
+    return EvaluationError(f"There is no task {name!r}.", RULE, did_you_mean(name, names, otherwise, most=3))
 
 
 def identity(name: str) -> list[str]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from dpo_core.errors import RecipeError
-from dpo_core.model.source import locate
+from dpo_core.model.locate import locate
 from dpo_core.render.registry import STORED
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dpo_core.errors import RecipeError
-from dpo_core.model.device import device
-from dpo_core.model.heap import keep_heap
-from dpo_core.progress import ticking
 from dpo_core.render.tokenizer import load_tokenizer
+from dpo_core.system.device import device
+from dpo_core.system.malloc_tuning import keep_heap
+from dpo_core.system.progress import ticking
 
 __all__ = ["device", "load_model", "load_tokenizer"]
 

@@ -11,9 +11,9 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dpo_core.config.recipe import ModelSettings
 from dpo_core.errors import RecipeError
-from dpo_core.progress import ticking
-from dpo_core.recipe import ModelSettings
+from dpo_core.system.progress import ticking
 
 ADAPTER = "default"  # the name that peft gives a model's only adapter
 

@@ -5,14 +5,14 @@ from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from dpo_core.cache.store import Draft
 from dpo_core.errors import RecipeError
-from dpo_core.model.export import save_model
 from dpo_core.model.load import broken, load_model
+from dpo_core.model.locate import describe
 from dpo_core.model.lora import merged, no_deprecations
-from dpo_core.model.source import describe
+from dpo_core.model.save_model import save_model
 from dpo_core.render.registry import stored
-from dpo_core.requests import MergeRequest
-from dpo_core.store import Draft
+from dpo_core.stages.merge import MergeRequest
 
 
 def run(request: MergeRequest, draft: Draft) -> None:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from dpo_core.errors import DataError, RecipeError
-from dpo_core.render.turn import Marker, Pieces, Raw, Tag
+from dpo_core.render.message_pieces import Marker, Pieces, Raw, Tag
 
 REMEMBERED = 4096
 ANCHOR = "\n"

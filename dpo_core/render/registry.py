@@ -1,6 +1,5 @@
 """The renderers by name, which one fits a model, and users' own. Imports no torch and no transformers."""
 
-import difflib
 import importlib
 import importlib.util
 import json
@@ -10,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
+from dpo_core.config.spelling import did_you_mean
 from dpo_core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -28,19 +28,24 @@ class Entry(NamedTuple):
 
 # Importing these costs transformers and torch (2 s), which choosing a name must not pay.
 BUILT_IN = {
-    "role_colon": Entry("dpo_core.render.role_colon:RoleColon", r"User: …\n\nAssistant: …"),
-    "llama3": Entry("dpo_core.render.llama3:Llama3", r"<|start_header_id|>user<|end_header_id|>\n\n…<|eot_id|>"),
-    "qwen3": Entry("dpo_core.render.chatml:Qwen3", r"<|im_start|>assistant\n, then a think block to be generated"),
-    "qwen3_disable_thinking": Entry(
-        "dpo_core.render.chatml:Qwen3DisableThinking", r"<|im_start|>assistant\n<think>\n\n</think>\n\n…<|im_end|>"
+    "role_colon": Entry("dpo_core.render.formats.role_colon:RoleColon", r"User: …\n\nAssistant: …"),
+    "llama3": Entry(
+        "dpo_core.render.formats.llama3:Llama3", r"<|start_header_id|>user<|end_header_id|>\n\n…<|eot_id|>"
     ),
-    "qwen3_instruct": Entry("dpo_core.render.chatml:Qwen3Instruct", r"<|im_start|>assistant\n…<|im_end|>"),
-    "deepseekv3": Entry("dpo_core.render.deepseek:DeepSeekV3", "<｜User｜>…<｜Assistant｜></think>…"),
-    "gpt_oss_no_sysprompt": Entry("dpo_core.render.gpt_oss:GptOss", "<|start|>user<|message|>…<|end|>"),
-    "kimi_k2": Entry("dpo_core.render.kimi:KimiK2", "<|im_user|>user<|im_middle|>…<|im_end|>"),
-    "gemma": Entry("dpo_core.render.alternating:Gemma", r"<start_of_turn>user\n…<end_of_turn>"),
-    "mistral": Entry("dpo_core.render.alternating:Mistral", "[INST] …[/INST] …</s>"),
-    "chat_template": Entry("dpo_core.render.chat_template:ChatTemplate", "the tokenizer's own chat template"),
+    "qwen3": Entry(
+        "dpo_core.render.formats.chatml:Qwen3", r"<|im_start|>assistant\n, then a think block to be generated"
+    ),
+    "qwen3_disable_thinking": Entry(
+        "dpo_core.render.formats.chatml:Qwen3DisableThinking",
+        r"<|im_start|>assistant\n<think>\n\n</think>\n\n…<|im_end|>",
+    ),
+    "qwen3_instruct": Entry("dpo_core.render.formats.chatml:Qwen3Instruct", r"<|im_start|>assistant\n…<|im_end|>"),
+    "deepseekv3": Entry("dpo_core.render.formats.deepseek:DeepSeekV3", "<｜User｜>…<｜Assistant｜></think>…"),
+    "gpt_oss_no_sysprompt": Entry("dpo_core.render.formats.gpt_oss:GptOss", "<|start|>user<|message|>…<|end|>"),
+    "kimi_k2": Entry("dpo_core.render.formats.kimi:KimiK2", "<|im_user|>user<|im_middle|>…<|im_end|>"),
+    "gemma": Entry("dpo_core.render.formats.alternating:Gemma", r"<start_of_turn>user\n…<end_of_turn>"),
+    "mistral": Entry("dpo_core.render.formats.alternating:Mistral", "[INST] …[/INST] …</s>"),
+    "chat_template": Entry("dpo_core.render.formats.chat_template:ChatTemplate", "the tokenizer's own chat template"),
 }
 REGISTERED: dict[str, str] = {}
 
@@ -88,8 +93,8 @@ def place_of(name: str) -> str:
     if ":" in place:
         check_place(place)
         return place
-    near = difflib.get_close_matches(name, [*BUILT_IN, *REGISTERED], n=1)
-    remedy = f"Did you mean {near[0]}?" if near else "Choose one of them, or name your own as package.module:Class."
+    otherwise = "Choose one of them, or name your own as package.module:Class."
+    remedy = did_you_mean(name, [*BUILT_IN, *REGISTERED], otherwise, cutoff=0.6)
     raise RecipeError(
         f"There is no renderer {name!r}.", f"Renderers are {', '.join([*BUILT_IN, *REGISTERED])}.", remedy
     )

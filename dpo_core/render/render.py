@@ -10,23 +10,23 @@ from pathlib import Path
 
 import numpy as np
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
+from dpo_core.cache.store import Draft
+from dpo_core.config.recipe import RenderSettings
 from dpo_core.data.lengths import CUTS, EQUAL_WITHIN, NOT_WITHIN, summary
 from dpo_core.data.preference import batches, read_pairs
 from dpo_core.errors import DataError, RecipeError
-from dpo_core.progress import Progress
-from dpo_core.recipe import RenderSettings
 from dpo_core.records import DataReport, RenderedSet
-from dpo_core.render.fit import Fitted, Fitter, TooLong
 from dpo_core.render.registry import get_renderer, resolve
-from dpo_core.render.rendered import TEST_SOURCES, TokenPair, write_split
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.report import in_tokens, write
+from dpo_core.render.token_dataset import TEST_SOURCES, TokenPair, write_split
+from dpo_core.render.tokenize_pairs import Fitted, Fitter, TooLong
 from dpo_core.render.tokenizer import load_tokenizer
+from dpo_core.render.train_on_what import LAST
 from dpo_core.render.truncation import LEAST_TEXT
-from dpo_core.render.weights import LAST
-from dpo_core.requests import RenderRequest
-from dpo_core.store import Draft
+from dpo_core.stages.render import RenderRequest
+from dpo_core.system.progress import Progress
 
 
 class Counted:

@@ -7,11 +7,11 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from dpo_core.config.recipe import TrainOnWhat
 from dpo_core.data.preference import Message
-from dpo_core.recipe import TrainOnWhat
 from dpo_core.render.encoder import Encoder
-from dpo_core.render.turn import Marker, Pieces, Stretch, Turn
-from dpo_core.render.weights import LAST, trained_messages
+from dpo_core.render.message_pieces import Marker, Pieces, Stretch, Turn
+from dpo_core.render.train_on_what import LAST, trained_messages
 
 TO_COME: Message = {"role": "assistant", "content": ""}
 

@@ -6,8 +6,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from dpo_core.interval import Z_95, wilson
 from dpo_core.records import MARGIN_NOISE
+from dpo_core.wilson import Z_95, wilson
 
 
 def differences(trained: Tensor, exported: Tensor) -> dict[str, float]:

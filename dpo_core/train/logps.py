@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpo_core.train.attention import tree_arguments, tree_attention
-from dpo_core.train.packing import Batch, token_groups
+from dpo_core.train.batching.packing import Batch, token_groups
+from dpo_core.train.batching.tree_attention import tree_arguments, tree_attention
 
 # Logits that exist at once: 128 MiB in float32, 64 in bf16; on a GPU, where each pass over the head's gradient costs as
 # much as thousands of tokens, 2 GiB and 1.

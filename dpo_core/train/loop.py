@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dpo_core.config.recipe import TrainSettings
 from dpo_core.errors import TrainingError
-from dpo_core.model.heap import trim_above
 from dpo_core.pair import Pair
-from dpo_core.recipe import TrainSettings
 from dpo_core.records import StepMetrics
-from dpo_core.render.rendered import Rows, TokenPair
-from dpo_core.train import order, schedule
-from dpo_core.train.flops import Cost, Shape, peak_memory
+from dpo_core.render.token_dataset import Rows, TokenPair
+from dpo_core.system.malloc_tuning import trim_above
+from dpo_core.train import data_order, schedule
+from dpo_core.train.batching.packing import Batch, Layout, branches, build, by_side, onto, split
 from dpo_core.train.logps import autocast, backward
 from dpo_core.train.loss import Evidence, LossSettings, kl_estimate, pair_losses, rewards, wins
-from dpo_core.train.memory_watch import interruptible, out_of_memory
-from dpo_core.train.packing import Batch, Layout, branches, build, by_side, onto, split
 from dpo_core.train.reference import Reference
+from dpo_core.train.runtime.flops import Cost, Shape, peak_memory
+from dpo_core.train.runtime.memory_watch import interruptible, out_of_memory
 
 SUMS = ("dpo_loss", "accuracy", "chosen_reward", "rejected_reward", "kl")
 
@@ -43,7 +43,7 @@ class Run:
     @property
     def total(self) -> int:
         """Optimizer steps from beginning to end."""
-        return order.total_steps(len(self.rows), self.settings)
+        return data_order.total_steps(len(self.rows), self.settings)
 
     @property
     def losses(self) -> LossSettings:
@@ -93,7 +93,7 @@ def steps(run: Run, done: int = 0) -> Iterator[StepMetrics]:
 
 def load(run: Run, step: int) -> tuple[list[int], list[TokenPair]]:
     """The indices and the pairs of a step; none of one behind the last."""
-    batch = order.batch(step, len(run.rows), run.settings) if step < run.total else []
+    batch = data_order.batch(step, len(run.rows), run.settings) if step < run.total else []
     return batch, [run.rows[index] for index in batch]
 
 

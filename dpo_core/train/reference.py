@@ -1,7 +1,7 @@
 """The reference: scored once, token by token, and kept under the hash of everything it depends on; or on the fly.
 
 A pair is scored once for all runs whose reference is the same model in the same numerics: a run that needs more pairs
-takes over those that are stored and scores the missing ones (:mod:`dpo_core.train.reference_cache`). A log-probability
+takes over those that are stored and scores the missing ones (:mod:`dpo_core.cache.reference_cache`). A log-probability
 depends on its neighbours in a microbatch by rounding alone (1e-6 nats a token in float32), so that what is taken over
 equals what would be scored anew within rounding, and the loss at step 0 is ln 2 within rounding.
 """
@@ -18,20 +18,20 @@ from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from dpo_core import fingerprint
-from dpo_core.model.device import check
+from dpo_core.cache import fingerprint, reference_cache
+from dpo_core.cache.reference_cache import INDEX, LOGPS, OFFSETS, Logps, flat, split_file
+from dpo_core.cache.store import Draft
 from dpo_core.model.load import load_model
-from dpo_core.progress import Progress, repeating, say
 from dpo_core.records import ReferenceSet
-from dpo_core.render.rendered import Rows, open_split
-from dpo_core.requests import ScoreRequest
-from dpo_core.store import Draft
-from dpo_core.train import order, reference_cache
-from dpo_core.train.footprint import tokens_without_gradients
-from dpo_core.train.layout import choose, signature
+from dpo_core.render.token_dataset import Rows, open_split
+from dpo_core.stages.score_reference import ScoreRequest
+from dpo_core.system.device import check
+from dpo_core.system.progress import Progress, repeating, say
+from dpo_core.train import data_order
+from dpo_core.train.batching.batch_layout import choose, signature
+from dpo_core.train.batching.memory_estimate import tokens_without_gradients
+from dpo_core.train.batching.packing import Batch, Layout, branches, build, onto, split
 from dpo_core.train.logps import completion_logps
-from dpo_core.train.packing import Batch, Layout, branches, build, onto, split
-from dpo_core.train.reference_cache import INDEX, LOGPS, OFFSETS, Logps, flat, split_file
 
 PAIRS_AT_ONCE = 4096  # read and sorted into microbatches together, so that memory does not grow with the pairs
 
@@ -152,7 +152,7 @@ def needed(request: ScoreRequest) -> dict[str, list[int]]:
     """The pairs that a run visits, by split: of ``train`` those of its steps, of ``test`` all."""
     rendered = request.rendered
     return {
-        "train": order.needed(rendered.train_pairs, request.train) if request.score_train else [],
+        "train": data_order.needed(rendered.train_pairs, request.train) if request.score_train else [],
         "test": list(range(rendered.test_pairs)),
     }
 

@@ -8,29 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dpo_core.cache.store import Draft
 from dpo_core.errors import OutOfMemoryError, StoppedError
-from dpo_core.model.device import check, device
-from dpo_core.model.generate import Decoding, decode
-from dpo_core.progress import Progress
+from dpo_core.inference.decoding import Decoding, decode
 from dpo_core.records import Checkpoint, StepMetrics
-from dpo_core.requests import TrainRequest
-from dpo_core.store import Draft
-from dpo_core.train import checkpoint, journal, run_dir
-from dpo_core.train.attempt import Attempt, attempted
-from dpo_core.train.budget_note import NOTE
-from dpo_core.train.checkpoint import Snapshot
-from dpo_core.train.claim import claimed
-from dpo_core.train.compiled import uncompiled
-from dpo_core.train.display import Display
-from dpo_core.train.finish import finish, of_policy, on_record
+from dpo_core.stages.train import TrainRequest
+from dpo_core.system.device import check, device
+from dpo_core.system.progress import Progress
+from dpo_core.train.batching.budget_attempt import Attempt, attempted
+from dpo_core.train.batching.budget_note import NOTE
+from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir
+from dpo_core.train.checkpoint.checkpoint_state import Snapshot
+from dpo_core.train.checkpoint.checkpoint_writer import Saver, check_measured, score
+from dpo_core.train.checkpoint.run_lock import claimed
+from dpo_core.train.export import finish, of_policy, on_record
 from dpo_core.train.logps import autocast
 from dpo_core.train.loop import steps
-from dpo_core.train.memory_watch import MemoryWatch, memory_for
-from dpo_core.train.run_facts import introduce
-from dpo_core.train.saver import Saver, check_measured, score
-from dpo_core.train.session import Session, Watch, begin, unwatched
-from dpo_core.train.stopping import StopFlag
-from dpo_core.train.watchdog import Watchdog
+from dpo_core.train.runtime.compile_layers import uncompiled
+from dpo_core.train.runtime.console import Display
+from dpo_core.train.runtime.memory_watch import MemoryWatch, memory_for
+from dpo_core.train.runtime.run_summary import introduce
+from dpo_core.train.runtime.setup import Session, Watch, begin, unwatched
+from dpo_core.train.runtime.signals import StopFlag
+from dpo_core.train.runtime.watchdog import Watchdog
 
 # What is asked of memory beside a step's microbatches, and what helps there; then the same of the export.
 IN_TRAINING = (
@@ -133,7 +133,7 @@ def leave_before_export(session: Session) -> None:
     The end of the time allowed stops a process that trained; one that has but the export to do goes on with it.
     """
     total, stop = session.run.total, session.stop
-    saved = [path for path in checkpoint.newest_first(session.log_path)[:1] if int(path.name) == total]
+    saved = [path for path in checkpoint_state.newest_first(session.log_path)[:1] if int(path.name) == total]
     if saved and (stop.signalled or (stop.timed_out and session.done < total)):
         raise StoppedError(
             f"Stopped after the last step, {total}, before the export{stop.why}.",
@@ -154,7 +154,7 @@ def kept_when_memory_runs_out(session: Session, saver: Saver) -> Iterator[deque[
         yield last
     except OutOfMemoryError:
         session.run.optimizer.zero_grad(set_to_none=True)
-        saved = checkpoint.newest_first(session.log_path)
+        saved = checkpoint_state.newest_first(session.log_path)
         if last and last[0].step > (int(saved[0].name) if saved else 0):
             saver.save(held(session, last[0]))
             saver.settle()
@@ -173,8 +173,8 @@ def held(session: Session, metrics: StepMetrics) -> Snapshot:
     }
     facts |= score(request.train.best_metric, metrics)
     if metrics.step == session.run.total:
-        facts[checkpoint.ROW] = journal.to_row(metrics)
-    return checkpoint.snapshot(session.log_path, session.run.policy, session.run.optimizer, metrics.step, facts)
+        facts[checkpoint_state.ROW] = journal.to_row(metrics)
+    return checkpoint_state.snapshot(session.log_path, session.run.policy, session.run.optimizer, metrics.step, facts)
 
 
 def reported(session: Session) -> Iterator[StepMetrics]:
@@ -238,14 +238,14 @@ def stopped(session: Session, metrics: StepMetrics, saver: Saver) -> StoppedErro
     saver.settle()
     return StoppedError(
         f"Stopped after step {metrics.step} of {session.run.total}{session.stop.why}.",
-        f"The checkpoint is {checkpoint.newest_first(session.log_path)[0]}.",
+        f"The checkpoint is {checkpoint_state.newest_first(session.log_path)[0]}.",
         again,
     )
 
 
 def lasting_files(log_path: Path) -> list[Path]:
     """What must stay as it is for the finished run to count as whole."""
-    directories = (log_path / run_dir.FINAL, log_path / run_dir.ADAPTER, checkpoint.newest_first(log_path)[0])
+    directories = (log_path / run_dir.FINAL, log_path / run_dir.ADAPTER, checkpoint_state.newest_first(log_path)[0])
     parts = [path for directory in directories for path in sorted(directory.rglob("*")) if path.is_file()]
     names = (run_dir.CONFIG, run_dir.METRICS, run_dir.SAMPLES, run_dir.CHECKPOINTS)
     return [log_path / name for name in names if (log_path / name).is_file()] + parts

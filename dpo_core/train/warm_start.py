@@ -9,24 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dpo_core.cache.store import Draft
+from dpo_core.config.recipe import WarmStartSettings
 from dpo_core.errors import TrainingError
-from dpo_core.model.device import check
-from dpo_core.model.export import save_model
 from dpo_core.model.load import check_vocabulary, load_model
-from dpo_core.model.source import describe
-from dpo_core.progress import Progress
-from dpo_core.recipe import WarmStartSettings
-from dpo_core.render.rendered import Rows, open_split
-from dpo_core.requests import WarmStartRequest
-from dpo_core.store import Draft
-from dpo_core.train import attempt, budget, budget_note, schedule
-from dpo_core.train.budget import Past, Plan
-from dpo_core.train.footprint import Workload
-from dpo_core.train.layout import choose
+from dpo_core.model.locate import describe
+from dpo_core.model.save_model import save_model
+from dpo_core.render.token_dataset import Rows, open_split
+from dpo_core.stages.warm_start import WarmStartRequest
+from dpo_core.system.device import check
+from dpo_core.system.progress import Progress
+from dpo_core.train import schedule
+from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note
+from dpo_core.train.batching.auto_token_budget import Past, Plan
+from dpo_core.train.batching.batch_layout import choose
+from dpo_core.train.batching.memory_estimate import Workload
+from dpo_core.train.batching.packing import Branches, Layout, build, counts, split
+from dpo_core.train.data_order import permutation
 from dpo_core.train.logps import autocast, backward
-from dpo_core.train.memory_watch import MemoryWatch, interruptible, memory_for, out_of_memory
-from dpo_core.train.order import permutation
-from dpo_core.train.packing import Branches, Layout, build, counts, split
+from dpo_core.train.runtime.memory_watch import MemoryWatch, interruptible, memory_for, out_of_memory
 
 BETAS = (0.9, 0.95)
 # Instead of the usual five: each takes about 11 ms of the demo's step on two cores.
@@ -170,7 +171,10 @@ def run(request: WarmStartRequest, draft: Draft) -> None:
         precision=train.precision,
         from_scratch=not source.has_weights,
     )
-    with attempt.attempted(note if plan.auto else None, plan.tokens) as trying, MemoryWatch(work.device.type == "cpu"):
+    with (
+        budget_attempt.attempted(note if plan.auto else None, plan.tokens) as trying,
+        MemoryWatch(work.device.type == "cpu"),
+    ):
         report(phase, trying)
     save_model(model, rendered.tokenizer_path, rendered.renderer_name, draft.path / "model")
     draft.publish(describe(draft.path / "model", f"{source.name} (warm)", draft.final / "model"))
@@ -181,14 +185,14 @@ def settled_budget(request: WarmStartRequest, work: Workload, note: Path) -> Pla
     size, wanted = request.warm_start.sft_batch_size, request.train.token_budget
     drawn = draw(len(work.rows), request.warm_start, request.train.seed)
     batches = [drawn[start : start + size].tolist() for start in range(0, len(drawn), size)]
-    past = Past(failed=attempt.failed(note)) if wanted == "auto" else Past()
-    plan = budget.plan(work, wanted, past, batches[: budget.STEPS_SEEN])
+    past = Past(failed=budget_attempt.failed(note)) if wanted == "auto" else Past()
+    plan = auto_token_budget.plan(work, wanted, past, batches[: auto_token_budget.STEPS_SEEN])
     for line in (*plan.news, f"warm start: {work.layout} layout, {plan}"):
         print(line, flush=True)
     return plan
 
 
-def report(phase: Phase, trying: attempt.Attempt) -> None:
+def report(phase: Phase, trying: budget_attempt.Attempt) -> None:
     """Go through the phase, saying now and then how far it is.
 
     Raises OutOfMemoryError when memory runs out.

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from dpo_core.cache.store import Store
+from dpo_core.config.recipe import DataSettings
 from dpo_core.data import acquire
 from dpo_core.data.preference import Preference, read_pairs
-from dpo_core.recipe import DataSettings
 from dpo_core.records import PairSet
-from dpo_core.requests import AcquireRequest
-from dpo_core.store import Store
+from dpo_core.stages.acquire import AcquireRequest
 
 Rows = list[dict[str, Any]]
 

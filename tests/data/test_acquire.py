@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from dpo_core.config.recipe import DataSettings
 from dpo_core.data import acquire
 from dpo_core.data.preference import read_pairs
 from dpo_core.errors import DataError
-from dpo_core.recipe import DataSettings
 from dpo_core.records import PairSet
 from tests.conftest import pair_rows, shared
 from tests.data.conftest import acquired

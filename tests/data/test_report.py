@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dpo_core.config.recipe import DataSettings
 from dpo_core.data import report
 from dpo_core.data.lengths import LengthCounts
 from dpo_core.pair import Pair
-from dpo_core.recipe import DataSettings
 from dpo_core.records import DataReport
-from dpo_core.render.rendered import Completion, TokenPair, write_split
 from dpo_core.render.report import in_tokens
+from dpo_core.render.token_dataset import Completion, TokenPair, write_split
 from tests.conftest import pair_rows
 from tests.data.conftest import acquired, write_rows
 

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from dpo_core.data import acquire, jsonl
-from dpo_core.data.registry import convert
-from dpo_core.data.rows import Dropped
+from dpo_core.cache.store import Store
+from dpo_core.config.recipe import DataSettings
+from dpo_core.data import acquire
+from dpo_core.data.datasets.registry import convert
+from dpo_core.data.readers import jsonl
+from dpo_core.data.row_outcome import Dropped
 from dpo_core.errors import DataError, RecipeError
-from dpo_core.recipe import DataSettings
 from dpo_core.records import PairSet
-from dpo_core.store import Store
 from tests.conftest import pair_rows, shared
 from tests.data.conftest import acquired, pairs_of, write_rows
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_core.train import run_dir
+from dpo_core.train.checkpoint import run_dir
 from tests.conftest import pair_rows
 
 Writer = Callable[..., Path]
@@ -20,7 +20,7 @@ def dpo(place: Path, *words: str, **environment: str) -> subprocess.CompletedPro
     """``dpo …`` in an empty directory, without the network."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("DPO_", "MLFLOW_", "PREFECT_"))}
     return subprocess.run(
-        [sys.executable, "-c", "from flows.cli import main; main()", *words],
+        [sys.executable, "-c", "from flows.cli.main import main; main()", *words],
         cwd=place,
         env=clean | {"HF_HOME": str(place / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"} | environment,
         capture_output=True,

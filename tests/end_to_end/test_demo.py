@@ -21,7 +21,7 @@ def evaluations(place: Path) -> dict[str, dict[str, Any]]:
 def test_the_demo_reaches_its_targets(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("DPO_", "MLFLOW_", "PREFECT_"))}
     told = subprocess.run(
-        [sys.executable, "-c", "from flows.cli import main; main()", "demo"],
+        [sys.executable, "-c", "from flows.cli.main import main; main()", "demo"],
         cwd=tmp_path,
         env=clean | {"PREFECT_HOME": str(tmp_path / "prefect"), "OMP_NUM_THREADS": "2"},
         capture_output=True,

@@ -14,13 +14,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dpo_core import asking, river
-from dpo_core.recipe import Recipe
+from dpo_core.config.recipe import Recipe
+from dpo_core.pipeline import evaluation_plan, stage_calls
 from dpo_core.records import EvalResult
 from tests.conftest import pair_rows
 from tests.evaluate.conftest import prompt_file
-from tests.evaluate.test_answer import ASKED, TASK
 from tests.evaluate.test_evaluate import World, lines, world
+from tests.evaluate.test_run_task import ASKED, TASK
 from tests.interpreters import processes, twin
 
 __all__ = ["prompt_file", "world"]
@@ -120,8 +120,8 @@ def measured(world: World, runs: Path, **settings: Any) -> EvalResult:
             "track": {"runs_dir": runs},
         }
     )
-    inputs = river.EvaluationInputs(world.rendered, world.reference, asking.Questions(None, {}))
-    return river.evaluate(recipe, world.model, inputs).record
+    inputs = stage_calls.EvaluationInputs(world.rendered, world.reference, evaluation_plan.Questions(None, {}))
+    return stage_calls.evaluate(recipe, world.model, inputs).record
 
 
 def test_samples_without_a_task_are_given_there_too(world: World, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import mlflow.pyfunc
 import pytest
 from mlflow import MlflowClient
 
-from flows import ui
+from flows.cli import ui
 from tests.conftest import ROOT, shared
 
 PROMPTS = [
@@ -196,7 +196,7 @@ def test_as_a_deployment_run_by_a_worker(place: Place, prefect: str) -> None:
 
 def nested(leaves: dict[str, object]) -> dict[str, dict[str, object]]:
     """Leaves under their sections, as a deployment's parameter wants them."""
-    from dpo_core.recipe import LEAVES
+    from dpo_core.config.recipe import LEAVES
 
     tree: dict[str, dict[str, object]] = {}
     for leaf, value in leaves.items():

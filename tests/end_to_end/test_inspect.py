@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 
-from tests.evaluate.test_answer import TASK
+from tests.evaluate.test_run_task import TASK
 from tests.flows.conftest import candidate, empty_store, recipe, run, track
-from tests.flows.test_named_model import world
+from tests.flows.registry.test_model_uri import world
 
 __all__ = ["candidate", "empty_store", "recipe", "run", "track", "world"]
 

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 import pytest
 from rich.console import Console
 from safetensors import safe_open
+from tests.end_to_end.test_river import Place
 
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Record
-from dpo_core.train import journal
-from flows import champion, summary
-from tests.end_to_end.test_river import Place
+from dpo_core.train.checkpoint import journal
+from flows.cli import final_summary
+from flows.registry import champion
 
 R = TypeVar("R", bound=Record)
 
@@ -68,7 +69,7 @@ def test_journal_evaluation_table_and_gate_tell_one_value(finished: Finished) ->
 def drawn(finished: Finished) -> str:
     console = Console(width=160)
     with console.capture() as captured:
-        console.print(summary.table(finished.base, finished.trained, finished.checkpoint.export))
+        console.print(final_summary.table(finished.base, finished.trained, finished.checkpoint.export))
     return captured.get()
 
 

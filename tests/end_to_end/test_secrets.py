@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import ui
+from flows.cli import ui
 from tests.end_to_end.test_flow import Place, free_port
 
 SECRETS = {"token": "hf_PLANTEDTOKENplantedtoken", "password": "PLANTED-password"}

@@ -13,27 +13,33 @@ import torch
 from inspect_ai import score as rescore
 from inspect_ai.log import read_eval_log
 
-from dpo_core import asking
+from dpo_core.cache.store import Store
+from dpo_core.config.recipe import EvaluateSettings, Recipe, RenderSettings, TrainSettings
 from dpo_core.data.preference import Preference, write_pairs
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate import answer, answers, evaluate, prompts, running
-from dpo_core.evaluate.ifeval import ifeval, instruction_following
-from dpo_core.evaluate.instructions import Verdict, score
-from dpo_core.evaluate.plainly import Unusable
+from dpo_core.evaluate import evaluate, run_task
+from dpo_core.evaluate.ifeval import ifeval_prompts
+from dpo_core.evaluate.ifeval.ifeval_checkers import Verdict, score
+from dpo_core.evaluate.ifeval.ifeval_task import ifeval, instruction_following
+from dpo_core.evaluate.inspect import run_inspect
+from dpo_core.evaluate.inspect.inspect_errors import Unusable
 from dpo_core.evaluate.task_names import IFEVAL_VERSION
-from dpo_core.model import engine
-from dpo_core.model.paged import PagedEngine
-from dpo_core.model.source import describe
+from dpo_core.inference import generator, torch_engine
+from dpo_core.inference.paged_engine import PagedEngine
+from dpo_core.model.locate import describe
 from dpo_core.pair import Pair
-from dpo_core.recipe import EvaluateSettings, Recipe, RenderSettings, TrainSettings
+from dpo_core.pipeline import evaluation_plan
 from dpo_core.records import DataReport, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
 from dpo_core.render import render
-from dpo_core.render.role_colon import RoleColon
-from dpo_core.requests import EvaluateRequest, KeyedAnswers, PromptsRequest, RenderRequest, ScoreRequest
-from dpo_core.store import Store
+from dpo_core.render.formats.role_colon import RoleColon
+from dpo_core.stages.evaluate import EvaluateRequest
+from dpo_core.stages.evaluation.answer import KeyedAnswers
+from dpo_core.stages.evaluation.prompts import PromptsRequest
+from dpo_core.stages.render import RenderRequest
+from dpo_core.stages.score_reference import ScoreRequest
 from dpo_core.train import reference
-from dpo_core.train.heldout import by_source
-from tests.evaluate.test_answer import TASK
+from dpo_core.train.validation import by_source
+from tests.evaluate.test_run_task import TASK
 
 # inspect-ai drops streams unclosed, which their collection would report in whatever test runs by then.
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
@@ -67,7 +73,9 @@ class World:
     def request(self, told: PromptSet | None, **settings: Any) -> EvaluateRequest:
         tasks = {} if told else {"tasks": ()}
         recipe = Recipe(evaluate=EvaluateSettings(max_new_tokens=TOKENS, **tasks | settings))
-        works = asking.answers(recipe, self.model, self.rendered.renderer_name, asking.Questions(told, {}))
+        works = evaluation_plan.answers(
+            recipe, self.model, self.rendered.renderer_name, evaluation_plan.Questions(told, {})
+        )
         return EvaluateRequest(
             model=self.model,
             rendered=self.rendered,
@@ -128,7 +136,7 @@ def world(stories: Path, tmp_path: Path) -> World:
 @pytest.fixture
 def told(world: World, prompt_file: PromptFile) -> PromptSet:
     with world.store.write("prompts", "key") as draft:
-        prompts.run(PromptsRequest(source=str(prompt_file(ASKED)), seed=0, limit=None, demo_pairs=64), draft)
+        ifeval_prompts.run(PromptsRequest(source=str(prompt_file(ASKED)), seed=0, limit=None, demo_pairs=64), draft)
     record = world.store.find("prompts", "key", PromptSet)
     assert record is not None
     return record
@@ -142,7 +150,7 @@ def test_a_model_is_measured_on_prompts_and_pairs(world: World, told: PromptSet)
     """Verdicts are those of the scoring core on the answers as written; shares and counts follow from them."""
     result = world.evaluate(world.request(told, num_samples=3), "first")
     outcomes = lines(result.path / "outcomes.jsonl")
-    rows = {row.key: row for _, row in prompts.read(told.path)}
+    rows = {row.key: row for _, row in ifeval_prompts.read(told.path)}
     assert [outcome["key"] for outcome in outcomes] == list(rows)
     for outcome in outcomes:
         verdict = score(rows[outcome["key"]], outcome["response"])
@@ -164,7 +172,7 @@ def test_answers_are_asked_for_once_whatever_else_is_measured(
 ) -> None:
     """Another loss measures the pairs anew, and finds the answers; so would whoever asks the model by itself."""
     first = world.sharing(world.request(told), "first")
-    monkeypatch.setattr(answer, "ask", lambda *_: pytest.fail("it was asked again"))
+    monkeypatch.setattr(run_task, "ask", lambda *_: pytest.fail("it was asked again"))
     request = world.request(told)
     second = world.sharing(request.model_copy(update={"train": TrainSettings(dpo_beta=0.7)}), "second")
     for name in ("outcomes.jsonl", "samples.jsonl"):
@@ -172,8 +180,8 @@ def test_answers_are_asked_for_once_whatever_else_is_measured(
     assert read_eval_log(str(second.path / "ifeval.eval")).status == "success"
     assert second.metrics["prompt_strict_acc"] == first.metrics["prompt_strict_acc"]
     assert second.settings["engine"] == "torch"
-    [answers] = world.store.root.glob("answer/*")
-    assert answers.name == request.answers[0].key
+    [generator] = world.store.root.glob("answer/*")
+    assert generator.name == request.answers[0].key
 
 
 def test_what_another_interpreter_is_to_answer_is_not_answered_here(world: World, told: PromptSet) -> None:
@@ -188,7 +196,7 @@ def test_the_engine_of_the_settings_generates(world: World, told: PromptSet, mon
 
     def watched(engine: PagedEngine, prompts: Any, limits: Any, *rest: Any) -> None:
         asked.append(len(limits))
-        in_pages(engine, prompts, limits, *rest)
+        in_pages(torch_engine, ifeval_prompts, limits, *rest)
 
     monkeypatch.setattr(PagedEngine, "in_pages", watched)
     results = [world.evaluate(world.request(told, eval_engine=name), name) for name in ("torch", "paged")]
@@ -259,7 +267,7 @@ def test_failing_prompts_fail_the_stage_and_leave_nothing(
     def broken(*_: object) -> None:
         raise MemoryError("the batch does not fit")
 
-    monkeypatch.setattr("dpo_core.model.engine.decode", broken)
+    monkeypatch.setattr("dpo_core.inference.torch_engine.decode", broken)
     with pytest.raises(EvaluationError, match=r"4 of 4 prompts failed: .*the batch does not fit"):
         world.evaluate(world.request(told), "first")
     assert not world.store.entry("evaluate", "first").exists()
@@ -272,16 +280,16 @@ def test_a_few_failing_prompts_are_counted_and_lose_no_other(
     texts = [f"Tell me of number {index}." for index in range(20)]
     file = prompt_file({text: {"punctuation:no_comma": {}} for text in [*texts, "Fail."]})
     with world.store.write("prompts", "more") as draft:
-        prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
+        ifeval_prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
     many = world.store.find("prompts", "more", PromptSet)
-    decode = engine.decode
+    decode = torch_engine.decode
 
     def failing(model: Any, asked: Any, decoding: Any, *rest: Any) -> Any:
         if any("Fail" in decoding.tokenizer.decode(one) for one in asked):
             raise MemoryError("this one does not fit")
         return decode(model, asked, decoding, *rest)
 
-    monkeypatch.setattr(engine, "decode", failing)
+    monkeypatch.setattr(torch_engine, "decode", failing)
     result = world.evaluate(world.request(many), "first")
     outcomes = lines(result.path / "outcomes.jsonl")
     assert (result.failed, result.metrics["failed_samples"]) == (1, 1)
@@ -296,7 +304,7 @@ def test_a_model_that_emits_nothing_follows_nothing(
     """Its likeliest first token is the one that ends an answer."""
     opened = evaluate.to_answerer
 
-    def silent(model: Any, *words: Any) -> answers.Answerer:
+    def silent(model: Any, *words: Any) -> generator.Answerer:
         answerer = opened(model, *words)
         [end] = answerer.renderer.stop_token_ids
 
@@ -320,7 +328,7 @@ def test_a_prompt_that_fills_the_context_follows_nothing(world: World, prompt_fi
     """512 positions; the other prompt is answered."""
     file = prompt_file({"word " * 600: {"punctuation:no_comma": {}}, "Why?": {"punctuation:no_comma": {}}})
     with world.store.write("prompts", "long") as draft:
-        prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
+        ifeval_prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
     result = world.evaluate(world.request(world.store.find("prompts", "long", PromptSet)), "first")
     full, other = lines(result.path / "outcomes.jsonl")
     assert (full["response"], full["stop_reason"], full["strict"]) == ("", "model_length", [False])
@@ -340,7 +348,7 @@ def test_the_record_says_what_was_measured_and_how(world: World, told: PromptSet
 def test_an_evaluation_opens_its_model_once(world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """inspect-ai asks for a model's context by opening it by name, unless it knows."""
     opened: list[str] = []
-    monkeypatch.setattr("dpo_core.evaluate.provider.find", opened.append)
+    monkeypatch.setattr("dpo_core.evaluate.inspect.provider.find", opened.append)
     world.evaluate(world.request(told), "once")
     assert opened == []
 
@@ -377,10 +385,10 @@ def test_a_log_of_another_task_cannot_be_scored(world: World, told: PromptSet, t
 def test_an_interrupted_evaluation_is_an_error() -> None:
     """inspect-ai returns from an interrupt without an exception, and with no log."""
     with pytest.raises(EvaluationError, match="interrupted"):
-        running.check([], 4)
+        run_inspect.check([], 4)
 
 
 def test_a_log_that_lost_samples_is_an_error(world: World, told: PromptSet) -> None:
     log = read_eval_log(str(world.evaluate(world.request(told), "first").path / "ifeval.eval"))
     with pytest.raises(EvaluationError, match="4 of 5 prompts are in the log"):
-        running.check([log], 5)
+        run_inspect.check([log], 5)

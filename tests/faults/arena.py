@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_core import course, fingerprint, launch, worker
+from dpo_core.cache import fingerprint
+from dpo_core.cli import run_command
+from dpo_core.config.recipe import Recipe
+from dpo_core.config.settings import read_recipe
 from dpo_core.errors import DPOError, interrupted
-from dpo_core.recipe import Recipe
-from dpo_core.settings import read_recipe
-from dpo_core.train import checkpoint, journal, run_dir
+from dpo_core.process import launch, worker
+from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir
 
 PATIENCE_S = 60.0
 TIMES = ("time", "batch_time", "perf/", "time/")  # the only values of a step that may differ
@@ -110,7 +112,7 @@ class Arena:
         ForkedWorker.fault = fault
         launch.subprocess.Popen = ForkedWorker  # type: ignore[misc, assignment, attr-defined]
         try:
-            course.flow_to(self.recipe(place, *words), last)
+            run_command.flow_to(self.recipe(place, *words), last)
         except (DPOError, KeyboardInterrupt) as raised:
             error = raised if isinstance(raised, DPOError) else interrupted()
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -196,15 +198,15 @@ def said(place: Path) -> str:
 def result(place: Path) -> dict[str, Any]:
     """Everything about a finished run that must be equal to the bit."""
     log_path = place / "run"
-    found, wrong = checkpoint.latest(log_path)
+    found, wrong = checkpoint_state.latest(log_path)
     assert found is not None, f"no checkpoint is whole: {wrong}"
     assert not wrong, f"damaged: {wrong}"
     return {
         "journal": [comparable(row) for row in journal.read(log_path / run_dir.METRICS)],
         "samples": journal.read(log_path / run_dir.SAMPLES),
         "step": found.step,
-        "weights": fingerprint.of_file(found.path / checkpoint.WEIGHTS),
-        "optimizer": fingerprint.of_file(found.path / checkpoint.OPTIMIZER),
+        "weights": fingerprint.of_file(found.path / checkpoint_state.WEIGHTS),
+        "optimizer": fingerprint.of_file(found.path / checkpoint_state.OPTIMIZER),
         "final": fingerprint.of_file(log_path / run_dir.FINAL / "model.safetensors"),
         "adapter": fingerprint.of_file(log_path / run_dir.ADAPTER / "adapter_model.safetensors"),
         "checkpoints": [row["name"] for row in journal.read(log_path / run_dir.CHECKPOINTS)][-2:],

@@ -12,8 +12,8 @@ from contextlib import suppress
 from math import ceil
 from pathlib import Path
 
-from dpo_core import durable
-from dpo_core.train import checkpoint, journal
+from dpo_core.cache import atomic_files
+from dpo_core.train.checkpoint import checkpoint_state, journal
 from tests.faults.arena import (
     Arena,
     Fault,
@@ -133,10 +133,10 @@ def half_written(name: str, arguments: tuple[object, ...]) -> None:
 
 PLACES = (
     ("append", journal),
-    ("save_file", checkpoint),
-    ("write_text", durable),
-    ("rename", durable),
-    ("sync", durable),
+    ("save_file", checkpoint_state),
+    ("write_text", atomic_files),
+    ("rename", atomic_files),
+    ("sync", atomic_files),
 )
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
+from dpo_core.config.recipe import Recipe
 from dpo_core.errors import EvaluationError, StoppedError
-from dpo_core.recipe import Recipe
-from dpo_core.train import run_dir
-from flows import tracked
-from flows.registry import Candidate
-from flows.tracking import RunHandle
+from dpo_core.train.checkpoint import run_dir
+from flows import tracked_tasks
+from flows.registry.versions import Candidate
+from flows.tracking.mlflow_run import RunHandle
 
 SCRIPT = """
 from dpo_core.train import run_dir
@@ -74,7 +74,7 @@ def test_a_run_whose_evaluation_fails_does_not_stay_open(
     config = {"origin": "f00d"}
     config |= {run_dir.DIGEST: fingerprint.of_value(config)}
     (candidate.checkpoint.log_path / run_dir.CONFIG).write_text(json.dumps(config))
-    with pytest.raises(type(error)), tracked.accounted(recipe, candidate.checkpoint):
+    with pytest.raises(type(error)), tracked_tasks.accounted(recipe, candidate.checkpoint):
         raise error
     assert run.client.get_run(run.run_id).info.status == status
 
@@ -88,4 +88,4 @@ def test_a_run_whose_evaluation_fails_does_not_stay_open(
     ],
 )
 def test_a_name_begins_with_what_distinguishes_runs(recipe: Recipe, directory: str, name: str) -> None:
-    assert tracked.label(recipe, Path("runs") / directory) == name
+    assert tracked_tasks.label(recipe, Path("runs") / directory) == name

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_core.data import demo
-from dpo_core.model import demo as demo_model
+from dpo_core.data.demo import demo_pairs
+from dpo_core.model import demo_model
 
 ROOT = Path(__file__).parents[2]
 # 100 million parameters, heads 64 wide, grouped.
@@ -107,7 +107,7 @@ def write_model(path: Path, shape: dict[str, int]) -> Path:
     import torch  # lazy: the demo's pipeline needs none of it here
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    demo_model.write_base(path, demo.texts(demo.generate(256, 0)))
+    demo_model.write_base(path, demo_pairs.texts(demo_pairs.generate(256, 0)))
     config = json.loads((path / "config.json").read_text()) | {"num_key_value_heads": 4} | shape
     (path / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
@@ -163,7 +163,7 @@ def kill_orphans(log_path: Path) -> None:
 
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "dpo_core.worker" in words and "train" in words and str(log_path.parent) in " ".join(words):
+        if "dpo_core.process.worker" in words and "train" in words and str(log_path.parent) in " ".join(words):
             process.kill()
 
 

@@ -19,18 +19,20 @@ from torch import nn
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.model.lora import trainable
 from dpo_core.pair import Pair
-from dpo_core.recipe import ModelSettings, TrainSettings
-from dpo_core.render.rendered import Completion, TokenPair
-from dpo_core.train import budget, checkpoint, session
-from dpo_core.train.compiled import compiled, uncompiled
-from dpo_core.train.footprint import Workload
-from dpo_core.train.layout import obstacle
+from dpo_core.render.token_dataset import Completion, TokenPair
+from dpo_core.train.batching import auto_token_budget
+from dpo_core.train.batching.batch_layout import obstacle
+from dpo_core.train.batching.memory_estimate import Workload
+from dpo_core.train.batching.packing import branches, build
+from dpo_core.train.checkpoint import checkpoint_state
 from dpo_core.train.logps import backward, completion_logps
 from dpo_core.train.loop import Run, accumulate, steps
-from dpo_core.train.packing import branches, build
 from dpo_core.train.reference import OnTheFly
+from dpo_core.train.runtime import setup
+from dpo_core.train.runtime.compile_layers import compiled, uncompiled
 from tests import tiny
 
 # Read by CUDA's libraries when they are first used.
@@ -50,9 +52,9 @@ NEAR = {"fp32": 1e-6, "bf16": 1e-4}
 
 @pytest.fixture
 def deterministic() -> Iterator[None]:
-    session.deterministic(True)
+    setup.deterministic(True)
     yield
-    session.deterministic(False)
+    setup.deterministic(False)
 
 
 def llama(device: torch.device = GPU, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -63,7 +65,7 @@ def llama(device: torch.device = GPU, dtype: torch.dtype = torch.float32) -> nn.
 def new_policy(lora_rank: int, train: TrainSettings) -> nn.Module:
     dtype = torch.bfloat16 if lora_rank and train.precision == "bf16" else torch.float32
     policy = trainable(llama(dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
-    return compiled(session.prepared(policy, train), train)
+    return compiled(setup.prepared(policy, train), train)
 
 
 @cache
@@ -82,7 +84,7 @@ def run_of(path: Path, policy: nn.Module, reference: str = "cached", **changes: 
         known: Any = OnTheFly(policy if adapted else frozen, train.precision)
     else:
         known = tiny.references(path, frozen, split, precision=train.precision)  # type: ignore[arg-type]
-    return Run(policy, session.adamw(policy, train), split, known, train, token_budget=int(train.token_budget))
+    return Run(policy, setup.adamw(policy, train), split, known, train, token_budget=int(train.token_budget))
 
 
 def gradients(model: nn.Module) -> torch.Tensor:
@@ -167,12 +169,14 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path: Path, precision: str, lor
     told = [metrics.values["dpo_loss"] for metrics in steps(whole)]
     first = run_of(tmp_path / "first", new_policy(lora_rank, train), **changes)
     before = [metrics.values["dpo_loss"] for metrics in islice(steps(first), 2)]
-    checkpoint.write(tmp_path, checkpoint.snapshot(tmp_path, first.policy, first.optimizer, 2, {"run": "r"}))
+    checkpoint_state.write(
+        tmp_path, checkpoint_state.snapshot(tmp_path, first.policy, first.optimizer, 2, {"run": "r"})
+    )
     torch._dynamo.reset()  # as another process, which compiles anew
     second = run_of(tmp_path / "second", new_policy(lora_rank, train), **changes)
-    found, _ = checkpoint.latest(tmp_path)
+    found, _ = checkpoint_state.latest(tmp_path)
     assert found is not None
-    checkpoint.load(found.path, second.policy, second.optimizer)
+    checkpoint_state.load(found.path, second.policy, second.optimizer)
     after = [metrics.values["dpo_loss"] for metrics in steps(second, done=2)]
     assert before + after == told
     for ours, theirs in zip(second.policy.parameters(), whole.policy.parameters(), strict=True):
@@ -191,12 +195,14 @@ def test_the_predicted_peak_is_the_measured_one(tmp_path: Path, lora_rank: int) 
     torch.cuda.empty_cache()
     base = LlamaForCausalLM(config).to(GPU, torch.bfloat16 if lora_rank else torch.float32).eval()
     split = tiny.rows(tmp_path, [long_pair(seed) for seed in range(128)])
-    policy = session.prepared(trainable(base, ModelSettings(lora_rank=lora_rank), seed=0), train)
+    policy = setup.prepared(trainable(base, ModelSettings(lora_rank=lora_rank), seed=0), train)
     work = Workload(policy, split, "tree", "bf16")
-    plan = budget.plan(work, 16_384, budget.Past(), budget.batches_of(len(split), train))
+    plan = auto_token_budget.plan(
+        work, 16_384, auto_token_budget.Past(), auto_token_budget.batches_of(len(split), train)
+    )
     known: Any = tiny.references(tmp_path, base, split, precision="bf16")
     torch.cuda.reset_peak_memory_stats()
-    run = Run(compiled(policy, train), session.adamw(policy, train), split, known, train, token_budget=16_384)
+    run = Run(compiled(policy, train), setup.adamw(policy, train), split, known, train, token_budget=16_384)
     for _ in steps(run):
         pass
     measured = torch.cuda.max_memory_allocated()

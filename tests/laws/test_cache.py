@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from dpo_core import river
-from dpo_core.model.source import describe
-from dpo_core.produce import Work
-from dpo_core.recipe import Recipe, TrainSettings
+from dpo_core.config.recipe import Recipe, TrainSettings
+from dpo_core.model.locate import describe
+from dpo_core.pipeline import stage_calls
+from dpo_core.process.run_stage import Work
 from dpo_core.records import DataReport, ModelSource, PairSet, RenderedSet
-from dpo_core.train.loop import Run, steps
-from dpo_core.train.packing import branches, build
+from dpo_core.train.batching.packing import branches, build
+from dpo_core.train.loop import Run
 from dpo_core.train.reference import OnTheFly
 from tests import tiny
 
@@ -23,7 +23,7 @@ REPORT = DataReport(rows_read=64, kept=64)
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
     """The work that the river asks for, instead of doing it."""
     asked: list[Work] = []
-    monkeypatch.setattr(river, "produce", lambda _, work, kind, meanwhile=None: asked.append(work))
+    monkeypatch.setattr(stage_calls, "produce", lambda _, work, kind, meanwhile=None: asked.append(work))
     return asked
 
 
@@ -48,7 +48,7 @@ def recipe(train: dict[str, Any] | None = None, **sections: dict[str, Any]) -> R
 
 def keys(asked: list[Work], model: ModelSource, *recipes: Recipe) -> list[str]:
     for one in recipes:
-        river.score_reference(one, rendered(model.path), model)
+        stage_calls.score_reference(one, rendered(model.path), model)
     return [work.key for work in asked[-len(recipes) :]]
 
 
@@ -120,7 +120,7 @@ def test_a_warm_start_depends_on_its_own_settings_seed_and_numerics_and_not_on_t
     model = describe(tiny.directory(tmp_path), "tiny")
 
     def key(train: dict[str, Any], **warm_start: float) -> str:
-        river.warm_start(recipe(train=train, warm_start={"sft_steps": 3} | warm_start), rendered(tmp_path), model)
+        stage_calls.warm_start(recipe(train=train, warm_start={"sft_steps": 3} | warm_start), rendered(tmp_path), model)
         return asked[-1].key
 
     own = key({})
@@ -161,7 +161,7 @@ def test_another_max_length_or_treatment_of_what_is_beyond_it_renders_anew(asked
         test_report=REPORT,
     )
     for changed in ({}, {"max_length": 1024}, {"max_length": 1024, "over_length": "drop"}):
-        river.render(recipe(render=changed | {"renderer_name": "role_colon"}), pairs, model)
+        stage_calls.render(recipe(render=changed | {"renderer_name": "role_colon"}), pairs, model)
     assert len({work.key for work in asked}) == 3
 
 
@@ -181,7 +181,9 @@ def test_a_reference_found_and_one_scored_now_give_the_same_run_to_the_bit(tmp_p
         policy = tiny.llama()
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, fused=True)
         run = Run(policy, optimizer, split, known, recipe(train={"batch_size": 4}).train)
-        return [{k: v for k, v in step.values.items() if "/" not in k and k != "batch_time"} for step in steps(run)]
+        return [
+            {k: v for k, v in step.values.items() if "/" not in k and k != "batch_time"} for step in stage_calls(run)
+        ]
 
     found = losses(tiny.open_references(tmp_path, "train"))
     (tmp_path / "train.safetensors").unlink()

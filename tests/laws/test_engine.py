@@ -9,16 +9,17 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from dpo_core import compat
+from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.errors import OutOfMemoryError, TrainingError
+from dpo_core.model import compat
 from dpo_core.model.load import without_dropout
 from dpo_core.model.lora import trainable
 from dpo_core.pair import Pair
-from dpo_core.recipe import ModelSettings, TrainSettings
 from dpo_core.records import StepMetrics
-from dpo_core.render.rendered import Completion, TokenPair
+from dpo_core.render.token_dataset import Completion, TokenPair
 from dpo_core.train import logps as logps_module
 from dpo_core.train import loop
+from dpo_core.train.batching.packing import Batch, Layout, branches, padded, tree
 from dpo_core.train.logps import (
     TargetLogps,
     autocast,
@@ -29,7 +30,6 @@ from dpo_core.train.logps import (
 )
 from dpo_core.train.loop import Run, accumulate, steps
 from dpo_core.train.loss import LOSSES
-from dpo_core.train.packing import Batch, Layout, branches, padded, tree
 from dpo_core.train.reference import OnTheFly, Reference
 from tests import tiny
 
@@ -348,7 +348,7 @@ def test_under_autocast_weights_are_cast_once_for_all_microbatches(tmp_path: Pat
 
 
 def test_a_model_without_attention_functions_takes_padded_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dpo_core.train.layout import obstacle
+    from dpo_core.train.batching.batch_layout import obstacle
 
     model = tiny.llama()
     rows = tiny.rows(tmp_path, tiny.token_pairs(3))

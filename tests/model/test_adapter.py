@@ -8,19 +8,19 @@ import pytest
 import torch
 from peft import PeftModel
 
-from dpo_core import weights
+from dpo_core.cache.store import Store
+from dpo_core.config.recipe import ModelSettings, Recipe
 from dpo_core.errors import RecipeError
 from dpo_core.model import adapter, merge
 from dpo_core.model.load import load_model
+from dpo_core.model.locate import describe
 from dpo_core.model.lora import trainable
-from dpo_core.model.source import describe
-from dpo_core.recipe import ModelSettings, Recipe
+from dpo_core.pipeline import base_model
 from dpo_core.records import ModelSource
-from dpo_core.requests import MergeRequest
-from dpo_core.store import Store
+from dpo_core.stages.merge import MergeRequest
+from dpo_core.train.batching.packing import branches, tree
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.loop import Run, steps
-from dpo_core.train.packing import branches, tree
 from tests import tiny
 
 
@@ -97,7 +97,7 @@ def test_adapters_of_other_weights_are_refused(saved: Path, tmp_path: Path) -> N
     other = tiny.directory(tmp_path / "other", seed=5)
     recipe = Recipe.model_validate({"model": {"model_name": str(other), "load_checkpoint_path": saved}})
     with pytest.raises(RecipeError, match="were trained on other weights"):
-        weights.base(recipe)
+        base_model.base(recipe)
 
 
 def test_adapters_name_their_base_or_are_refused(saved: Path, base: ModelSource) -> None:
@@ -111,4 +111,4 @@ def test_adapters_name_their_base_or_are_refused(saved: Path, base: ModelSource)
 def test_pickled_adapters_are_refused(saved: Path) -> None:
     (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
     with pytest.raises(RecipeError, match="never unpickled"):
-        weights.base(Recipe.model_validate({"model": {"load_checkpoint_path": saved}}))
+        base_model.base(Recipe.model_validate({"model": {"load_checkpoint_path": saved}}))

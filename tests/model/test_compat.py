@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpo_core import compat
+from dpo_core.model import compat
 from tests import tiny
 
 

@@ -12,15 +12,15 @@ import torch
 from transformers import AutoTokenizer
 
 from dpo_core.data.preference import Preference
-from dpo_core.model.generate import Decoding, decode
+from dpo_core.inference.decoding import Decoding, decode
 from dpo_core.model.load import load_model
 from dpo_core.pair import Pair
-from dpo_core.render.fit import fit
 from dpo_core.render.registry import get_renderer, resolve
-from dpo_core.render.rendered import TokenPair
+from dpo_core.render.token_dataset import TokenPair
+from dpo_core.render.tokenize_pairs import fit
 from dpo_core.render.tokenizer import load_tokenizer
+from dpo_core.train.batching.packing import branches, build
 from dpo_core.train.logps import completion_logps
-from dpo_core.train.packing import branches, build
 from tests.conftest import shared
 
 pytestmark = pytest.mark.slow

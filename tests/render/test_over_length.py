@@ -12,9 +12,9 @@ from dpo_core.data.lengths import LAST_TEXT, NO_ROOM
 from dpo_core.data.preference import Message, Preference
 from dpo_core.errors import DataError, RecipeError
 from dpo_core.pair import Pair
-from dpo_core.render.fit import Fitted, Fitter, TooLong
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.renderer import Renderer
+from dpo_core.render.tokenize_pairs import Fitted, Fitter, TooLong
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.render.truncation import cut_message, last_words, without_oldest_turn
 from tests.render.conversations import talks, texts

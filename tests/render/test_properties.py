@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from dpo_core.data.preference import Message, Preference
 from dpo_core.errors import DataError
 from dpo_core.pair import Pair
-from dpo_core.render.fit import Fitted, Fitter, TooLong
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.renderer import Renderer
+from dpo_core.render.tokenize_pairs import Fitted, Fitter, TooLong
 from tests.conftest import shared
 from tests.render.conversations import talks, texts
 from tests.render.tokenizers import EXACT, KINDS, MARKERS, NAMES

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from dpo_core.config.recipe import TrainOnWhat
 from dpo_core.data.preference import Message
 from dpo_core.errors import DataError, RecipeError
-from dpo_core.recipe import TrainOnWhat
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer

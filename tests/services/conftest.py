@@ -16,7 +16,7 @@ from tests.services.team import Team
 def team() -> Iterator[Team]:
     pytest.importorskip("psycopg2", reason="needs the extra `servers`: pip install -e '.[servers]'")
     pytest.importorskip("flask_wtf", reason="needs the extra `servers`: pip install -e '.[servers]'")
-    from deployments import postgres, servers
+    from deployments.servers import local_servers, postgres
 
     if postgres.binaries() is None:
         pytest.skip("needs Postgres: apt install postgresql")
@@ -40,7 +40,7 @@ def team() -> Iterator[Team]:
             "tasks": "none",
             "registered_model_name": "stories",
         }
-        with servers.running(place / "servers", servers.Ports(0, 0), dpo_home=place) as running:
+        with local_servers.running(place / "servers", local_servers.Ports(0, 0), dpo_home=place) as running:
             team = Team(running, place, words)
             team.deploy()
             yield team

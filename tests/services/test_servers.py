@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dpo_core.train import journal
+from dpo_core.train.checkpoint import journal
 from tests.services.team import Team, over, until
 
 pytestmark = pytest.mark.slow

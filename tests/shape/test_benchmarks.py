@@ -40,7 +40,7 @@ def test_a_benchmarks_run_is_the_products(tmp_path: Path, monkeypatch: pytest.Mo
     import product
     from dpo_step import SHAPES
 
-    from dpo_core.recipe import ModelSettings, TrainSettings
+    from dpo_core.config.recipe import ModelSettings, TrainSettings
     from dpo_core.train.loop import steps
 
     rows = [

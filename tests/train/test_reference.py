@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dpo_core.train import reference
-from dpo_core.train.layout import longest
-from dpo_core.train.packing import branches
+from dpo_core.train.batching.batch_layout import longest
+from dpo_core.train.batching.packing import branches
 from dpo_core.train.reference import LOGPS, OFFSETS, score
 from tests import tiny
 

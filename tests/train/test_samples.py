@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpo_core.config.recipe import EvaluateSettings, TrainSettings
 from dpo_core.data.lengths import LengthCounts, summary
-from dpo_core.evaluate.generating import continued
-from dpo_core.recipe import EvaluateSettings, TrainSettings
+from dpo_core.evaluate.generate import continued
 from dpo_core.records import DataReport
 from dpo_core.render.registry import get_renderer
-from dpo_core.render.rendered import open_split, write_split
+from dpo_core.render.token_dataset import open_split, write_split
 from dpo_core.render.tokenizer import load_tokenizer
-from dpo_core.train import journal
-from dpo_core.train.run_facts import dropped_line, length_warnings
+from dpo_core.train.checkpoint import journal
+from dpo_core.train.runtime.run_summary import dropped_line, length_warnings
 from dpo_core.train.train import sample
 from tests import tiny
 

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 
+from dpo_core.config.recipe import TrainSettings
 from dpo_core.errors import OutOfMemoryError
-from dpo_core.recipe import TrainSettings
 from dpo_core.records import StepMetrics
-from dpo_core.train import checkpoint, loop
+from dpo_core.train import loop
 from dpo_core.train import train as stage
-from dpo_core.train.attempt import Attempt
+from dpo_core.train.batching.budget_attempt import Attempt
+from dpo_core.train.checkpoint import checkpoint_state
+from dpo_core.train.checkpoint.checkpoint_writer import Saver
 from dpo_core.train.loop import Run, steps
-from dpo_core.train.saver import Saver
-from dpo_core.train.session import adamw
+from dpo_core.train.runtime.setup import adamw
 from dpo_core.train.train import kept_when_memory_runs_out
 from tests import tiny
 
@@ -59,9 +60,9 @@ def test_the_step_before_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(OutOfMemoryError, match="token_budget=16384"):
         follow()
     assert [metrics.step for metrics in done] == [1, 2]
-    assert [path.name for path in checkpoint.newest_first(tmp_path)] == ["000002"]
+    assert [path.name for path in checkpoint_state.newest_first(tmp_path)] == ["000002"]
     assert all(parameter.grad is None for parameter in run.policy.parameters())
-    found, wrong = checkpoint.latest(tmp_path)
+    found, wrong = checkpoint_state.latest(tmp_path)
     assert found is not None
     assert (found.step, wrong) == (2, {})
 
@@ -89,4 +90,4 @@ def test_weights_of_half_a_step_are_not_saved_as_those_of_the_one_before(
     with pytest.raises(OutOfMemoryError, match="in a step's optimizer or an evaluation") as raised:
         stage.follow(session, display, Attempt(None, 16384))
     assert "token_budget" not in str(raised.value)
-    assert checkpoint.newest_first(tmp_path) == []
+    assert checkpoint_state.newest_first(tmp_path) == []

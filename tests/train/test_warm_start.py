@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from dpo_core.config.recipe import WarmStartSettings
 from dpo_core.errors import TrainingError
-from dpo_core.recipe import WarmStartSettings
 from dpo_core.train import warm_start
 from dpo_core.train.warm_start import Phase, accumulate, batches, draw, fit, set_learning_rate
 from tests import tiny

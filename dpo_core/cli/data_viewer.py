@@ -1,0 +1,188 @@
+"""``dpo data``: the report of a dataset, and on a terminal a pager through its pairs, without training anything."""
+
+import sys
+from collections.abc import Callable
+
+import pyarrow as pa
+from rich.console import Console, Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from dpo_core.cache.store import store_of
+from dpo_core.config.recipe import Recipe
+from dpo_core.config.settings import read_recipe, split_recipe_file
+from dpo_core.data import report
+from dpo_core.data.preference import ROWS_A_BATCH, Message, Preference, from_row
+from dpo_core.data.sources import pin
+from dpo_core.model.locate import tokenizer_alone
+from dpo_core.pipeline import stage_calls
+from dpo_core.process.run_stage import run_stage
+from dpo_core.records import ModelSource, PairSet, RenderedSet
+from dpo_core.stages import demo_base
+
+HINT = (
+    "No model_name is given: lengths are in characters, and nothing is truncated. With model_name=<directory or hub "
+    "id>, whose tokenizer is all that is read, they are in tokens, and trained tokens are coloured."
+)
+KEYS = "n, space: next   p: previous   j, k: down, up   t: other split   q: leave"
+NEXT, BACK = ("n", " ", "\r", "\x1b[C"), ("p", "b", "\x1b[D")
+DOWN, UP, OTHER, LEAVE = ("j", "\x1b[B"), ("k", "\x1b[A"), ("t",), ("q", "\x1b", "\x03", "\x04")
+
+Page = Callable[[str, int], RenderableType]
+
+
+def data_command(words: list[str]) -> None:
+    """``data [recipe.toml | dataset] [key=value …]``: print the report; on a terminal, page through the pairs."""
+    recipe = recipe_of(words)
+    source = pin(recipe.data)
+    tokenizer, store = tokenizer_of(recipe), store_of(recipe)
+    pairs = run_stage(store, stage_calls.acquire_call(recipe, source)).record
+    rendered = run_stage(store, stage_calls.render_call(recipe, pairs, tokenizer)).record if tokenizer else None
+    console = Console(highlight=False)
+    show(console, pairs, rendered)
+    if console.is_terminal and sys.stdin.isatty():
+        console.print(f"{KEYS}\nPress a key to see the pairs.", style="dim")
+        page = token_pages(rendered) if rendered else text_pages(pairs)
+        counted = rendered or pairs
+        Pager(console, {"train": counted.train_pairs, "test": counted.test_pairs}, page).run(read_key)
+
+
+def recipe_of(words: list[str]) -> Recipe:
+    """The recipe of the command's words, of which the first may be a recipe file or a dataset."""
+    first = words[0] if words and "=" not in words[0] and not words[0].startswith("--") else None
+    if first is None or first.endswith(".toml"):
+        return read_recipe(*split_recipe_file(words))
+    return read_recipe(None, [f"dataset={first}", *words[1:]])
+
+
+def tokenizer_of(recipe: Recipe) -> ModelSource | None:
+    """The model's tokenizer; None when no model is given."""
+    settings = recipe.model
+    if settings.model_name is None:
+        return None
+    if settings.model_name == "demo":
+        return run_stage(store_of(recipe), demo_base.call(recipe.data.demo_pairs, recipe.train.seed)).record
+    return tokenizer_alone(settings.model_name, settings.model_revision, settings.trust_remote_code)
+
+
+def show(console: Console, pairs: PairSet, rendered: RenderedSet | None) -> None:
+    """The report: tables on a terminal, plain lines elsewhere."""
+    told = rendered or pairs
+    reports = {"train": told.train_report, "test": told.test_report}
+    if console.is_terminal:
+        console.print(report.tables(pairs.source, reports))
+    else:
+        print(report.text(pairs.source, reports), end="")
+    if rendered is None:
+        console.print(HINT, soft_wrap=True)
+    else:
+        console.print(f"Rendered by {rendered.renderer_name}.", soft_wrap=True)
+    console.print(f"Written to {told.path / report.JSON}", soft_wrap=True)
+
+
+def token_pages(rendered: RenderedSet) -> Page:
+    """Pairs as the model sees them, trained tokens coloured."""
+    # Lazy: the renderers import transformers (2 s), which a report alone need not pay.
+    from dpo_core.render.registry import get_renderer
+    from dpo_core.render.token_dataset import open_split
+    from dpo_core.render.tokenizer import load_tokenizer
+    from dpo_core.train.runtime.console import coloured, decoded
+
+    renderer = get_renderer(rendered.renderer_name, load_tokenizer(rendered.tokenizer_path))
+    splits = {split: open_split(rendered.path, split) for split in ("train", "test")}
+
+    def page(split: str, index: int) -> RenderableType:
+        pair = splits[split][index]
+        tokens = (len(pair.sides.chosen.ids), len(pair.sides.rejected.ids))
+        titles = tuple(f"{name}, {count} tokens" for name, count in zip(("chosen", "rejected"), tokens, strict=True))
+        bodies = coloured(renderer, pair.sides.chosen, "green"), coloured(renderer, pair.sides.rejected, "red")
+        prompt = Text(decoded(renderer, pair.prompt.tolist()), style="dim")
+        return Group(Text(f"prompt, {len(pair.prompt)} tokens", style="bold"), prompt, side_by_side(titles, bodies))
+
+    return page
+
+
+def text_pages(pairs: PairSet) -> Page:
+    """Pairs as text, by role."""
+    readers = {
+        split: pa.ipc.open_file(pa.memory_map(str(pairs.path / f"{split}.arrow"))) for split in ("train", "test")
+    }
+
+    def pair(split: str, index: int) -> Preference:
+        batch, row = divmod(index, ROWS_A_BATCH)
+        return from_row(readers[split].get_batch(batch).slice(row, 1).to_pylist()[0])
+
+    def page(split: str, index: int) -> RenderableType:
+        found = pair(split, index)
+        bodies = spoken(found.sides.chosen, "green"), spoken(found.sides.rejected, "red")
+        return Group(spoken(found.prompt, "dim"), side_by_side(("chosen", "rejected"), bodies))
+
+    return page
+
+
+def spoken(messages: list[Message], style: str) -> Text:
+    """Messages under each other, each with its role."""
+    text = Text()
+    for message in messages:
+        text.append(f"{message['role']}: ", style="bold").append(f"{message['content']}\n", style=style)
+    return text
+
+
+def side_by_side(titles: tuple[str, ...], bodies: tuple[Text, ...]) -> Table:
+    """Two texts beside each other."""
+    table = Table(expand=True, show_edge=False, pad_edge=False)
+    for title in titles:
+        table.add_column(title, ratio=1, overflow="fold")
+    table.add_row(*bodies)
+    return table
+
+
+class Pager:
+    """Pairs one at a time on a terminal. ``counts``: pairs by split; ``page`` draws one of them."""
+
+    def __init__(self, console: Console, counts: dict[str, int], page: Page) -> None:
+        self.console, self.page = console, page
+        self.counts = {split: count for split, count in counts.items() if count}
+        self.split, self.index, self.top = next(iter(self.counts)), 0, 0
+
+    def run(self, read: Callable[[], str]) -> None:
+        """Show pages until a key says to leave."""
+        key = read()
+        while key not in LEAVE:
+            self.draw()
+            key = read()
+            self.act(key)
+
+    def act(self, key: str) -> None:
+        """Another pair, another split, or further down; every other key does nothing."""
+        if key in NEXT + BACK:
+            step = 1 if key in NEXT else -1
+            self.index, self.top = (self.index + step) % self.counts[self.split], 0
+        elif key in DOWN + UP:
+            self.top = max(self.top + (self.console.height // 2 if key in DOWN else -self.console.height // 2), 0)
+        elif key in OTHER:
+            names = list(self.counts)
+            self.split, self.index, self.top = names[names.index(self.split) - 1], 0, 0
+
+    def draw(self) -> None:
+        """The page, as much of it as fits, and where in the data it is."""
+        lines = self.console.render_lines(self.page(self.split, self.index), pad=False)
+        room = self.console.height - 3
+        self.top = min(self.top, max(len(lines) - room, 0))
+        self.console.clear()
+        self.console.print(Rule(f"{self.split} {self.index + 1} of {self.counts[self.split]}"))
+        for line in lines[self.top : self.top + room]:
+            self.console.print(Text.assemble(*((part.text, part.style or "") for part in line)), soft_wrap=True)
+        more = f"   (line {self.top + 1} of {len(lines)})" if len(lines) > room else ""
+        self.console.print(f"{KEYS}{more}", style="dim", end="", soft_wrap=True)
+
+
+def read_key() -> str:
+    """One key from the terminal; the end of the input leaves."""
+    import click  # lazy: only a terminal has keys
+
+    try:
+        return click.getchar()
+    except (EOFError, KeyboardInterrupt):
+        return LEAVE[0]

@@ -1,0 +1,27 @@
+"""``role_colon``: the plain format for base models, ``User: …`` and ``Assistant: …`` between blank lines."""
+
+from collections.abc import Sequence
+
+from dpo_core.data.preference import Message
+from dpo_core.render.message_pieces import Turn
+from dpo_core.render.renderer import Renderer, Reply
+
+STOP = "\n\nUser:"
+
+
+class RoleColon(Renderer):
+    """``System: S\\n\\nUser: U\\n\\nAssistant:⟦ A\\n\\nUser:⟧``: the next user's header is where an answer ends."""
+
+    name = "role_colon"
+    stop_strings = (STOP,)
+
+    def turn(self, messages: Sequence[Message], index: int) -> Turn:
+        """Header ``Role:``, output `` content`` and a blank line; an answer's end is completed by ``User:``."""
+        role, content = messages[index]["role"], messages[index]["content"]
+        overlap = ("User:",) if role == "assistant" else ()
+        return Turn((f"{role.capitalize()}:",), (f" {content}\n\n",), overlap)
+
+    def read(self, ids: Sequence[int], ended: bool) -> Reply:
+        """Cut at the stop string, strip one leading space."""
+        text, stop, _ = self.decode(ids).partition(STOP)
+        return Reply({"role": "assistant", "content": text.removeprefix(" ")}, ended or bool(stop))

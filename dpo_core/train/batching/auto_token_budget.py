@@ -1,0 +1,145 @@
+"""The token budget: how many tokens of a microbatch fit into memory, and what the whole is expected to take."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpo_core.config.recipe import TrainSettings
+from dpo_core.errors import OutOfMemoryError
+from dpo_core.pair import Pair
+from dpo_core.render.token_dataset import Ids, Rows
+from dpo_core.system import gpus
+from dpo_core.system.device import free_memory
+from dpo_core.train import data_order
+from dpo_core.train.batching import budget_note
+from dpo_core.train.batching.memory_estimate import Footprint, Workload, measure
+from dpo_core.train.batching.packing import Layout, microbatches, padded_microbatches
+
+# The part of what is free that ``auto`` may plan with.
+SHARE = 0.8
+# On a CPU 2,048 tokens were measured best; a GPU gains from more.
+LEAST, MOST = budget_note.LEAST, {"cpu": 2048, "cuda": 65_536}
+STEP = 256
+# Optimizer steps whose microbatches are looked at for the largest.
+STEPS_SEEN = 64
+
+Wanted = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A token budget. ``auto``: found by memory. ``expected``: bytes of the peak; ``available``: those that this
+    process may hold. ``news``: lines about it for the user."""
+
+    tokens: int
+    auto: bool
+    expected: int
+    available: int
+    news: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        how = " (auto)" if self.auto else ""
+        memory = f"about {self.expected / 1e9:.1f} GB expected of {self.available / 1e9:.1f} GB free"
+        return f"{self.tokens:,} tokens a microbatch{how}, {memory}"
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is known of earlier tries: the budget that was kept, and the one that memory ended."""
+
+    kept: int | None = None
+    failed: int | None = None
+
+
+def plan(work: Workload, wanted: Wanted, past: Past, batches: Sequence[Sequence[int]]) -> Plan:
+    """The budget for this work on this device. ``batches``: the pairs of the first optimizer steps.
+
+    Raises OutOfMemoryError when the weights and what belongs to them alone do not fit.
+    """
+    footprint = measure(work)
+    available = footprint.held + free_memory(work.device)
+    check(footprint, available)
+    if wanted == "auto":
+        tokens, news = found(footprint, available, past)
+    else:
+        tokens, news = wanted, []
+    expected = footprint.peak(largest(work, tokens, batches))
+    if expected > available:
+        news.append(
+            f"Warning: about {expected / 1e9:.1f} GB are expected with token_budget={tokens}, and"
+            f" {available / 1e9:.1f} GB are available; {fitting(footprint, SHARE * available)} would fit."
+        )
+    return Plan(tokens, wanted == "auto", expected, available, tuple(news))
+
+
+def found(footprint: Footprint, available: int, past: Past) -> tuple[int, list[str]]:
+    """What ``auto`` stands for, and lines about it: half of what failed, else what was kept, else what fits."""
+    if past.failed:
+        tokens = halved(past.failed)
+        line = f"Memory ended the last try with token_budget={past.failed}: this one takes {tokens}."
+        more = " Its bits are not those of a run that keeps its budget." if past.kept else ""
+        return tokens, [line + more]
+    return past.kept or fitting(footprint, SHARE * available), []
+
+
+def fitting(footprint: Footprint, room: float) -> int:
+    """The most tokens, a multiple of STEP, whose peak is within ``room`` bytes; never less than LEAST."""
+    steps = range(LEAST // STEP, MOST[footprint.device] // STEP + 1)
+    fit = np.searchsorted([footprint.peak(STEP * step) for step in steps], room, side="right")
+    return max(LEAST, STEP * steps[max(0, int(fit) - 1)])
+
+
+def halved(tokens: int) -> int:
+    """Half of a budget, a multiple of STEP where it is long enough; never less than LEAST."""
+    return max(LEAST, tokens // 2 // STEP * STEP)
+
+
+def check(footprint: Footprint, available: int) -> None:
+    """Raises OutOfMemoryError when weights, gradients and the optimizer's state alone exceed what is available."""
+    if footprint.certain <= available:
+        return
+    gpu = gpus.find() if footprint.device == "cuda" else None
+    raise OutOfMemoryError(
+        f"Weights, gradients and the optimizer's state take {footprint.certain / 1e9:.1f} GB, and"
+        f" {available / 1e9:.1f} GB are available. {gpu.held_by if gpu else ''}".strip(),
+        "They must fit before anything is trained.",
+        "Train less (lora_rank), choose a smaller model, or make memory free.",
+    )
+
+
+def batches_of(pairs: int, train: TrainSettings) -> list[list[int]]:
+    """The pairs of the first optimizer steps of a run."""
+    total = data_order.total_steps(pairs, train)
+    return [data_order.batch(step, pairs, train) for step in range(min(STEPS_SEEN, total))]
+
+
+def largest(work: Workload, tokens: int, batches: Iterable[Sequence[int]]) -> int:
+    """Tokens of the largest microbatch that a budget makes of these batches, a pair beyond it alone among them."""
+    costs = of_pairs(work.rows, work.layout, work.sides)
+    found = [groups(work.layout, costs[list(batch)], tokens) for batch in batches]
+    return max([*found, int(costs[costs > tokens].max(initial=0))])
+
+
+def groups(layout: Layout, costs: NDArray[np.int64], tokens: int) -> int:
+    """Tokens of the largest microbatch of pairs of these costs."""
+    if layout == "tree":
+        return int(max((costs[group].sum() for group in microbatches(costs.tolist(), tokens)), default=0))
+    every = padded_microbatches(costs.tolist(), tokens)
+    return int(max((costs[group].max() * len(group) for group in every), default=0))
+
+
+def of_pairs(rows: Rows, layout: Layout, sides: int) -> NDArray[np.int64]:
+    """Tokens that every pair takes in a layout, (N,); of the longer side alone where ``sides`` is 1."""
+    prompt, both = rows.lengths()
+    longer = np.maximum(both.chosen, both.rejected)
+    if layout == "padded" or sides == 1:
+        return sides * (prompt + longer).astype(np.int64)
+    return total(prompt, both)
+
+
+def total(prompt: Ids, both: Pair[Ids]) -> NDArray[np.int64]:
+    """Tokens of whole pairs, the prompt once."""
+    return prompt.astype(np.int64) + both.chosen + both.rejected

@@ -1,0 +1,88 @@
+"""A token budget that memory decided, noted while it is tried: what a process leaves behind that memory ended."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_core.errors import DiedError, OutOfMemoryError, TrainingError
+from dpo_core.system import host_memory
+from dpo_core.train.batching import budget_note
+from dpo_core.train.batching.auto_token_budget import halved
+from dpo_core.train.batching.budget_note import LEAST, forget
+
+
+@dataclass
+class Attempt:
+    """The note, which is there from the first step's beginning to the end of the process, however it ends but by
+    being killed. ``path`` None: a budget that the recipe gives, of which nothing is noted."""
+
+    path: Path | None
+    tokens: int
+
+    def note(self, proven: bool = False, ran_out: bool = False) -> None:
+        """Write what is known: that a whole step has fitted, or that memory ran out."""
+        if self.path is not None:
+            budget_note.write(self.path, self.tokens, proven, ran_out)
+
+
+@contextmanager
+def attempted(path: Path | None, tokens: int) -> Iterator[Attempt]:
+    """Try a budget inside the block.
+
+    Raises DiedError in place of OutOfMemoryError where the budget was found by memory and a smaller one helps: the
+    next try takes half. Any other OutOfMemoryError passes: another try would end like this one.
+    """
+    attempt = Attempt(path, tokens)
+    attempt.note()
+    try:
+        yield attempt
+    except OutOfMemoryError as error:
+        if path is None or not error.smaller_budget_helps or tokens <= LEAST:
+            forget(path)
+            raise
+        attempt.note(ran_out=True)
+        raise DiedError(
+            error.found,
+            f"token_budget=auto takes half in the next try: {halved(tokens):,} tokens.",
+            f"Run the same command again. If it ends like this once more: {error.remedy}",
+        ) from error
+    except BaseException:
+        forget(path)
+        raise
+    forget(path)
+
+
+def failed(path: Path) -> int | None:
+    """The budget of a try that memory ended; None where there was none, or something else ended it.
+
+    Raises TrainingError where it was the least budget; the next try then begins anew.
+    """
+    told = budget_note.read(path)
+    if told is None or not of_memory(told):
+        return None
+    tokens: int = told["token_budget"]
+    if tokens <= LEAST:
+        forget(path)
+        raise TrainingError(
+            f"Memory ran out with token_budget={tokens}, the least that auto takes.",
+            "A microbatch must fit into memory with its activations.",
+            "Make memory free, lower max_length, set activation_checkpointing=true, or choose a smaller model.",
+        )
+    return tokens
+
+
+def of_memory(told: dict[str, Any]) -> bool:
+    """Whether memory ended the process that left a note.
+
+    Who waited for that process has settled it, see :func:`budget_note.settle`. Where it died too, the kernel's count of
+    the processes that it ended for memory tells, the machine's others among them. Where that says nothing, or the
+    machine was started again, a try counts as ended by memory when not a single step had fitted.
+    """
+    if told["ran_out"]:
+        return True
+    kills, before = host_memory.oom_kills(), told["oom_kills"]
+    if kills is None or not isinstance(before, int) or told["boot"] != host_memory.boot():
+        return not told["proven"]
+    return kills > before

@@ -1,0 +1,241 @@
+"""Model export at the end of a run: the trained weights written, read back, and measured as they were read."""
+
+import gc
+import json
+import shutil
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dpo_core.errors import TrainingError
+from dpo_core.model.adapter import BASE_FINGERPRINT
+from dpo_core.model.load import load_model
+from dpo_core.model.locate import describe
+from dpo_core.model.lora import merged
+from dpo_core.model.save_model import save_model
+from dpo_core.records import Checkpoint
+from dpo_core.render.registry import STORED
+from dpo_core.system.device import free_memory
+from dpo_core.system.malloc_tuning import trim
+from dpo_core.train.batching.memory_estimate import WORKING
+from dpo_core.train.batching.packing import branches, build
+from dpo_core.train.checkpoint import journal, run_dir
+from dpo_core.train.export_noise import differences
+from dpo_core.train.logps import completion_logps
+from dpo_core.train.reference import OnTheFly
+from dpo_core.train.runtime.compile_layers import uncompiled
+from dpo_core.train.runtime.setup import Session
+from dpo_core.train.validation import HeldOut, HeldOutSettings, measure, settings_for
+
+# Held-out pairs by which exporting is judged in a run that evaluates none, and by which merging is checked in float32.
+COMPARED_PAIRS, MERGED_PAIRS = 256, 8
+# Mean difference in nats a token that merging in float32 may make; a wrong merge makes a hundred times that.
+NEARNESS = 1e-3
+# Free memory of a GPU that a byte of weights wants, with activations of a few pairs and what stays in fragments.
+ROOM = 1.2
+
+
+class Finished(NamedTuple):
+    """The final model, and the last step's metrics that it brings: ``test/…`` of the weights as they were written, and
+    ``export/…``, how they differ from those that were trained."""
+
+    checkpoint: Checkpoint
+    metrics: dict[str, float]
+
+
+def finish(session: Session) -> Finished:
+    """Export the trained model, adapters merged, in transformers' format with tokenizer and renderer; measure it.
+
+    The policy, the optimizer's state and a reference that is asked in every step are used up. A LoRA run also leaves
+    the adapters alone, in peft's format. Raises TrainingError, with the checkpoints still there, when what was trained
+    is not finite, or what was written is not what was trained.
+    """
+    check_finite(session.run.policy, session)
+    let_training_go(session)
+    path = session.log_path / run_dir.FINAL
+    trained = session.measured.pop(session.run.total, None) or of_policy(session)
+    exported = measured(session, export(session))
+    path.with_name(f".{run_dir.FINAL}").rename(path)
+    changed = differences(trained.logps, exported.logps)
+    checkpoint = described(session, changed)
+    row = {"name": run_dir.FINAL, "step": checkpoint.step, "path": str(path)}
+    journal.append(session.log_path / run_dir.CHECKPOINTS, row)
+    if not session.request.train.eval_every:
+        return Finished(checkpoint, changed)
+    changed["export/accuracy_in_memory"] = trained.metrics["test/accuracy"]
+    return Finished(checkpoint, on_record(exported.told(checkpoint.margin_noise)) | changed)
+
+
+def on_record(metrics: dict[str, float]) -> dict[str, float]:
+    """The held-out metrics that a journal takes: all ``test/…``, without those by source and by length."""
+    return {name: value for name, value in metrics.items() if name.startswith("test/")}
+
+
+def of_policy(session: Session) -> HeldOut:
+    """The policy's held-out preferences, in memory and as it trains, but for the compilation of its layers."""
+    run = session.run
+    settings = limited(session, HeldOutSettings(run.losses, run.layout, run.settings.precision))
+    with uncompiled(run.policy):
+        return measure(run.policy, session.request.rendered, session.request.reference, settings)
+
+
+def measured(session: Session, model: PreTrainedModel) -> HeldOut:
+    """An exported model's held-out preferences, as the evaluate stage will find them."""
+    request = session.request
+    settings = limited(session, settings_for(model, request.train, request.rendered, request.reference))
+    return measure(model, request.rendered, request.reference, settings)
+
+
+def limited(session: Session, settings: HeldOutSettings) -> HeldOutSettings:
+    """All held-out pairs, or as many as tell what exporting changed where the recipe evaluates none."""
+    return settings if session.request.train.eval_every else replace(settings, pairs=COMPARED_PAIRS)
+
+
+def export(session: Session) -> PreTrainedModel:
+    """Write the model beside its final place, and read it back in the type that models are measured in."""
+    request, policy = session.request, session.run.policy
+    if isinstance(policy, PeftModel):
+        save_adapter(session, policy)
+    final = session.log_path / run_dir.FINAL
+    aside = final.with_name(f".{run_dir.FINAL}")
+    for leftover in (aside, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with uncompiled(policy):
+        whole = merge(session)
+    whole.to(getattr(torch, request.export_dtype))
+    check_finite(whole, session)
+    make_room(whole, nbytes(whole, getattr(torch, request.frozen_dtype)))
+    save_model(whole, request.rendered.tokenizer_path, session.renderer.name, aside)
+    exported = load_model(aside, trust_remote_code=request.model.trust_remote_code, dtype=request.frozen_dtype)
+    check_written(whole, exported, session)
+    let_go(session, whole)
+    return exported
+
+
+def merge(session: Session) -> PreTrainedModel:
+    """The policy as plain weights in float32, checked where adapters were added into them.
+
+    In float32 a right merge changes next to nothing, whatever the type that the weights are written in then rounds.
+    """
+    policy = session.run.policy
+    if not isinstance(policy, PeftModel):
+        return merged(policy)
+    make_room(policy, nbytes(policy, torch.float32) - nbytes(policy))
+    before = scores(session, policy.float())
+    whole = merged(policy)
+    check_merged(before, scores(session, whole), session)
+    return whole
+
+
+def scores(session: Session, model: nn.Module) -> Tensor:
+    """Log-probabilities of the first held-out pairs, (M,) on the CPU, computed in the weights' own type."""
+    rows = session.test_split[0]
+    items = [branches(rows[index]) for index in range(min(MERGED_PAIRS, len(rows)))]
+    return completion_logps(model, build(session.run.layout, items, next(model.parameters()).device)).cpu()
+
+
+def make_room(model: nn.Module, wanted: int) -> None:
+    """Take a model off a GPU that has no room for the bytes that are wanted beside it."""
+    where = next(model.parameters()).device
+    if where.type != "cpu" and wanted and free_memory(where) < ROOM * wanted + WORKING["cuda"]:
+        model.to("cpu")
+        give_back()
+
+
+def nbytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
+    """Bytes of a model's weights, in their own type or in another."""
+    return sum(p.numel() * (dtype or p.dtype).itemsize for p in model.parameters())
+
+
+def check_finite(model: nn.Module, session: Session) -> None:
+    """Raises TrainingError when a weight is not a finite number."""
+    wrong = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    if wrong:
+        raise TrainingError(
+            f"{len(wrong)} tensors of the trained model hold values that are not finite, as {min(wrong)}.",
+            "Weights must be finite numbers: this run has diverged.",
+            f"Train again with a lower learning_rate and another log_path; earlier checkpoints in {session.log_path}"
+            " stand.",
+        )
+
+
+def check_merged(before: Tensor, after: Tensor, session: Session) -> None:
+    """Raises TrainingError when adding the adapters into the weights changed what the model says."""
+    away = (before - after).abs().mean().item()
+    if not torch.isfinite(after).all() or away > NEARNESS:
+        raise TrainingError(
+            f"The merged model scores held-out pairs {away:.3g} nats a token away from the trained one, in float32.",
+            f"Merging adapters rounds, by {NEARNESS:g} nats a token at most.",
+            f"The checkpoints in {session.log_path} stand; report this model's architecture.",
+        )
+
+
+def check_written(whole: nn.Module, read: nn.Module, session: Session) -> None:
+    """Raises TrainingError when a tensor that was read back is not the one that was written, to the bit."""
+    ours, theirs = whole.state_dict(), read.state_dict()
+    other = [name for name in ours.keys() | theirs.keys() if not same(ours.get(name), theirs.get(name))]
+    if other:
+        raise TrainingError(
+            f"{len(other)} tensors of the exported model are not those that were written, as {min(other)}.",
+            "An export must be the model that was trained.",
+            f"The checkpoints in {session.log_path} stand; try again on a disk that keeps what it is given.",
+        )
+
+
+def same(ours: Tensor | None, theirs: Tensor | None) -> bool:
+    """Whether a tensor is there on both sides with equal values, of whichever of the two types and devices."""
+    if ours is None or theirs is None or ours.shape != theirs.shape:
+        return False
+    return torch.equal(ours.to(theirs.device, theirs.dtype), theirs)
+
+
+def let_training_go(session: Session) -> None:
+    """Give the memory back of what only training needs: gradients, moments, a reference model of its own."""
+    run = session.run
+    run.optimizer.state.clear()
+    run.optimizer.zero_grad(set_to_none=True)
+    if isinstance(run.references, OnTheFly) and run.references.model is not run.policy:
+        run.references.model.to("meta")
+    give_back()
+
+
+def let_go(session: Session, whole: nn.Module) -> None:
+    """Give the memory of the trained model back."""
+    whole.to("meta")
+    session.run.policy.to("meta")
+    give_back()
+
+
+def give_back() -> None:
+    """Hand memory that is free inside this process to the system, and to the GPU."""
+    gc.collect()
+    trim()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def described(session: Session, changed: dict[str, float]) -> Checkpoint:
+    """The final model as the stages know it."""
+    path = session.log_path / run_dir.FINAL
+    return Checkpoint(
+        path=path,
+        fingerprint=describe(path, session.request.model.name).fingerprint,
+        name=run_dir.FINAL,
+        step=session.run.total,
+        log_path=session.log_path,
+        renderer_name=session.renderer.name,
+        export=changed,
+    )
+
+
+def save_adapter(session: Session, policy: PeftModel) -> None:
+    """The adapters alone, as peft loads them, with the renderer and which weights they belong to in ``dpo.json``."""
+    path, base = session.log_path / run_dir.ADAPTER, session.request.model
+    shutil.rmtree(path, ignore_errors=True)
+    policy.save_pretrained(path, safe_serialization=True)
+    note = {"renderer_name": session.renderer.name, BASE_FINGERPRINT: base.fingerprint}
+    (path / STORED).write_text(json.dumps(note))

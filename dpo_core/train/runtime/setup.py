@@ -1,0 +1,210 @@
+"""A training process's work on a run: everything loaded, and continued from the last whole checkpoint."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dpo_core.config.recipe import TrainSettings
+from dpo_core.errors import RecipeError
+from dpo_core.model import compat
+from dpo_core.model.load import check_vocabulary, device, load_model, without_dropout
+from dpo_core.model.lora import trainable
+from dpo_core.records import StepMetrics
+from dpo_core.render.registry import get_renderer
+from dpo_core.render.renderer import Renderer
+from dpo_core.render.token_dataset import Rows, open_split
+from dpo_core.render.tokenizer import load_tokenizer
+from dpo_core.stages.train import TrainRequest
+from dpo_core.train import data_order
+from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note
+from dpo_core.train.batching.auto_token_budget import Past, Plan
+from dpo_core.train.batching.batch_layout import settled
+from dpo_core.train.batching.memory_estimate import Workload
+from dpo_core.train.batching.packing import Layout
+from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir
+from dpo_core.train.logps import plain
+from dpo_core.train.loop import Run
+from dpo_core.train.reference import OnTheFly, Reference, References, open_references
+from dpo_core.train.runtime.compile_layers import compiled
+from dpo_core.train.runtime.flops import matmul_peak
+from dpo_core.train.runtime.signals import StopFlag
+from dpo_core.train.validation import HeldOut
+
+WIDTH = {"float32": 4, "bfloat16": 2}  # bytes
+Watch = Callable[[nn.Module, Renderer], dict[str, float]]
+
+
+def unwatched(policy: nn.Module, renderer: Renderer) -> dict[str, float]:
+    """Nobody asks the policy anything of their own."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process's work on a run: from ``done`` steps to the end.
+
+    ``last``: what was measured in the last step, where that is done and the model was not exported then.
+    ``measured``: held-out preferences of the policy by step, kept for the export to be compared with.
+    """
+
+    request: TrainRequest
+    run: Run
+    test_split: tuple[Rows, References]
+    renderer: Renderer
+    done: int
+    stop: StopFlag
+    news: list[str]
+    plan: Plan
+    watch: Watch = unwatched
+    last: StepMetrics | None = None
+    measured: dict[int, HeldOut] = field(default_factory=dict)
+
+    @property
+    def log_path(self) -> Path:
+        """The run's directory."""
+        return self.request.log_path
+
+
+def begin(request: TrainRequest, stop: StopFlag) -> Session:
+    """Load everything; continue from the last whole checkpoint where there is one."""
+    train, source = request.train, request.model
+    deterministic(train.deterministic)
+    model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
+    rows = open_split(request.rendered.path, "train")
+    check_vocabulary(model, rows.largest_id())
+    layout = settled(model, train.layout, request.rendered, request.reference)
+    policy = prepared(trainable(model, request.settings, train.seed), train)
+    known = reference(request, policy)
+    plan = settled_budget(request, policy, rows, layout)  # its probes are not worth a compilation
+    run = Run(
+        compiled(policy, train),
+        adamw(policy, train),
+        rows,
+        known,
+        train,
+        layout=layout,
+        token_budget=plan.tokens,
+        peak_flops=matmul_peak(device(), train.precision),
+        heap_limit=plan.expected if device().type == "cpu" else None,
+    )
+    tokenizer = load_tokenizer(request.rendered.tokenizer_path, source.trust_remote_code)
+    renderer = get_renderer(request.rendered.renderer_name, tokenizer)
+    test_split = open_split(request.rendered.path, "test"), open_references(request.reference.path, "test")
+    done, news, last = resume(request, run)
+    return Session(request, run, test_split, renderer, done, stop, [*plan.news, *news], plan, last=last)
+
+
+def deterministic(wanted: bool) -> None:
+    """Kernels that give the same bits every time, or an error where there is none."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+
+
+def prepared(policy: nn.Module, train: TrainSettings) -> nn.Module:
+    """The policy as it trains: without dropout, with recomputation if the recipe asks for it."""
+    without_dropout(policy)
+    if train.activation_checkpointing:
+        # Layers are computed again only in training mode; without dropout that mode changes nothing else.
+        compat.recompute_activations(plain(policy))
+        policy.train()
+    return policy
+
+
+def adamw(policy: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101), fused, over everything that trains."""
+    return torch.optim.AdamW(
+        [parameter for parameter in policy.parameters() if parameter.requires_grad],
+        lr=train.learning_rate,
+        betas=(train.adam_beta1, train.adam_beta2),
+        eps=train.adam_eps,
+        weight_decay=train.weight_decay,
+        fused=True,
+    )
+
+
+def reference(request: TrainRequest, policy: nn.Module) -> Reference:
+    """The stored log-probabilities, or the model to ask in every step: the policy without adapters if that is it."""
+    if not request.on_the_fly:
+        return open_references(request.reference.path, "train")
+    source, precision = request.reference.model, request.train.precision
+    if request.settings.lora_rank and source.fingerprint == request.model.fingerprint:
+        return OnTheFly(policy, precision)
+    frozen = load_model(source.path, request.train.seed, source.trust_remote_code, request.frozen_dtype)
+    return OnTheFly(frozen.requires_grad_(False), precision)
+
+
+def settled_budget(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layout) -> Plan:
+    """The recipe's token budget; ``auto`` is found once and kept with the run, whose continuation must be the same."""
+    train, batches = request.train, auto_token_budget.batches_of(len(rows), request.train)
+    work = workload(request, policy, rows, layout)
+    if train.token_budget != "auto":
+        return auto_token_budget.plan(work, train.token_budget, Past(), batches)
+    told = run_dir.read_config(request.log_path) or {}
+    past = Past(told.get("token_budget"), budget_attempt.failed(request.log_path / budget_note.NOTE))
+    plan = auto_token_budget.plan(work, "auto", past, batches)
+    if plan.tokens != past.kept:
+        run_dir.write_config(request.log_path, told | {"token_budget": plan.tokens})
+    return plan
+
+
+def workload(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layout) -> Workload:
+    """What the run will ask of memory."""
+    train = request.train
+    return Workload(
+        policy,
+        rows,
+        layout,
+        train.precision,
+        saves=saves_on_the_way(train, len(rows)),
+        sampled=sampled(request) if train.infrequent_eval_every else 0,
+        evaluated=True,  # at the end in any case
+        exported=WIDTH[request.export_dtype] + WIDTH[request.frozen_dtype],
+    )
+
+
+def sampled(request: TrainRequest) -> int:
+    """Tokens in the cache when the held-out prompts, which nothing cuts, are answered together."""
+    prompts = open_split(request.rendered.path, "test").whole_prompts(request.samples)
+    return len(prompts) * (request.max_new_tokens + max(map(len, prompts), default=0))
+
+
+def saves_on_the_way(train: TrainSettings, pairs: int) -> bool:
+    """Whether checkpoints are written while training goes on."""
+    by_steps = 0 < train.save_every < data_order.total_steps(pairs, train)
+    return by_steps or bool(train.save_every_minutes or train.best_metric)
+
+
+def resume(request: TrainRequest, run: Run) -> tuple[int, list[str], StepMetrics | None]:
+    """Steps already done, lines about them, and the last step's metrics where that is done and only the export is not:
+    the newest whole checkpoint is loaded, the journal cut back to it.
+
+    Raises RecipeError when more steps are done than the run is to have.
+    """
+    found, wrong = checkpoint_state.latest(request.log_path)
+    news = [f"Checkpoint {name} is passed over: {cause}." for name, cause in wrong.items()]
+    if found is None:
+        checkpoint_state.cut_back(request.log_path, None)
+        return 0, news, None
+    if found.step > run.total:
+        raise RecipeError(
+            f"The run in {request.log_path} has {found.step} steps, and {run.total} are asked for.",
+            "A run can be continued or extended, not shortened.",
+            "Raise max_steps or num_epochs, or choose another log_path.",
+        )
+    checkpoint_state.load(found.path, run.policy, run.optimizer)
+    row = checkpoint_state.final_row(request.log_path, found)
+    checkpoint_state.cut_back(request.log_path, found)
+    if row and found.step < run.total:
+        journal.append(request.log_path / run_dir.METRICS, row)
+    news.append(f"Continuing after step {found.step} from its checkpoint.")
+    if found.state["run"] != request.fingerprint and run.settings.lr_schedule != "constant":
+        news.append(
+            f"The run is extended: steps 1 to {found.step} had the {run.settings.lr_schedule} schedule of a shorter"
+            f" run, and the rest have that of {run.total} steps."
+        )
+    return found.step, news, journal.from_row(row) if row and found.step == run.total else None

@@ -1,0 +1,145 @@
+"""Held-out preferences: does the policy prefer the chosen side, and does it still write it?"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dpo_core.config.recipe import TrainSettings
+from dpo_core.pair import Pair
+from dpo_core.records import ReferenceSet, RenderedSet
+from dpo_core.render.token_dataset import Rows, open_split, test_sources
+from dpo_core.system.progress import Progress
+from dpo_core.train import export_noise, length_bias
+from dpo_core.train.batching.batch_layout import settled
+from dpo_core.train.batching.memory_estimate import tokens_without_gradients
+from dpo_core.train.batching.packing import Layout, branches, build, split
+from dpo_core.train.logps import completion_logps
+from dpo_core.train.loop import evidence_of, loss_settings
+from dpo_core.train.loss import Evidence, LossSettings, pair_losses, rewards, wins
+from dpo_core.train.reference import Reference, open_references
+from dpo_core.wilson import wilson
+
+MOST_SOURCES = 20
+
+
+@dataclass(frozen=True)
+class HeldOutSettings:
+    """The loss, the layout of microbatches, the compute type; ``pairs``: the first so many, None for all."""
+
+    losses: LossSettings
+    layout: Layout
+    precision: str
+    pairs: int | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """``metrics`` of the test split; ``rewards``: the implicit rewards βΔ of every pair's sides, N each.
+
+    ``logps``: what the model gives each side, (N, 2) float64 on the CPU. ``margins``: Δ_chosen − Δ_rejected in nats, N.
+    """
+
+    metrics: dict[str, float]
+    rewards: Pair[list[float]]
+    logps: Tensor
+    margins: list[float]
+
+    def told(self, noise: float = 0.0) -> dict[str, float]:
+        """The metrics with what stands beyond the noise (nats) that exporting put into the margins."""
+        return self.metrics | export_noise.beyond(self.margins, noise)
+
+
+def settings_for(
+    model: nn.Module, train: TrainSettings, rendered: RenderedSet, reference: ReferenceSet
+) -> HeldOutSettings:
+    """How this model is measured, wherever that is: the recipe's loss and compute type, a layout it can attend in."""
+    return HeldOutSettings(loss_settings(train), settled(model, train.layout, rendered, reference), train.precision)
+
+
+def measure(model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: HeldOutSettings) -> HeldOut:
+    """Metrics ``test/…`` of the test split, how they go with length (:mod:`dpo_core.train.length_bias`), and by source
+    (:func:`by_source`); the model is used as it is, without gradients.
+
+    This is the one place where preferences are measured: before, during and after training, and by the evaluate stage.
+    """
+    split_rows, references = open_split(rendered.path, "test"), open_references(reference.path, "test")
+    table = compared(model, split_rows, references, settings)
+    won, chosen, rejected = (table[:, column].numpy() for column in (1, 2, 3))
+    lengths = (table[:, column].numpy() for column in (6, 7))
+    told = summary(table) | by_source(table, test_sources(rendered.path)[: len(table)])
+    told |= length_bias.measures(won, chosen - rejected, *lengths)
+    rewarded = Pair(chosen.tolist(), rejected.tolist())
+    return HeldOut(told, rewarded, table[:, 4:6], ((table[:, 2] - table[:, 3]) / settings.losses.beta).tolist())
+
+
+def by_source(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
+    """``source/accuracy_<name>``, ``source/margin_<name>`` and ``source/num_pairs_<name>`` of the pairs' sources, the
+    MOST_SOURCES most frequent of them; nothing where there are not two."""
+    told: dict[str, float] = {}
+    counted = Counter(sources)
+    if len(counted) < 2:
+        return told
+    for source, count in counted.most_common(MOST_SOURCES):
+        part = table[[place for place, other in enumerate(sources) if other == source]]
+        name = re.sub(r"[^\w. -]+", "_", source) or "none"
+        told[f"source/accuracy_{name}"] = part[:, 1].mean().item()
+        told[f"source/margin_{name}"] = (part[:, 2] - part[:, 3]).mean().item()
+        told[f"source/num_pairs_{name}"] = float(count)
+    return told
+
+
+@torch.no_grad()
+def compared(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> Tensor:
+    """The columns of every pair, (N, 8) float64 on the CPU, in the rows' order."""
+    device = next(model.parameters()).device
+    count = len(rows) if settings.pairs is None else min(settings.pairs, len(rows))
+    items = [branches(rows[index]) for index in range(count)]
+    parts, places = [], []
+    progress = Progress("evaluating", len(items), "held-out pairs")
+    for group in split(settings.layout, items, tokens_without_gradients(model)):
+        batch = build(settings.layout, [items[place] for place in group], device)
+        policy = completion_logps(model, batch, settings.precision)
+        evidence = evidence_of(policy, references.of(group, batch), batch.counts)
+        places += group
+        progress.advance(len(group))
+        parts.append(columns(pair_losses(evidence, settings.losses), evidence, settings.losses.beta))
+    return torch.cat(parts).double().cpu()[torch.tensor(places).argsort()]
+
+
+def columns(losses: Tensor, evidence: Evidence, beta: float) -> Tensor:
+    """(B, 8): loss, win, rewards, summed logps and token counts of both sides."""
+    both = (side for pair in (rewards(evidence, beta), evidence.logps, evidence.lengths) for side in sides(pair))
+    return torch.stack([losses, wins(evidence.difference), *both], dim=-1)
+
+
+def sides(pair: Pair[Tensor]) -> tuple[Tensor, Tensor]:
+    """Chosen and rejected as columns of a table."""
+    return pair.chosen, pair.rejected
+
+
+def summary(table: Tensor) -> dict[str, float]:
+    """The metrics of all pairs from their (N, 8) columns.
+
+    ``test/nll`` is −Σ logp·w / Σ w over chosen and rejected tokens together, as upstream defines it.
+    """
+    loss, won, chosen, rejected = (table[:, column] for column in range(4))
+    logps, counts = table[:, 4:6].sum(0), table[:, 6:8].sum(0)
+    accuracy = won.mean().item()
+    low, high = wilson(accuracy, len(table))
+    return {
+        "test/dpo_loss": loss.mean().item(),
+        "test/accuracy": accuracy,
+        "test/accuracy_low": low,
+        "test/accuracy_high": high,
+        "test/margin": (chosen - rejected).mean().item(),
+        "test/chosen_reward": chosen.mean().item(),
+        "test/rejected_reward": rejected.mean().item(),
+        "test/nll": (-logps.sum() / counts.sum()).item(),
+        "test/nll_chosen": (-logps[0] / counts[0]).item(),
+        "test/nll_rejected": (-logps[1] / counts[1]).item(),
+        "test/num_pairs": float(len(table)),
+    }

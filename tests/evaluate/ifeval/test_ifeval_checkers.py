@@ -1,0 +1,132 @@
+"""The scoring core gives the official verdicts."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import nltk
+import pytest
+from inspect_ai.scorer import SampleScore, Score
+
+from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, Row, Verdict, score
+from dpo_core.evaluate.ifeval.ifeval_task import accuracies, counts
+
+CAPITALS = "change_case:english_capital"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def row(name: str, **arguments: Any) -> Row:
+    return Row(key=1, prompt="Do.", instruction_id_list=[name], kwargs=[arguments])
+
+
+@pytest.fixture(scope="module")
+def official(ifeval_data: Path) -> dict[int, dict[str, Any]]:
+    return {told["key"]: told for told in lines(ifeval_data / "official_scorer_gpt4_verdicts.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def verdicts(ifeval_data: Path, punkt: Path) -> dict[int, Verdict]:
+    """Our verdicts on GPT-4's responses to all 541 prompts (2 s)."""
+    nltk.data.path.insert(0, str(punkt))
+    rows = [ROW.validate_python(told) for told in lines(ifeval_data / "input_data_20231215.jsonl")]
+    said = {
+        told["prompt"]: told["response"]
+        for told in lines(ifeval_data / "input_response_data_gpt4_20231107_145030.jsonl")
+    }
+    found = {row.key: score(row, said[row.prompt]) for row in rows}
+    nltk.data.path.remove(str(punkt))
+    return found
+
+
+def test_verdicts_are_the_official_ones(verdicts: dict[int, Verdict], official: dict[int, dict[str, Any]]) -> None:
+    """Every instruction of the 539 prompts whose arguments are all given, strict and loose."""
+    assert len(verdicts) == 541
+    ours = {key: (list(verdict.strict), list(verdict.loose)) for key, verdict in verdicts.items()}
+    theirs = {key: (told["strict"], told["loose"]) for key, told in official.items() if told["deterministic"]}
+    assert len(theirs) == 539
+    assert {key for key in theirs if ours[key] != theirs[key]} == set()
+
+
+@pytest.fixture(scope="module")
+def scores(verdicts: dict[int, Verdict]) -> list[SampleScore]:
+    return [SampleScore(score=Score(value=counts(verdict))) for verdict in verdicts.values()]
+
+
+def test_metrics_are_the_published_ones(scores: list[SampleScore]) -> None:
+    """GPT-4's counts, of 541 prompts and 834 instructions; two prompts' arguments are drawn, hence the ranges."""
+    metrics = accuracies()(scores)
+    counted = {
+        "prompt_strict": (415, 417, 541),
+        "inst_strict": (696, 698, 834),
+        "prompt_loose": (429, 431, 541),
+        "inst_loose": (712, 714, 834),
+    }
+    for name, (least, most, total) in counted.items():
+        count = metrics[f"{name}_acc"] * total
+        assert count == pytest.approx(round(count))
+        assert least <= round(count) <= most, name
+    assert metrics["prompt_strict_stderr"] == pytest.approx((0.771 * 0.229 / 540) ** 0.5, rel=0.01)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("count", [541, 7, 1])
+def test_metrics_are_those_of_inspect_evals(scores: list[SampleScore], count: int) -> None:
+    """Names, values and clustered standard errors; its import warns, of pydantic 1's ways."""
+    peer = pytest.importorskip("inspect_evals.ifeval")
+    theirs = peer.if_metric()(scores[:count])
+    assert accuracies()(scores[:count]) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_arguments_left_out_are_drawn_the_same_way_every_time() -> None:
+    """The checkers draw them from the global generator, which must not decide a verdict, nor be disturbed."""
+    open_row = row("length_constraints:number_words")
+    text = "word " * 300
+    random.seed(0)
+    before = random.getstate()
+    found = {score(open_row, text), *(seeded(seed, open_row, text) for seed in range(20))}
+    random.seed(0)
+    assert len(found) == 1
+    score(open_row, text)
+    assert random.getstate() == before
+
+
+def seeded(seed: int, asked: Row, text: str) -> Verdict:
+    random.seed(seed)
+    return score(asked, text)
+
+
+def test_language_detection_does_not_vary() -> None:
+    asked, text = row(CAPITALS), "OK A B C"
+    assert len({score(asked, text) for _ in range(20)}) == 1
+
+
+def test_an_empty_response_follows_nothing() -> None:
+    assert score(row("punctuation:no_comma"), " \n") == Verdict(strict=(False,), loose=(False,))
+
+
+@pytest.mark.parametrize(
+    ("response", "strict"),
+    [
+        ("no commas here", True),
+        ("Sure, here it is:\nno commas here", False),
+        ("no commas here\nDone, I hope", False),
+        ("Well,\nno commas here\nbye, bye", False),
+    ],
+)
+def test_loose_forgives_the_first_and_the_last_line(response: str, strict: bool) -> None:
+    assert score(row("punctuation:no_comma"), response) == Verdict(strict=(strict,), loose=(True,))
+
+
+def test_loose_forgives_asterisks() -> None:
+    asked = row("startend:end_checker", end_phrase="The end.")
+    assert score(asked, "It was so. **The end.**\n*") == Verdict(strict=(False,), loose=(True,))
+
+
+def test_the_prompt_s_text_reaches_the_checker_that_compares_with_it() -> None:
+    asked = row("combination:repeat_prompt", prompt_to_repeat="Say it")
+    assert score(asked, "Say it. Done.").strict == (True,)
+    assert score(asked, "Done. Say it").strict == (False,)

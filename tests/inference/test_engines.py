@@ -1,0 +1,162 @@
+"""What generates: which engine is taken, and that each gives what ours gives."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedModel
+
+from dpo_core.config.recipe import EngineName
+from dpo_core.errors import EvaluationError, RecipeError
+from dpo_core.inference import load_engine, select_engine
+from dpo_core.inference.decoding import Completion, Decoding, own_streams
+from dpo_core.inference.load_engine import How, open_engine
+from dpo_core.inference.paged_engine import PagedEngine
+from dpo_core.inference.torch_engine import Engine, TorchEngine
+from dpo_core.model.load import load_model
+from tests import tiny
+
+PROMPTS = [[1, 5, 6, 7], [1, 9] * 20, [1, 40], [1], [1, 60, 61, 62, 63]]
+
+
+def generate(engine: Engine, decoding: Decoding, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[Completion]:
+    """In the prompts' order, each told of exactly once."""
+    told: dict[int, Completion] = {}
+
+    def finished(index: int, completion: Completion) -> None:
+        assert index not in told
+        told[index] = completion
+
+    engine.generate(prompts, decoding, own_streams(prompts), finished)
+    return [told[index] for index in range(len(prompts))]
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "precision", "installed", "expected"),
+    [
+        ("auto", "cuda", "bf16", True, "vllm"),
+        ("auto", "cuda", "bf16", False, "paged"),
+        ("auto", "cuda", "fp32", True, "torch"),
+        ("auto", "cpu", "bf16", True, "torch"),
+        ("torch", "cuda", "bf16", True, "torch"),
+        ("paged", "cpu", "fp32", False, "paged"),
+        ("vllm", "cpu", "fp32", True, "vllm"),
+    ],
+)
+def test_the_engine_that_is_taken(
+    name: EngineName, device: str, precision: str, installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select_engine, "find_spec", lambda package: object() if installed else None)
+    assert select_engine.choose(name, device, precision) == expected
+
+
+def test_an_engine_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select_engine, "find_spec", lambda package: None)
+    with pytest.raises(RecipeError, match="vLLM is not installed"):
+        select_engine.check("vllm")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights whose best token is best by far, with heads of 64, as wide as vLLM's kernels want them."""
+    return tiny.directory(tmp_path_factory.mktemp("wide"), hidden_size=256, spread=0.2)
+
+
+@pytest.fixture(scope="module")
+def model(wide: Path) -> PreTrainedModel:
+    return load_model(wide)
+
+
+@pytest.fixture(scope="module")
+def paged(model: PreTrainedModel) -> PagedEngine:
+    return PagedEngine(TorchEngine(model))
+
+
+@pytest.mark.slow
+def test_pages_give_our_greedy_tokens(
+    model: PreTrainedModel, paged: PagedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some end by a stop token, most at their limit, one at the end of the context and one has no room at all."""
+    first = generate(TorchEngine(model), Decoding(30))
+    stop = first[0].ids[11]
+    decoding = Decoding(30, frozenset({stop}))
+    prompts = [*PROMPTS, [1] * 244, [1] * 256]
+    expected = generate(TorchEngine(model), decoding, prompts)
+    assert generate(paged, decoding, prompts) == expected
+    assert [len(one.ids) for one in expected[-2:]] == [12, 0]
+    assert expected[0].ended
+    assert model.config._attn_implementation == "sdpa"
+    assert not [record for record in caplog.records if record.name.startswith("dpo_core")]  # old releases warn
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [Decoding(6, temperature=1.0, seed=3), Decoding(6, logprobs=2)],
+)
+def test_what_pages_cannot_do_is_done_without_them(
+    model: PreTrainedModel, paged: PagedEngine, decoding: Decoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PagedEngine, "in_pages", None)
+    assert generate(paged, decoding) == generate(TorchEngine(model), decoding)
+
+
+def test_where_pages_fail_the_rest_is_done_without_them(
+    model: PreTrainedModel, paged: PagedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = generate(TorchEngine(model), Decoding(6))
+
+    def failing(self: Any, prompts: Any, limits: Any, decoding: Any, done: Any) -> None:
+        done(2, expected[2])
+        raise RuntimeError("its thread has ended")
+
+    monkeypatch.setattr(PagedEngine, "in_pages", failing)
+    assert generate(paged, Decoding(6)) == expected
+    assert "its thread has ended" in caplog.text
+
+
+def test_an_engine_that_does_not_start_is_replaced_unless_it_was_asked_for(
+    wide: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a GPU, with a vLLM that does not know the model."""
+    monkeypatch.setattr(load_engine, "choose", lambda *how: "vllm")
+    monkeypatch.setattr("dpo_core.inference.vllm_engine.VLLMEngine", lambda *how: 1 / 0)
+    assert open_engine(wide, How()).engine.name == "paged"
+    assert "vLLM does not start" in caplog.text
+    with pytest.raises(EvaluationError, match="division by zero"):
+        open_engine(wide, How(engine="vllm"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM")
+@pytest.mark.filterwarnings("ignore")  # its own and those of what it brings
+def test_vllm_gives_our_tokens_ends_and_scores(wide: Path) -> None:
+    """One after the other in one process: vLLM cannot be opened twice in it."""
+    ours, theirs = (open_engine(wide, How(engine=name)).engine for name in ("torch", "vllm"))
+    assert theirs.name == "vllm"
+    assert ours.context == theirs.context == 256
+    first = generate(ours, Decoding(40))
+    tokenizer = AutoTokenizer.from_pretrained(wide)
+    prompts = [*PROMPTS, [1] * 244, [1] * 256]
+    text = tokenizer.decode(list(first[0].ids[5:9]))
+    for decoding in (
+        Decoding(40),
+        Decoding(40, frozenset({first[0].ids[11]})),
+        Decoding(40, stop_strings=(text,), tokenizer=tokenizer),
+    ):
+        assert generate(theirs, decoding, prompts) == generate(ours, decoding, prompts)
+
+    scored, expected = (generate(engine, Decoding(10, logprobs=2)) for engine in (theirs, ours))
+    for one, other in zip(scored, expected, strict=True):
+        assert one.ids == other.ids
+        assert [told.logp for told in one.scores] == pytest.approx([told.logp for told in other.scores], abs=2e-4)
+        assert [[token for token, _ in told.top] for told in one.scores] == [
+            [token for token, _ in told.top] for told in other.scores
+        ]
+
+    drawing = Decoding(20, temperature=1.0, seed=3)
+    drawn = generate(theirs, drawing)
+    assert drawn == generate(theirs, drawing)
+    assert drawn[1:3] == generate(theirs, drawing, PROMPTS[1:3])
+    assert drawn != generate(theirs, Decoding(20, temperature=1.0, seed=4))
