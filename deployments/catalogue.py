@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from deployments.deployment_recipe import merged, trees
 from dpo_core.config.recipe import Recipe
-from dpo_core.config.spelling import close_matches, did_you_mean_or_list
+from dpo_core.config.spelling import close_matches, did_you_mean
 from dpo_core.errors import RecipeError
 
 CATALOGUE = Path(__file__).parent / "prefect.yaml"
@@ -42,7 +42,7 @@ def check_names(there: Iterable[str], known: set[str], where: str) -> None:
             raise RecipeError(
                 f"Unknown key {name!r} in {where}.",
                 "Prefect would ignore it.",
-                did_you_mean_or_list(name, sorted(known), "Keys"),
+                did_you_mean(name, known, f"Keys are {', '.join(sorted(known))}."),
             )
 
 

@@ -70,9 +70,8 @@ def engine_of(model: PreTrainedModel, chosen: EngineName, precision: str) -> Eng
         model.to(torch.bfloat16)  # type: ignore[arg-type]
     if chosen != "paged":
         return TorchEngine(model, precision)
-    from dpo_core.inference.paged_engine import (
-        PagedEngine,  # lazy: a second of imports, which our own batches need not pay
-    )
+    # Lazy: a second of imports, which our own batches need not pay.
+    from dpo_core.inference.paged_engine import PagedEngine
 
     return PagedEngine(TorchEngine(model, precision))
 

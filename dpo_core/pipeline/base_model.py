@@ -20,7 +20,7 @@ DEMO = "demo"
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class InitialModel:
     """Where a run's initial weights are. ``path``: their directory, None where it is not on this disk yet."""
 
     kind: Literal["demo", "directory", "adapter", "hub"]
@@ -28,7 +28,7 @@ class BaseModel:
     path: Path | None
 
 
-def find(recipe: Recipe) -> BaseModel:
+def find(recipe: Recipe) -> InitialModel:
     """The initial weights, before any warm start: looked for, neither downloaded nor read.
 
     Raises RecipeError when there is no such model.
@@ -45,15 +45,15 @@ def find(recipe: Recipe) -> BaseModel:
     if settings.reference_model_name:
         check_exists(settings.reference_model_name, None)
     if settings.model_name == DEMO:
-        return BaseModel("demo", DEMO, None)
+        return InitialModel("demo", DEMO, None)
     path = check_exists(settings.model_name, settings.model_revision)
     if path is None:
-        return BaseModel("hub", settings.model_name, None)
+        return InitialModel("hub", settings.model_name, None)
     check_directory(path)
-    return BaseModel("directory", settings.model_name, path)
+    return InitialModel("directory", settings.model_name, path)
 
 
-def find_checkpoint(settings: ModelSettings, path: Path) -> BaseModel:
+def find_checkpoint(settings: ModelSettings, path: Path) -> InitialModel:
     """The model or the adapters in ``load_checkpoint_path``.
 
     Raises RecipeError when there are none.
@@ -68,12 +68,12 @@ def find_checkpoint(settings: ModelSettings, path: Path) -> BaseModel:
         adapter.check_weights(path)
         name = settings.model_name or adapter.base_name(path)
         check_exists(name, settings.model_revision)
-        return BaseModel("adapter", name, path)
+        return InitialModel("adapter", name, path)
     check_directory(path)
-    return BaseModel("directory", settings.model_name or str(path), path)
+    return InitialModel("directory", settings.model_name or str(path), path)
 
 
-def load(recipe: Recipe, base: BaseModel, store: Store) -> ModelSource:
+def load(recipe: Recipe, base: InitialModel, store: Store) -> ModelSource:
     """The initial weights as a record: downloaded, generated or merged where they are not on this disk.
 
     Raises RecipeError for adapters of other weights, and what preflight raises for a model that it could not see.
@@ -90,7 +90,7 @@ def load(recipe: Recipe, base: BaseModel, store: Store) -> ModelSource:
     return model
 
 
-def merge_adapter(recipe: Recipe, base: BaseModel, store: Store) -> ModelSource:
+def merge_adapter(recipe: Recipe, base: InitialModel, store: Store) -> ModelSource:
     """The weights that the adapters belong to, with the adapters merged into them.
 
     Raises RecipeError when these are not their weights.

@@ -8,7 +8,7 @@ from dpo_core.config.recipe import Recipe
 from dpo_core.data import sources
 from dpo_core.evaluate import task_names
 from dpo_core.pipeline import base_model, evaluation_plan
-from dpo_core.pipeline.base_model import BaseModel
+from dpo_core.pipeline.base_model import InitialModel
 from dpo_core.render.registry import check_name
 from dpo_core.train.checkpoint import run_dir
 
@@ -25,7 +25,7 @@ class RunPlan:
     recipe: Recipe
     data_source: str
     prompts_source: str | None
-    base: BaseModel
+    base: InitialModel
     eval_environment: dict[str, Any] = field(default_factory=dict)
 
     @property

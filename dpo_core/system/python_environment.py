@@ -20,6 +20,7 @@ from dpo_core.system import nltk_data
 
 OLDEST, NEWEST = (3, 11), (3, 14)
 PROBE_TIMEOUT_S = 60.0
+PACKAGE = Path(__file__).resolve().parents[1]
 # What generating and judging import, by module; bounds as in pyproject.toml, where they matter here.
 REQUIREMENTS = {
     "torch": "torch",
@@ -78,7 +79,7 @@ def environment(python: Path, place: Path) -> dict[str, str]:
     """
     modules = place / "modules"
     modules.mkdir()
-    (modules / "dpo_core").symlink_to(Path(__file__).resolve().parent, target_is_directory=True)
+    (modules / "dpo_core").symlink_to(PACKAGE, target_is_directory=True)
     own = {"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"}
     return {name: value for name, value in os.environ.items() if name not in own} | {
         # Without it ``python -m`` puts the working directory before all else.
@@ -188,7 +189,7 @@ def check_version(python: Path, version: Sequence[int]) -> None:
 
 def check_dpo_core(python: Path, origin: str | None) -> None:
     """Raises RecipeError when another ``dpo_core`` than this one would be imported."""
-    ours = Path(__file__).resolve().with_name("__init__.py")
+    ours = PACKAGE / "__init__.py"
     if origin is None or Path(origin) != ours:
         raise RecipeError(
             f"eval_python={python} takes dpo_core from {origin or 'nowhere'}, not from {ours.parent}.",

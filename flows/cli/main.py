@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dpo_core.config.recipe import Recipe
     from dpo_core.pipeline.preflight import RunPlan
 
-DEMO_RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
+DEMO_RECIPE = Path(__file__).parents[2] / "recipes" / "demo.toml"
 
 
 class RecipeCommand(click.Command):

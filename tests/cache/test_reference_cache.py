@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from dpo_core.cache.store import MANIFEST, Store
+from dpo_core.cache import fingerprint
+from dpo_core.cache.store import MANIFEST, Store, store_of
 from dpo_core.config.recipe import Recipe
 from dpo_core.model.locate import describe
 from dpo_core.pipeline import stage_calls
 from dpo_core.process import run_stage
-from dpo_core.records import DataReport, Record, ReferenceSet, RenderedSet
+from dpo_core.records import DataReport, ReferenceSet, RenderedSet
 from dpo_core.render.token_dataset import write_split
+from dpo_core.stages.stage import StageCall
 from dpo_core.system import progress
 from dpo_core.train import data_order, reference
-from dpo_core.train.loop import Run
+from dpo_core.train.loop import Run, steps
 from dpo_core.train.reference import open_references, open_split
 from tests import tiny
 
@@ -54,7 +56,9 @@ class World:
     def reference(self, **train: Any) -> tuple[ReferenceSet, int]:
         """The stage's record, and how many pairs were scored for it."""
         self.scored = 0
-        made = stage_calls.score_reference(self.recipe(**train), self.rendered, self.model)
+        recipe = self.recipe(**train)
+        call = stage_calls.score_reference_call(recipe, self.rendered, self.model)
+        made = run_stage.run_stage(store_of(recipe), call)
         return made.record, self.scored
 
 
@@ -68,9 +72,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         world.scored += len(items)
         return build(layout, items, device)
 
-    def here(stage: str, key: str, request: Record, store: Store, python: Path | None = None) -> None:
-        with store.write(stage, key) as draft:
-            reference.run(request, draft)  # type: ignore[arg-type]
+    def here(call: StageCall[ReferenceSet], store: Store) -> None:
+        with store.write(call.stage.name, call.cache_key) as draft:
+            reference.run(call.request, draft)  # type: ignore[arg-type]
 
     monkeypatch.setattr(reference, "build", counted)
     monkeypatch.setattr(run_stage, "launch", here)
@@ -121,7 +125,7 @@ def test_the_loss_at_step_0_is_ln_2_with_an_extended_reference(world: World, tmp
     frozen = torch.optim.SGD(policy.parameters(), lr=0.0)
     train = world.recipe(max_steps=5, lr_schedule="constant", learning_rate=1e-30).train
     run = Run(policy, frozen, open_split(tmp_path, "train"), open_references(extended.path, "train"), train)
-    assert [step.values["dpo_loss"] for step in stage_calls(run)] == pytest.approx([math.log(2)] * 5, abs=1e-6)
+    assert [step.values["dpo_loss"] for step in steps(run)] == pytest.approx([math.log(2)] * 5, abs=1e-6)
 
 
 def test_a_run_that_needs_no_other_pair_does_not_open_the_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +182,7 @@ def test_an_output_of_an_earlier_release_is_found_and_lends_nothing(world: World
     old = {name: value for name, value in json.loads(record.read_text()).items() if name not in NEW}
     record.write_text(json.dumps(old))
     files = json.loads(manifest.read_text())["files"]
-    manifest.write_text(json.dumps({"files": files | {"record.json": run_stage.fingerprint.of_file(record)}}))
+    manifest.write_text(json.dumps({"files": files | {"record.json": fingerprint.of_file(record)}}))
     assert world.reference(max_steps=2)[1] == 0
     assert world.reference(max_steps=4)[1] == 16 + TEST_PAIRS
 

@@ -11,9 +11,10 @@ from prefect.utilities.schema_tools import is_valid_schema
 from prefect.utilities.templating import find_placeholders
 
 from deployments import catalogue, register_deployments
-from deployments.deployment_recipe import merged, split, trees
+from deployments.deployment_recipe import merged, trees
 from deployments.register_deployments import Wishes
 from dpo_core.config.recipe import LEAVES, SECTIONS, Recipe
+from dpo_core.config.settings import split_recipe_file
 from dpo_core.errors import DPOError, RecipeError
 from flows.pipeline import pipeline
 
@@ -81,7 +82,7 @@ def test_without_a_model_the_nightly_one_stays_paused() -> None:
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_deployment(tmp_path: Path) -> None:
     recipe = tmp_path / "my.toml"
     recipe.write_text("learning_rate = 2e-6\nseed = 2\n")
-    path, words = split([str(recipe), "seed=3"])
+    path, words = split_recipe_file([str(recipe), "seed=3"])
     own = {"train": {"learning_rate": 1e-6, "seed": 1, "dpo_beta": 0.3}}
     assert merged(own, trees(path, words)) == {"train": {"learning_rate": 2e-6, "seed": 3, "dpo_beta": 0.3}}
 

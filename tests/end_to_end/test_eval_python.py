@@ -15,7 +15,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpo_core.config.recipe import Recipe
-from dpo_core.pipeline import evaluation_plan, stage_calls
+from dpo_core.pipeline import evaluation_plan
+from dpo_core.pipeline.base_model import InitialModel
+from dpo_core.pipeline.pipeline import Measured
+from dpo_core.pipeline.preflight import RunPlan
 from dpo_core.records import EvalResult
 from tests.conftest import pair_rows
 from tests.evaluate.conftest import prompt_file
@@ -120,8 +123,12 @@ def measured(world: World, runs: Path, **settings: Any) -> EvalResult:
             "track": {"runs_dir": runs},
         }
     )
-    inputs = stage_calls.EvaluationInputs(world.rendered, world.reference, evaluation_plan.Questions(None, {}))
-    return stage_calls.evaluate(recipe, world.model, inputs).record
+    environment = evaluation_plan.check_engine(recipe.evaluate)
+    source = InitialModel("directory", "world", world.model.path)
+    plan = RunPlan(recipe, "demo", None, source, environment)
+    evaluation = evaluation_plan.plan(recipe.evaluate, None, plan.store, environment)
+    result: EvalResult = Measured(plan, world.rendered, world.reference, evaluation).step(world.model, "").run().record
+    return result
 
 
 def test_samples_without_a_task_are_given_there_too(world: World, tmp_path: Path) -> None:

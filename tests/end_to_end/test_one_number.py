@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import pytest
 from rich.console import Console
 from safetensors import safe_open
-from tests.end_to_end.test_river import Place
 
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Record
 from dpo_core.train.checkpoint import journal
 from flows.cli import final_summary
 from flows.registry import champion
+from tests.end_to_end.test_pipeline import Place
 
 R = TypeVar("R", bound=Record)
 

@@ -29,11 +29,11 @@ from dpo_core.inference.paged_engine import PagedEngine
 from dpo_core.model.locate import describe
 from dpo_core.pair import Pair
 from dpo_core.pipeline import evaluation_plan
+from dpo_core.pipeline.evaluation_plan import EvaluationPlan
 from dpo_core.records import DataReport, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
 from dpo_core.render import render
 from dpo_core.render.formats.role_colon import RoleColon
 from dpo_core.stages.evaluate import EvaluateRequest
-from dpo_core.stages.evaluation.answer import KeyedAnswers
 from dpo_core.stages.evaluation.prompts import PromptsRequest
 from dpo_core.stages.render import RenderRequest
 from dpo_core.stages.score_reference import ScoreRequest
@@ -73,14 +73,12 @@ class World:
     def request(self, told: PromptSet | None, **settings: Any) -> EvaluateRequest:
         tasks = {} if told else {"tasks": ()}
         recipe = Recipe(evaluate=EvaluateSettings(max_new_tokens=TOKENS, **tasks | settings))
-        works = evaluation_plan.answers(
-            recipe, self.model, self.rendered.renderer_name, evaluation_plan.Questions(told, {})
-        )
+        calls = evaluation_plan.answer_calls(recipe, self.model, self.rendered.renderer_name, EvaluationPlan(told))
         return EvaluateRequest(
             model=self.model,
             rendered=self.rendered,
             reference=self.reference,
-            answers=tuple(KeyedAnswers(key=work.key, request=work.request) for work in works),
+            answers=evaluation_plan.keyed(calls),
             evaluate=recipe.evaluate,
             train=recipe.train,
         )

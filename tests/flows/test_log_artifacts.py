@@ -23,13 +23,13 @@ def training(candidate: Candidate) -> Training:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs whose files were logged, each time."""
     told: list[str] = []
-    true = log_artifacts.run_page.log_files
+    true = log_artifacts.run_report.log_files
 
     def noted(handle: RunHandle, *rest: object) -> None:
         told.append(handle.run_id)
         true(handle, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(log_artifacts.run_page, "log_files", noted)
+    monkeypatch.setattr(log_artifacts.run_report, "log_files", noted)
     return told
 
 

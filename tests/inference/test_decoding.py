@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from dpo_core.inference import decoding, kv_cache
-from dpo_core.inference.decoding import Completion, Decoding
+from dpo_core.inference.decoding import Completion, Decoding, decode
 from dpo_core.inference.sampling import Shape, choose, cut
 from dpo_core.model.load import load_model, load_tokenizer
 from dpo_core.render.token_dataset import Completion as SideOfPair
@@ -68,7 +68,7 @@ def small_models() -> dict[str, PreTrainedModel]:
 
 
 def test_greedy_text_is_the_documented_one(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    [completion] = decoding(model, [[BOS]], Decoding(max_new_tokens=60))
+    [completion] = decode(model, [[BOS]], Decoding(max_new_tokens=60))
     assert tokenizer.decode(completion.ids).strip().startswith(BEGINNING)
 
 
@@ -77,8 +77,8 @@ def test_neighbours_change_nothing(
 ) -> None:
     """Rows end at different steps, so that the batch is compacted on its way."""
     full_stop = tokenizer.convert_tokens_to_ids(".")
-    alone = decoding(model, prompts, Decoding(80, frozenset([full_stop]), batch_size=1))
-    together = decoding(model, prompts, Decoding(80, frozenset([full_stop]), batch_size=len(prompts)))
+    alone = decode(model, prompts, Decoding(80, frozenset([full_stop]), batch_size=1))
+    together = decode(model, prompts, Decoding(80, frozenset([full_stop]), batch_size=len(prompts)))
     assert together == alone
     assert len({len(completion.ids) for completion in alone}) > 3
 
@@ -91,7 +91,7 @@ def test_the_documented_text_in_every_batch_size_and_beside_any_neighbours(
     full_stop = tokenizer.convert_tokens_to_ids(".")
     decoding = Decoding(60, frozenset([full_stop]), batch_size=batch_size)
     told: dict[int, Completion] = {}
-    completions = decoding(model, [*prompts, [BOS], *prompts], decoding, finished=told.__setitem__)
+    completions = decode(model, [*prompts, [BOS], *prompts], decoding, finished=told.__setitem__)
     assert completions == [told[index] for index in range(len(completions))]
     text = tokenizer.decode(completions[len(prompts)].ids).strip()
     assert text == BEGINNING[: BEGINNING.index(".") + 1]
@@ -113,7 +113,7 @@ def test_batches_equal_the_library_s_own_decoding(name: str, monkeypatch: pytest
     stop = int(peer[1][5])
     expected = [cut_at(ids.tolist(), stop) for ids in peer]
     for batch_size in (5, 2):
-        assert decoding(model, prompts, Decoding(20, frozenset([stop]), batch_size=batch_size)) == expected
+        assert decode(model, prompts, Decoding(20, frozenset([stop]), batch_size=batch_size)) == expected
     assert {completion.ended for completion in expected} == {True, False}
 
 
@@ -129,7 +129,7 @@ def test_rows_attend_over_what_the_longest_of_their_part_needs(monkeypatch: pyte
 
     monkeypatch.setattr(kv_cache, "sdpa_attention_forward", watched)
     model = small_models()["llama"]
-    decoding(model, [[5] * 10, [6] * 2, [7] * 10, [8] * 2], Decoding(3, batch_size=4))
+    decode(model, [[5] * 10, [6] * 2, [7] * 10, [8] * 2], Decoding(3, batch_size=4))
     assert seen == [(2, 3), (2, 11)] * 2 + [(2, 4), (2, 12)] * 2  # two layers, two steps after the prompts' own
 
 
@@ -144,28 +144,28 @@ def test_stop_string_ends_a_row_where_its_last_token_completes_it(
 ) -> None:
     """The string spans several tokens of this tokenizer."""
     stop = "named Lily"
-    [completion] = decoding(model, [[BOS]], Decoding(200, stop_strings=(stop,), tokenizer=tokenizer))
+    [completion] = decode(model, [[BOS]], Decoding(200, stop_strings=(stop,), tokenizer=tokenizer))
     assert completion.ended
     assert tokenizer.decode(completion.ids).strip() == BEGINNING[: BEGINNING.index(stop) + len(stop)]
 
 
 def test_a_model_that_never_stops_is_cut_off(model: PreTrainedModel) -> None:
-    [completion] = decoding(model, [[BOS]], Decoding(max_new_tokens=30))
+    [completion] = decode(model, [[BOS]], Decoding(max_new_tokens=30))
     assert (len(completion.ids), completion.ended) == (30, False)
 
 
 def test_the_context_limits_what_is_added(model: PreTrainedModel) -> None:
     """512 positions: 12 tokens fit after 500, none after 512 or more, and a short neighbour is not touched."""
     prompts = [[BOS] + [5] * 499, [BOS] + [5] * 511, [BOS] + [5] * 600, [BOS]]
-    completions = decoding(model, prompts, Decoding(max_new_tokens=40))
+    completions = decode(model, prompts, Decoding(max_new_tokens=40))
     assert [len(completion.ids) for completion in completions] == [12, 0, 0, 40]
     assert not any(completion.ended for completion in completions)
 
 
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(model: PreTrainedModel, prompts: list[list[int]]) -> None:
-    alone = decoding(model, prompts, Decoding(30, batch_size=1, temperature=1.0, seed=3))
-    assert decoding(model, prompts, Decoding(30, batch_size=16, temperature=1.0, seed=3)) == alone
-    assert decoding(model, prompts, Decoding(30, batch_size=16, temperature=1.0, seed=4)) != alone
+    alone = decode(model, prompts, Decoding(30, batch_size=1, temperature=1.0, seed=3))
+    assert decode(model, prompts, Decoding(30, batch_size=16, temperature=1.0, seed=3)) == alone
+    assert decode(model, prompts, Decoding(30, batch_size=16, temperature=1.0, seed=4)) != alone
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -185,7 +185,7 @@ def test_draws_stay_within_top_k_and_top_p() -> None:
 
 
 def test_scores_are_the_trainer_s_log_probabilities(model: PreTrainedModel, prompts: list[list[int]]) -> None:
-    completions = decoding(model, prompts, Decoding(25, temperature=1.0, seed=1, batch_size=4, logprobs=3))
+    completions = decode(model, prompts, Decoding(25, temperature=1.0, seed=1, batch_size=4, logprobs=3))
     items = [
         Branches(np.array(prompt, dtype=np.int32), (whole(completion.ids),))
         for prompt, completion in zip(prompts, completions, strict=True)
@@ -217,9 +217,9 @@ def test_dropout_is_off_and_the_mode_is_restored() -> None:
             attention_dropout=0.5,
         )
     )
-    expected = decoding(model, [[1, 2, 3]], Decoding(20))
+    expected = decode(model, [[1, 2, 3]], Decoding(20))
     model.train()
-    assert decoding(model, [[1, 2, 3]], Decoding(20)) == expected
+    assert decode(model, [[1, 2, 3]], Decoding(20)) == expected
     assert model.training
 
 
@@ -230,7 +230,7 @@ def test_stop_strings_need_a_tokenizer() -> None:
 
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="token to continue from"):
-        decoding(small_models()["llama"], [[]], Decoding(10))
+        decode(small_models()["llama"], [[]], Decoding(10))
 
 
 @pytest.mark.parametrize("kind", ["llama", "sliding window"])
@@ -238,5 +238,5 @@ def test_each_step_tells_how_much_is_under_way(kind: str) -> None:
     """Of two answers of ten tokens, a tenth of an answer each a step, until they are told of as finished."""
     model = small_models()[kind]
     told: list[float] = []
-    decoding(model, [[1, 2], [3, 4]], Decoding(10, on_step=told.append))
+    decode(model, [[1, 2], [3, 4]], Decoding(10, on_step=told.append))
     assert told[:9] == pytest.approx([2 * step / 10 for step in range(1, 10)])

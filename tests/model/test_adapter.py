@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from dpo_core.cache.store import Store
+from dpo_core.cache.store import Store, store_of
 from dpo_core.config.recipe import ModelSettings, Recipe
 from dpo_core.errors import RecipeError
 from dpo_core.model import adapter, merge
@@ -97,7 +97,7 @@ def test_adapters_of_other_weights_are_refused(saved: Path, tmp_path: Path) -> N
     other = tiny.directory(tmp_path / "other", seed=5)
     recipe = Recipe.model_validate({"model": {"model_name": str(other), "load_checkpoint_path": saved}})
     with pytest.raises(RecipeError, match="were trained on other weights"):
-        base_model.base(recipe)
+        base_model.load(recipe, base_model.find(recipe), store_of(recipe))
 
 
 def test_adapters_name_their_base_or_are_refused(saved: Path, base: ModelSource) -> None:
@@ -111,4 +111,4 @@ def test_adapters_name_their_base_or_are_refused(saved: Path, base: ModelSource)
 def test_pickled_adapters_are_refused(saved: Path) -> None:
     (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
     with pytest.raises(RecipeError, match="never unpickled"):
-        base_model.base(Recipe.model_validate({"model": {"load_checkpoint_path": saved}}))
+        base_model.find(Recipe.model_validate({"model": {"load_checkpoint_path": saved}}))

@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
-from dpo_core.cache.store import Store
-from dpo_core.config.recipe import EvaluateSettings, Recipe
+from dpo_core.cache.store import Store, store_of
+from dpo_core.config.recipe import EvaluateSettings, Recipe, TrackSettings
+from dpo_core.inference import select_engine
 from dpo_core.model.locate import describe
 from dpo_core.pipeline import evaluation_plan
-from dpo_core.process.run_stage import store
+from dpo_core.pipeline.evaluation_plan import EvaluationPlan
+from dpo_core.process.run_stage import run_stage
 from dpo_core.records import Imports, ModelSource, PromptSet, TaskContents
-from dpo_core.system import nltk_data, python_environment
+from dpo_core.stages.evaluation.answer import sampling_in_key
+from dpo_core.stages.stage import StageCall
+from dpo_core.system import nltk_data
 
 TASK = "inspect_evals/gsm8k"
 
@@ -33,9 +37,9 @@ def keys(model: ModelSource, **sections: dict[str, Any]) -> dict[str, str]:
     """By task; IFEval's prompts and the task's samples are always the same."""
     recipe = Recipe.model_validate(sections)
     prompts = PromptSet(path=Path("prompts.jsonl"), fingerprint="541", source="file", prompts=541)
-    asked = evaluation_plan.Questions(prompts, {TASK: "1319 samples"})
-    works = evaluation_plan.answers(recipe, model, "role_colon", asked)
-    return {work.request.task: work.key for work in works}  # type: ignore[attr-defined]
+    asked = EvaluationPlan(prompts, {TASK: "1319 samples"})
+    works = evaluation_plan.answer_calls(recipe, model, "role_colon", asked)
+    return {work.request.task: work.cache_key for work in works}  # type: ignore[attr-defined]
 
 
 BOTH = {"tasks": ("ifeval", TASK)}
@@ -75,7 +79,7 @@ def test_another_interpreter_has_the_key_of_the_engine_that_it_is_for(model: Mod
     there = {"eval_python": "/elsewhere/bin/python"}
     assert keys(model, evaluate=there) == keys(model, evaluate={"eval_engine": "vllm"}) != keys(model)
     assert keys(model, evaluate=there | {"eval_engine": "torch"}) == keys(model, evaluate={"eval_engine": "torch"})
-    assert evaluation_plan.sampling(EvaluateSettings()) == [1280, 0.0, None, "auto"]
+    assert sampling_in_key(EvaluateSettings(), select_engine.asked_for(EvaluateSettings())) == [1280, 0.0, None, "auto"]
 
 
 def test_answers_are_given_by_the_interpreter_of_the_settings(
@@ -85,7 +89,7 @@ def test_answers_are_given_by_the_interpreter_of_the_settings(
     for setting, expected in ((None, None), ("~/venv/bin/python", Path("/home-of-tests/venv/bin/python"))):
         recipe = Recipe.model_validate({"evaluate": {"eval_python": setting}})
         assert (
-            evaluation_plan.answer(recipe, model, "role_colon", "ifeval", evaluation_plan.Questions(None, {})).python
+            evaluation_plan.answer_call(recipe, model, "role_colon", "ifeval", EvaluationPlan(None, {})).python
             == expected
         )
 
@@ -93,18 +97,17 @@ def test_answers_are_given_by_the_interpreter_of_the_settings(
 def test_a_judge_is_asked_from_here_and_tasks_are_built_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
 
-    def launch(stage: str, key: str, request: Any, place: Store, python: Path | None) -> None:
-        asked.append((stage, getattr(request, "tasks", None), getattr(request, "judge", None), python))
+    def launch(call: StageCall[Any], store: Store) -> None:
+        stage, request = call.stage.name, call.request
+        asked.append((stage, getattr(request, "tasks", None), getattr(request, "judge", None), call.python))
         record: Any = TaskContents if stage == "look" else Imports
-        with place.write(stage, key) as draft:
+        with store.write(stage, call.cache_key) as draft:
             draft.publish(record(path=draft.final, **({"digests": {}} if stage == "look" else {"python": "3.12"})))
 
-    monkeypatch.setattr(evaluation_plan, "launch", launch)
     monkeypatch.setattr("dpo_core.process.run_stage.launch", launch)
-    monkeypatch.setattr(python_environment, "check", lambda settings: {"python": [3, 12], "versions": {}})
     there = Path("/elsewhere/bin/python")
     recipe = Recipe.model_validate({"evaluate": BOTH | {"eval_python": there}, "track": {"runs_dir": tmp_path}})
-    evaluation_plan.questions(recipe, None, "openai/gpt-4o")
+    evaluation_plan.plan(recipe.evaluate, None, store_of(recipe), {"python": [3, 12], "versions": {}}, "openai/gpt-4o")
     assert asked == [
         ("imports", None, None, there),
         ("look", (), "openai/gpt-4o", None),
@@ -116,9 +119,9 @@ def test_other_weights_or_samples_have_another_key(model: ModelSource) -> None:
     other = model.model_copy(update={"fingerprint": "other"})
     assert keys(other) != keys(model)
     work = [
-        evaluation_plan.answer(
-            Recipe(), model, "role_colon", TASK, evaluation_plan.Questions(None, {TASK: samples})
-        ).key
+        evaluation_plan.answer_call(
+            Recipe(), model, "role_colon", TASK, EvaluationPlan(None, {TASK: samples})
+        ).cache_key
         for samples in ("some", "others")
     ]
     assert work[0] != work[1]
@@ -134,15 +137,15 @@ def test_prompts_that_were_checked_elsewhere_are_checked_where_data_are_missing(
     )
     made: list[str] = []
 
-    def launch(stage: str, key: str, request: Any, place: Store, python: Path | None) -> None:
-        made.append(stage)
-        with place.write(stage, key) as draft:
+    def launch(call: StageCall[Any], store: Store) -> None:
+        made.append(call.stage.name)
+        with store.write(call.stage.name, call.cache_key) as draft:
             draft.publish(PromptSet(path=draft.final, fingerprint="", source="", prompts=0))
 
     monkeypatch.setattr("dpo_core.process.run_stage.launch", launch)
     for there, expected in ((True, 1), (True, 1), (False, 2)):
         monkeypatch.setattr(nltk_data, "found", lambda place, there=there: there)
-        evaluation_plan.acquire_prompts(recipe)
+        run_stage(store_of(recipe), evaluation_plan.prompts_call(recipe, str(tmp_path / "prompts.jsonl")))
         assert len(made) == expected
 
 
@@ -162,20 +165,21 @@ def test_every_place_that_nltk_knows_is_looked_at(monkeypatch: pytest.MonkeyPatc
     assert [str(place) for place in nltk_data.places(None)] == known
 
 
-def test_tasks_are_looked_at_once_and_only_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_looked_at_once_and_only_where_there_are_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
 
-    def launch(stage: str, key: str, request: Any, place: Store, python: Path | None) -> None:
-        asked.append((stage, request.tasks))
-        with place.write(stage, key) as draft:
+    def launch(call: StageCall[Any], store: Store) -> None:
+        asked.append((call.stage.name, call.request.tasks))  # type: ignore[attr-defined]
+        with store.write(call.stage.name, call.cache_key) as draft:
             draft.publish(TaskContents(path=draft.final, digests={TASK: "1319 samples"}))
 
-    monkeypatch.setattr(evaluation_plan, "launch", launch)
-    assert evaluation_plan.questions(Recipe(), None).contents == {}
+    monkeypatch.setattr("dpo_core.process.run_stage.launch", launch)
+    settings, store = EvaluateSettings(), store_of(Recipe(track=TrackSettings(runs_dir=tmp_path)))
+    assert evaluation_plan.plan(settings, None, store, {}).task_digests == {}
     both = Recipe.model_validate({"evaluate": BOTH})
-    assert evaluation_plan.questions(both, None).contents == {TASK: "1319 samples"}
+    assert evaluation_plan.plan(both.evaluate, None, store, {}).task_digests == {TASK: "1319 samples"}
     assert asked == [("look", (TASK,))]
-    assert not store(both).entry("look", "once").exists()
+    assert not (store.root / "look").exists()
 
 
 def test_infrequent_prompts_are_brought_without_ifeval_among_the_tasks(tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ from dpo_core.cache.store import Store
 from dpo_core.errors import DiedError, OutOfMemoryError, RecipeError, StoppedError, TrainingError
 from dpo_core.process import launch
 from dpo_core.records import Record
+from dpo_core.stages import STAGES
+from dpo_core.stages.stage import StageCall
 from dpo_core.system import host_memory
 from dpo_core.train.batching import budget_attempt, budget_note
 from dpo_core.train.batching.budget_note import LEAST
 
 
-def request(token_budget: object) -> Any:
-    return SimpleNamespace(train=SimpleNamespace(token_budget=token_budget))
+def call(stage: str, token_budget: object) -> Any:
+    request: Any = SimpleNamespace(train=SimpleNamespace(token_budget=token_budget))
+    return StageCall(STAGES[stage], {}, request)
 
 
 class PlainRequest(Record):
@@ -26,26 +29,30 @@ class PlainRequest(Record):
     log_path: Path
 
 
-@pytest.mark.parametrize("stage", launch.BUDGETED)
+def plain_call(log_path: Path) -> StageCall[Any]:
+    return StageCall(STAGES["train"], {}, PlainRequest(log_path=log_path))
+
+
+@pytest.mark.parametrize("stage", ["train", "warm_start"])
 def test_an_explicit_budget_that_ran_out_is_not_to_be_tried_again(stage: str) -> None:
-    told = launch.killed_for_memory(stage, request(4096), None)
+    told = launch.killed_for_memory(call(stage, 4096), None)
     assert isinstance(told, OutOfMemoryError)
     assert "memory ran out with token_budget=4096" in told.found
     assert "token_budget=2048 or auto" in told.remedy
 
 
 def test_an_automatic_one_is_worth_another_try_with_less() -> None:
-    told = launch.killed_for_memory("train", request("auto"), 2048)
+    told = launch.killed_for_memory(call("train", "auto"), 2048)
     assert isinstance(told, DiedError)
     assert "half in the next try: this one had 2,048 tokens" in told.rule
-    told = launch.killed_for_memory("train", request("auto"), LEAST)
+    told = launch.killed_for_memory(call("train", "auto"), LEAST)
     assert isinstance(told, OutOfMemoryError)
     assert f"token_budget={LEAST}, the least that auto takes" in told.found
 
 
 @pytest.mark.parametrize(("stage", "budget"), [("train", "auto"), ("score_reference", 4096), ("evaluate", 4096)])
 def test_where_no_budget_was_tried_none_is_blamed(stage: str, budget: object) -> None:
-    told = launch.killed_for_memory(stage, request(budget), None)
+    told = launch.killed_for_memory(call(stage, budget), None)
     assert isinstance(told, DiedError)
     assert "beside what other processes hold" in told.rule
     assert "token_budget" not in str(told)
@@ -75,7 +82,7 @@ def test_a_child_that_was_killed_leaves_a_note_of_why(
     failed: int | None,
 ) -> None:
     """By the kernel for memory, by somebody, and where nobody tells: then the first step had not fitted."""
-    asked, store = PlainRequest(log_path=tmp_path), Store(tmp_path / "store")
+    asked, store = plain_call(tmp_path), Store(tmp_path / "store")
     told = iter(counts)
 
     def wait(*_: object) -> int:
@@ -85,7 +92,7 @@ def test_a_child_that_was_killed_leaves_a_note_of_why(
     monkeypatch.setattr(host_memory, "oom_kills", lambda: next(told))
     monkeypatch.setattr(launch, "wait", wait)
     with pytest.raises(DiedError):
-        launch.launch("train", "key", asked, store)
+        launch.launch(asked, store)
     monkeypatch.setattr(host_memory, "oom_kills", lambda: None if counts[0] is None else 99)  # others, later
     assert budget_attempt.failed(tmp_path / budget_note.NOTE) == failed
 
@@ -97,7 +104,7 @@ def test_a_stop_leaves_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(launch, "wait", wait)
     with pytest.raises(StoppedError):
-        launch.launch("train", "key", PlainRequest(log_path=tmp_path), Store(tmp_path / "store"))
+        launch.launch(plain_call(tmp_path), Store(tmp_path / "store"))
     assert not (tmp_path / budget_note.NOTE).exists()
 
 

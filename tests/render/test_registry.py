@@ -16,7 +16,7 @@ from tests.render.tokenizers import byte_tokenizer, marked
 
 OWN = '''
 from dpo_core.render.renderer import Renderer
-from dpo_core.render.turn import Turn
+from dpo_core.render.message_pieces import Turn
 
 class Shouting(Renderer):
     """HEADER text!"""

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from dpo_core.cache.store import Store
+from dpo_core.cache.store import Store, store_of
 from dpo_core.config.recipe import Recipe, RenderSettings
 from dpo_core.data.preference import Message, Preference, read_pairs, write_pairs
 from dpo_core.errors import DataError, RecipeError
 from dpo_core.pair import Pair
 from dpo_core.pipeline import stage_calls
+from dpo_core.process.run_stage import run_stage
 from dpo_core.records import DataReport, ModelSource, PairSet, RenderedSet
 from dpo_core.render import render
 from dpo_core.render.registry import get_renderer
@@ -21,6 +22,7 @@ from dpo_core.render.token_dataset import open_split
 from dpo_core.render.tokenize_pairs import Fitted, Fitter
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.stages.render import RenderRequest
+from dpo_core.stages.stage import StageResult
 from tests.render.tokenizers import byte_tokenizer
 
 
@@ -194,13 +196,17 @@ def test_training_what_no_completion_has_is_refused(tmp_path: Path, model: Model
         rendered(tmp_path, model, [preference(0), preference(1)], train_on_what="all_user_and_system_messages")
 
 
+def rendered_by(recipe: Recipe, pairs: PairSet, model: ModelSource) -> StageResult[RenderedSet]:
+    return run_stage(store_of(recipe), stage_calls.render_call(recipe, pairs, model))
+
+
 def test_the_second_use_is_found_within_a_second(tmp_path: Path, model: ModelSource) -> None:
     pairs = pair_set(tmp_path / "pairs", [preference(index) for index in range(5000)])
     told = {"render": {"renderer_name": "llama3"}, "track": {"runs_dir": tmp_path / "runs"}}
     recipe = Recipe.model_validate(told)
-    first = stage_calls.render(recipe, pairs, model)
+    first = rendered_by(recipe, pairs, model)
     started = time.perf_counter()
-    second = stage_calls.render(recipe, pairs, model)
+    second = rendered_by(recipe, pairs, model)
     assert (first.cached, second.cached) == (False, True)
     assert time.perf_counter() - started < 1
     assert second.record == first.record
@@ -209,9 +215,9 @@ def test_the_second_use_is_found_within_a_second(tmp_path: Path, model: ModelSou
 def test_a_cut_off_cache_directory_is_rebuilt(tmp_path: Path, model: ModelSource) -> None:
     pairs = pair_set(tmp_path / "pairs", [preference(0)])
     recipe = Recipe.model_validate({"render": {"renderer_name": "llama3"}, "track": {"runs_dir": tmp_path / "runs"}})
-    first = stage_calls.render(recipe, pairs, model).record
+    first = rendered_by(recipe, pairs, model).record
     os.truncate(first.path / "train.arrow", 10)
-    again = stage_calls.render(recipe, pairs, model)
+    again = rendered_by(recipe, pairs, model)
     assert not again.cached
     assert len(open_split(again.record.path, "train")) == 1
 
@@ -229,9 +235,7 @@ def test_a_users_own_renderer_runs_in_the_stages_process(
     )
     monkeypatch.chdir(tmp_path)
     told = {"render": {"renderer_name": "own_format:Plain"}, "track": {"runs_dir": tmp_path / "runs"}}
-    record = stage_calls.render(
-        Recipe.model_validate(told), pair_set(tmp_path / "pairs", [preference(7)]), model
-    ).record
+    record = rendered_by(Recipe.model_validate(told), pair_set(tmp_path / "pairs", [preference(7)]), model).record
     tokenizer = load_tokenizer(model.path)
     assert tokenizer.decode(open_split(record.path, "train")[0].prompt.tolist()) == "user>Question 7?\nassistant>"
     assert record.renderer_name == "own_format:Plain"

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 SOONER = """
 from datetime import timedelta
-from deployments import automations, link
+from deployments import automations, prefect_client as link
 with link.connected() as client:
     automations.ensure(client, None, timedelta(seconds=45))
 """

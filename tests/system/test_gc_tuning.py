@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import atexit, gc, sys
 atexit.register(lambda: print("kept" if gc.get_freeze_count() else "searched"))
-from dpo_core import garbage
+from dpo_core.system import gc_tuning as garbage
 garbage.none_at_the_end()
 with garbage.importing():
     import decimal

@@ -13,7 +13,7 @@ import torch
 
 from dpo_core.config.recipe import Recipe
 from dpo_core.errors import RecipeError
-from dpo_core.pipeline import stage_calls
+from dpo_core.pipeline import base_model
 from dpo_core.system import device, gpus
 
 GB = 10**9
@@ -112,7 +112,7 @@ def test_hidden_gpus_are_told(value: str, monkeypatch: pytest.MonkeyPatch, capsy
     gpus.check("bf16", GB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device.note() == "CUDA_VISIBLE_DEVICES names no GPU: training on the CPU"
-    stage_calls.check_machine(Recipe(), SimpleNamespace(path=Path("nowhere")))  # type: ignore[arg-type]
+    base_model.check_gpu(Recipe(), Path("nowhere"))
     assert capsys.readouterr().out == "device: CUDA_VISIBLE_DEVICES names no GPU: training on the CPU.\n"
 
 
@@ -132,10 +132,9 @@ def test_full_fine_tuning_needs_four_times_its_weights(
 ) -> None:
     driver(monkeypatch, free=1e-6)  # a thousand bytes
     (tmp_path / "model.safetensors").write_bytes(bytes(600))
-    source: Any = SimpleNamespace(path=tmp_path)
-    stage_calls.check_machine(Recipe.model_validate({"model": {"lora_rank": 8}}), source)
+    base_model.check_gpu(Recipe.model_validate({"model": {"lora_rank": 8}}), tmp_path)
     assert capsys.readouterr().out == ""
-    stage_calls.check_machine(Recipe.model_validate({"model": {"lora_rank": 0}}), source)
+    base_model.check_gpu(Recipe.model_validate({"model": {"lora_rank": 0}}), tmp_path)
     assert "GB free now" in capsys.readouterr().out
 
 
@@ -166,6 +165,6 @@ def test_flex_attention_and_bf16_ask_for_a_capability(monkeypatch: pytest.Monkey
 
 
 def test_torchs_build_is_read_without_importing_it() -> None:
-    script = "import sys; from dpo_core import gpus; print(gpus.torch_build(), 'torch' in sys.modules)"
+    script = "import sys; from dpo_core.system import gpus; print(gpus.torch_build(), 'torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == f"{(torch.version.cuda, torch.__version__)} False"

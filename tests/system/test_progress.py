@@ -148,7 +148,7 @@ def wait_for(condition: object) -> None:
 
 
 CHILD = """
-from dpo_core import progress
+from dpo_core.system import progress
 progress.QUIET_S = 0.0
 progress.Progress("scoring", 2, "pairs").advance()
 """

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from dpo_core.cache.store import Store
+from dpo_core.cache.store import Store, store_of
 from dpo_core.config.recipe import EvaluateSettings, Recipe
 from dpo_core.errors import DiedError, DPOError, EvaluationError, RecipeError, TrainingError
 from dpo_core.pipeline import evaluation_plan
 from dpo_core.process import launch
-from dpo_core.records import DataReport
+from dpo_core.stages.evaluation import inspect_tasks
 from dpo_core.system import python_environment
 from dpo_core.system.python_environment import REQUIREMENTS, check, check_module
 from tests.conftest import ROOT
@@ -186,15 +186,21 @@ def test_the_document_installs_what_is_needed() -> None:
 def test_what_ends_the_other_process_is_said_here(tmp_path: Path, body: str, kind: type[DPOError], words: str) -> None:
     python = script(tmp_path / "python", body)
     with pytest.raises(kind, match=words):
-        launch.launch("look", "once", DataReport(rows_read=0, kept=0), Store(tmp_path / "store"), python)
+        launch.launch(inspect_tasks.call((), None, python), Store(tmp_path / "store"))
 
 
 def test_an_interpreter_that_is_gone_by_then_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=f"{tmp_path}/python does not start: No such file"):
-        launch.launch("look", "once", DataReport(rows_read=0, kept=0), Store(tmp_path / "store"), tmp_path / "python")
+        launch.launch(inspect_tasks.call((), None, tmp_path / "python"), Store(tmp_path / "store"))
 
 
 Writer = Callable[..., Path]
+
+
+def digests(recipe: Recipe) -> dict[str, str]:
+    """Of the recipe's tasks, as a run finds them out."""
+    environment = evaluation_plan.check_engine(recipe.evaluate)
+    return evaluation_plan.plan(recipe.evaluate, None, store_of(recipe), environment).task_digests
 
 
 def test_packages_that_do_not_fit_each_other_are_told_before_training_and_good_ones_tried_once(
@@ -208,8 +214,8 @@ def test_packages_that_do_not_fit_each_other_are_told_before_training_and_good_o
         {"evaluate": {"eval_python": python, "eval_engine": "torch"}, "track": {"runs_dir": tmp_path / "runs"}}
     )
     with pytest.raises(EvaluationError, match=f"{python} cannot import .*: ZeroDivisionError: division by zero"):
-        evaluation_plan.questions(recipe, None)
+        digests(recipe)
     broken.unlink()
-    assert evaluation_plan.questions(recipe, None).contents == {}
-    assert evaluation_plan.questions(recipe, None).contents == {}
+    assert digests(recipe) == {}
+    assert digests(recipe) == {}
     assert processes(python) == ["imports", "imports"]

@@ -20,7 +20,7 @@ NUMBER = itertools.count()
 UPSTREAM = """
 from datasets import Dataset
 
-from dpo_core.data.comparison import Comparison, LabeledComparison
+from dpo_core.data.datasets.builder_records import Comparison, LabeledComparison
 
 class Builder:
     swap = False
@@ -40,7 +40,7 @@ class Builder:
 
 OURS = """
 from dpo_core.data.preference import Preference
-from dpo_core.data.rows import Dropped
+from dpo_core.data.row_outcome import Dropped
 from dpo_core.pair import Pair
 
 class Builder:

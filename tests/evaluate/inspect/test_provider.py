@@ -36,7 +36,7 @@ from dpo_core.train.logps import completion_logps
 BEGINNING = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
 BARE = """
 from dpo_core.render.renderer import Renderer
-from dpo_core.render.turn import Turn
+from dpo_core.render.message_pieces import Turn
 
 class Bare(Renderer):
     name = "bare"

@@ -19,8 +19,8 @@ from tests.flows.fake import served
 
 SERVE = """
 import sys
-from dpo_core.recipe import TrackSettings
-from flows.ui import serve
+from dpo_core.config.recipe import TrackSettings
+from flows.cli.ui import serve
 serve(TrackSettings(tracking_uri=sys.argv[1], experiment_name="tests"), int(sys.argv[2]))
 """
 

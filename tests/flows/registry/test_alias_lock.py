@@ -16,7 +16,7 @@ from flows.tracking.mlflow_run import RunHandle
 SCRIPT = """
 import sys, time
 import flows
-from flows.lock import locked
+from flows.registry.alias_lock import locked
 from flows.tracking import connect
 client, log = connect(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
 print("ready", flush=True)

@@ -15,9 +15,9 @@ import pytest
 SCRIPT = """
 import sys
 from prefect import flow, task
-from dpo_core.recipe import PromoteSettings
-from flows import approval
-from flows.gates import Judgement
+from dpo_core.config.recipe import PromoteSettings
+from flows.registry import approval
+from flows.registry.gates import Judgement
 
 @task
 def promote(minutes):

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.train.test_saver import held
 
 from dpo_core.cache import atomic_files
 from dpo_core.cache.store import Draft
@@ -18,6 +17,7 @@ from dpo_core.errors import RecipeError
 from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir, run_lock
 from dpo_core.train.runtime import run_summary
 from tests import tiny
+from tests.train.checkpoint.test_checkpoint_writer import held
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -107,10 +107,12 @@ def test_only_a_greater_length_is_settled(
     take(tmp_path, request(tmp_path, **before))
     recipe = Recipe.model_validate({"train": now | {"log_path": tmp_path / "run"}})
     if allowed:
+        run_dir.check_unused(recipe)
         run_dir.settle(recipe)
     else:
-        with pytest.raises(RecipeError, match="holds a run with other settings"):
-            run_dir.settle(recipe)
+        for check in (run_dir.check_unused, run_dir.settle):
+            with pytest.raises(RecipeError, match="holds a run with other settings"):
+                check(recipe)
 
 
 def test_too_little_room_is_warned_of_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from dpo_core.train.runtime.signals import StopFlag
 
 HUNG = """
 import time
-from dpo_core.train.watchdog import Watchdog
+from dpo_core.train.runtime.watchdog import Watchdog
 def never_ends():
     time.sleep(60)
 with Watchdog(minutes={minutes}) as watchdog:
