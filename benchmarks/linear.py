@@ -66,7 +66,7 @@ def run(case: dict[str, int], steps: int) -> dict[str, float]:
     from dpo_core.config.recipe import ModelSettings, TrainSettings
     from dpo_core.train.batching.packing import branches, build
     from dpo_core.train.loop import steps as train_steps
-    from dpo_core.train.runtime.flops import Shape, peak_memory
+    from dpo_core.train.runtime.flops import ModelSizes, peak_memory
 
     shape = {
         "vocab_size": case["vocabulary"],
@@ -89,7 +89,7 @@ def run(case: dict[str, int], steps: int) -> dict[str, float]:
     beyond = peak_memory() - before - parameters * (BYTES_A_PARAMETER - 4)  # the weights were there before
     return {
         "seconds": min(history[1:]) / case["pairs"],
-        "flop": Shape.of(policy).cost(pairs, micros).useful / case["pairs"],
+        "flop": ModelSizes.of(policy).cost(pairs, micros).useful / case["pairs"],
         "activations_mb": beyond / 1e6,
     }
 

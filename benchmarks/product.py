@@ -15,7 +15,7 @@ from dpo_core.config.recipe import ModelSettings, Recipe, TrainSettings
 from dpo_core.pair import Pair
 from dpo_core.pipeline import stage_calls
 from dpo_core.records import DataReport, ModelSource, ReferenceSet, RenderedSet
-from dpo_core.render.token_dataset import Completion, TokenPair, write_split
+from dpo_core.render.token_dataset import CompletionTokens, TokenPair, write_split
 from dpo_core.stages.score_reference import ScoreRequest
 from dpo_core.stages.train import TrainRequest
 from dpo_core.train import reference
@@ -122,9 +122,9 @@ def write_pairs(path: Path, rows: list[dict[str, list[int]]], train: TrainSettin
 def to_pair(row: dict[str, list[int]]) -> TokenPair:
     """A row of token ids as a rendered pair, every token of its completions trained."""
 
-    def side(name: str) -> Completion:
+    def side(name: str) -> CompletionTokens:
         ids = np.array(row[f"{name}_ids"], dtype=np.int32)
-        return Completion(ids, np.ones(len(ids), dtype=np.bool_))
+        return CompletionTokens(ids, np.ones(len(ids), dtype=np.bool_))
 
     return TokenPair(np.array(row["prompt_ids"], dtype=np.int32), Pair(side("chosen"), side("rejected")))
 

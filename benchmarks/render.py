@@ -116,11 +116,11 @@ def ours(way: str, tokenizer: str, source: str, work: Path) -> dict[str, Any]:
     from dpo_core.data.datasets.hhh import from_transcripts
     from dpo_core.data.preference import Preference, write_pairs
     from dpo_core.render.registry import get_renderer
-    from dpo_core.render.render import Counted
+    from dpo_core.render.render import SplitRenderer
     from dpo_core.render.token_dataset import write_split
     from dpo_core.render.tokenizer import load_tokenizer
 
-    part = Counted(get_renderer("role_colon", load_tokenizer(Path(tokenizer))), RenderSettings(max_length=1024))
+    part = SplitRenderer(get_renderer("role_colon", load_tokenizer(Path(tokenizer))), RenderSettings(max_length=1024))
     next(streamed(Path(source)))  # what pyarrow imports at first use is an import too
     started = time.perf_counter()
     parsed = (from_transcripts(row["chosen"], row["rejected"], "") for row in streamed(Path(source)))

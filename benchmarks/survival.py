@@ -88,7 +88,7 @@ def train(options: argparse.Namespace) -> float:
 
     from dpo_core.config.recipe import ModelSettings, TrainSettings
     from dpo_core.train.checkpoint import checkpoint_state, journal
-    from dpo_core.train.checkpoint.checkpoint_writer import Saver
+    from dpo_core.train.checkpoint.checkpoint_writer import CheckpointWriter
     from dpo_core.train.loop import steps
 
     settings = TrainSettings(
@@ -107,7 +107,7 @@ def train(options: argparse.Namespace) -> float:
     with tempfile.TemporaryDirectory() as place:
         run = product.session(Path(place), setup, rows)[0].run
         started = 0.0
-        with Saver(options.place, settings, print) as saver:
+        with CheckpointWriter(options.place, settings, print) as saver:
             for metrics in steps(run):
                 if options.way != WAYS[0]:
                     journal.append(options.place / "metrics.jsonl", journal.to_row(metrics))

@@ -6,7 +6,7 @@ import sys
 import click
 
 from deployments import prefect_client, register_deployments, serve_deployments, submit_run
-from deployments.register_deployments import KINDS, Wishes
+from deployments.register_deployments import KINDS, DeploymentOptions
 from dpo_core.config.settings import split_recipe_file
 from dpo_core.errors import DPOError
 
@@ -37,7 +37,7 @@ def deploy(words: tuple[str, ...], gpus: int, **chosen: str | None) -> None:
 
     The settings become the deployments' own, and the nightly one starts when they name a model.
     """
-    wishes = Wishes(**chosen, gpus=gpus)
+    wishes = DeploymentOptions(**chosen, gpus=gpus)
     told = register_deployments.wanted(wishes, *split_recipe_file(words))
     with prefect_client.connected() as client:
         for line in register_deployments.deploy(client, wishes, told):
@@ -64,7 +64,7 @@ def submit(words: tuple[str, ...], name: str, watch: bool) -> None:
 @click.option("--limit", default=1, type=click.IntRange(1), help="Runs at the same time.")
 def serve(words: tuple[str, ...], cron: str | None, timezone: str | None, limit: int) -> None:
     """Run the deployments from this process until Ctrl-C, without pool and worker: dpo serve [recipe.toml] [...]."""
-    told = register_deployments.wanted(Wishes(cron, timezone), *split_recipe_file(words))
+    told = register_deployments.wanted(DeploymentOptions(cron, timezone), *split_recipe_file(words))
     prefect_client.check()
     for entry in told["deployments"]:
         click.echo(register_deployments.describe(entry | {"work_pool": {"name": "of this process"}}))

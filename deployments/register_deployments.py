@@ -26,7 +26,7 @@ LOCAL = "local"
 
 
 @dataclass(frozen=True)
-class Wishes:
+class DeploymentOptions:
     """What the command line asks of the deployments."""
 
     cron: str | None = None
@@ -36,7 +36,7 @@ class Wishes:
     gpus: int = 1
 
 
-def wanted(wishes: Wishes, recipe_file: Path | None, words: Sequence[str]) -> dict[str, Any]:
+def wanted(wishes: DeploymentOptions, recipe_file: Path | None, words: Sequence[str]) -> dict[str, Any]:
     """The catalogue as these wishes change it. Raises RecipeError for what cannot be."""
     told = catalogue.read()
     told["deployments"] = [
@@ -49,7 +49,7 @@ def wanted(wishes: Wishes, recipe_file: Path | None, words: Sequence[str]) -> di
     return told
 
 
-def deploy(client: SyncPrefectClient, wishes: Wishes, told: dict[str, Any]) -> list[str]:
+def deploy(client: SyncPrefectClient, wishes: DeploymentOptions, told: dict[str, Any]) -> list[str]:
     """Register everything; returns a line on each thing.
 
     Raises TrackingError when the work pool does not exist and no kind is said, or the server refuses something.

@@ -24,7 +24,7 @@ MOST_STARTS = 6  # the first among them
 CHECKED: ContextVar[RunPlan | None] = ContextVar("checked", default=None)
 
 
-class Outcome(Record):
+class PipelineOutcome(Record):
     """What a run of the pipeline came to."""
 
     checkpoint: Checkpoint
@@ -55,7 +55,7 @@ def import_in_background(module: str) -> None:
 
 
 @flow(name="dpo", description=__doc__, timeout_seconds=None, persist_result=False)
-def pipeline(recipe: Recipe) -> Outcome:
+def pipeline(recipe: Recipe) -> PipelineOutcome:
     """Download and render preferences, train with DPO, evaluate, register, and promote on evidence."""
     check_starts(flow_run.run_count)
     GPU_LIMIT.set(gpu_slot)
@@ -67,7 +67,7 @@ def pipeline(recipe: Recipe) -> Outcome:
         candidate = Candidate(outputs.checkpoint, outputs.pairs, outputs.rendered, outputs.base, outputs.trained)
         version = tasks.register(recipe, candidate)
         promotion = tasks.promote(recipe, candidate, version)
-    return Outcome(
+    return PipelineOutcome(
         checkpoint=outputs.checkpoint, base=outputs.base, trained=outputs.trained, version=version, promotion=promotion
     )
 

@@ -66,7 +66,7 @@ def register(recipe: Recipe, candidate: Candidate) -> StageResult[ModelVersion]:
     mlflow_run.tag(handle, tags)
     log_artifacts.record(handle, recipe, Training(candidate.checkpoint, candidate.pairs, candidate.rendered))
     run_report.log_results(handle, candidate)
-    return versions.register(handle, candidate, name, versions.About(tags, model_card.card(recipe, candidate)))
+    return versions.register(handle, candidate, name, versions.VersionNotes(tags, model_card.card(recipe, candidate)))
 
 
 def promote(recipe: Recipe, candidate: Candidate, version: ModelVersion) -> Promotion:

@@ -7,12 +7,12 @@ from pathlib import Path
 from dpo_core.cache import fingerprint
 from dpo_core.cache.store import Draft
 from dpo_core.data import report
-from dpo_core.data.dedup import Seen
+from dpo_core.data.dedup import DigestSet
 from dpo_core.data.preference import Preference, read_pairs, write_pairs
-from dpo_core.data.readers.dataset_reader import Opened, held_out_of, open_source
+from dpo_core.data.readers.dataset_reader import DatasetSplits, held_out_of, open_source
 from dpo_core.data.row_outcome import Dropped, Outcome
 from dpo_core.data.sources import content, digest, pin
-from dpo_core.data.statistics import OVERLAP, Tally
+from dpo_core.data.statistics import OVERLAP, SplitStatistics
 from dpo_core.records import PairSet
 from dpo_core.stages.acquire import AcquireRequest
 from dpo_core.system.progress import Progress
@@ -25,7 +25,7 @@ def run(request: AcquireRequest, draft: Draft) -> None:
 
     Raises DataError when too many rows are malformed or none is left.
     """
-    tallies = Tally(), Tally()
+    tallies = SplitStatistics(), SplitStatistics()
     paths = draft.path / "train.arrow", draft.path / "test.arrow"
     split(request, open_source(request), tallies, paths)
     for name, tally in zip(("train", "test"), tallies, strict=True):
@@ -46,19 +46,27 @@ def run(request: AcquireRequest, draft: Draft) -> None:
     )
 
 
-def split(request: AcquireRequest, opened: Opened, tallies: tuple[Tally, Tally], paths: tuple[Path, Path]) -> None:
+def split(
+    request: AcquireRequest,
+    opened: DatasetSplits,
+    tallies: tuple[SplitStatistics, SplitStatistics],
+    paths: tuple[Path, Path],
+) -> None:
     """Write both splits, with no prompt in both."""
     train, test = tallies
     if opened.test is None:
         share_out(request, opened.train, tallies, paths)
         return
-    keys = Seen()
+    keys = DigestSet()
     write_pairs(paths[1], test.measured(noted(test.sift(opened.test), keys)))
     write_pairs(paths[0], train.measured(train.sift(without(opened.train, keys))))
 
 
 def share_out(
-    request: AcquireRequest, rows: Iterable[Outcome], tallies: tuple[Tally, Tally], paths: tuple[Path, Path]
+    request: AcquireRequest,
+    rows: Iterable[Outcome],
+    tallies: tuple[SplitStatistics, SplitStatistics],
+    paths: tuple[Path, Path],
 ) -> None:
     """Split one source by prompt: the prompts with the smallest keys are held out."""
     train, test = tallies
@@ -116,14 +124,14 @@ def key_of(pair: Preference) -> int:
     return int(pair.prompt_key, 16)
 
 
-def noted(pairs: Iterable[Preference], keys: Seen) -> Iterator[Preference]:
+def noted(pairs: Iterable[Preference], keys: DigestSet) -> Iterator[Preference]:
     """The pairs, the keys of their prompts entered."""
     for pair in pairs:
         keys.add(key_of(pair))
         yield pair
 
 
-def without(rows: Iterable[Outcome], held_out: Seen) -> Iterator[Outcome]:
+def without(rows: Iterable[Outcome], held_out: DigestSet) -> Iterator[Outcome]:
     """Rows whose prompt is held out are dropped from training."""
     for row in rows:
         taken = isinstance(row, Preference) and key_of(row) in held_out

@@ -5,7 +5,7 @@ from array import array
 FEWEST_SLOTS = 1024
 
 
-class Seen:
+class DigestSet:
     """A set of 64-bit digests (0 stands for an empty slot, and is held as 1). Open addressing, at most half full.
 
     Two of n different values share a digest with a probability of n²/2⁶⁵: 10⁻⁹ for the 160,800 rows of HH.

@@ -20,7 +20,7 @@ CHOSEN, REJECTED = "end of the chosen response", "end of the rejected response"
 CUTS = (OLDER_TURNS, LAST_TEXT, CHOSEN, REJECTED)
 
 
-class Told(TypedDict):
+class LengthsReport(TypedDict):
     """What a DataReport says of lengths."""
 
     unit: str
@@ -43,11 +43,11 @@ class LengthCounts:
         self.chosen_longer += sum(one > other for one, other in zip(chosen, rejected, strict=True))
         self.unequal += sum(one != other for one, other in zip(chosen, rejected, strict=True))
 
-    def told(self) -> Told:
+    def told(self) -> LengthsReport:
         """The counts as a report has them."""
         lengths = {part: summary(counts) for part, counts in self.counts.items() if counts}
         share = self.chosen_longer / self.unequal if self.unequal else None
-        return Told(unit=self.unit, lengths=lengths, longer_chosen=share)
+        return LengthsReport(unit=self.unit, lengths=lengths, longer_chosen=share)
 
 
 def summary(counts: Counter[int]) -> Lengths:

@@ -11,7 +11,7 @@ from dpo_core.data.datasets import custom
 from dpo_core.data.datasets.hub_dataset import HubDataset
 from dpo_core.data.datasets.registry import BESIDES, DATASETS, DEMO, HUB, convert, of_hub
 from dpo_core.data.readers import jsonl, tables
-from dpo_core.data.readers.hub import Wanted, check_reachable
+from dpo_core.data.readers.hub import HubRepository, check_reachable
 from dpo_core.errors import DataError, RecipeError
 
 Kind = Literal["demo", "named", "hub", "custom", "file", "directory"]
@@ -85,7 +85,9 @@ def pin(data: DataSettings) -> str:
         return data.dataset
     if data.data_path:
         return located(data.data_path)
-    return f"{dataset.hub_id}@{check_reachable(Wanted('dataset', dataset.hub_id, data.dataset_revision, INSTEAD))}"
+    return (
+        f"{dataset.hub_id}@{check_reachable(HubRepository('dataset', dataset.hub_id, data.dataset_revision, INSTEAD))}"
+    )
 
 
 def located(path: Path) -> str:

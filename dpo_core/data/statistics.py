@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from dpo_core.cache import fingerprint
-from dpo_core.data.dedup import Seen
+from dpo_core.data.dedup import DigestSet
 from dpo_core.data.lengths import LengthCounts
 from dpo_core.data.preference import Preference
 from dpo_core.data.row_outcome import MALFORMED, Dropped, Outcome
@@ -14,7 +14,7 @@ from dpo_core.records import DataReport
 DUPLICATE, OVERLAP = "duplicate", "prompt is in the test split"
 
 
-class Tally:
+class SplitStatistics:
     """Counts the rows of one split. Its memory grows by some bytes a pair: digests, no texts."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Tally:
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.lengths = LengthCounts("characters")
-        self.seen = Seen()
+        self.seen = DigestSet()
 
     @property
     def malformed(self) -> int:

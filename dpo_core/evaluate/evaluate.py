@@ -16,7 +16,7 @@ from dpo_core.evaluate.ifeval.ifeval_checkers import sentences_from
 from dpo_core.evaluate.run_task import OUTCOMES, answered, drawn, to_how, write_lines
 from dpo_core.evaluate.task_names import IFEVAL, label
 from dpo_core.inference import select_engine
-from dpo_core.inference.generator import Answerer
+from dpo_core.inference.generator import ResponseGenerator
 from dpo_core.inference.load_engine import engine_of, open_engine, release
 from dpo_core.model.load import load_model, load_tokenizer
 from dpo_core.records import EvalResult, SampleSet, TaskResult
@@ -40,7 +40,7 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     held_out = measure(model, request.rendered, request.reference, settings)
 
     @cache
-    def answerer() -> Answerer:
+    def answerer() -> ResponseGenerator:
         return to_answerer(model, request)
 
     results = [answered(draft.store, one, answerer) for one in request.answers]
@@ -55,7 +55,7 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     publish(request, held_out.told(source.margin_noise), results, draft)
 
 
-def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> Answerer:
+def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> ResponseGenerator:
     """The model that was measured, with the renderer that made the training data; vLLM reads it anew.
 
     Raises EvaluationError where another interpreter is to answer: what it said is found, or was lost.
@@ -71,7 +71,7 @@ def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> Answerer:
     else:
         engine = engine_of(model, chosen, precision)
     renderer = get_renderer(request.rendered.renderer_name, load_tokenizer(source.path, source.trust_remote_code))
-    return Answerer(engine, renderer, how.batch_size)
+    return ResponseGenerator(engine, renderer, how.batch_size)
 
 
 def missing_answers() -> EvaluationError:
@@ -80,7 +80,7 @@ def missing_answers() -> EvaluationError:
     return EvaluationError("Kept answers are damaged or gone.", rule, "Run the same command again.")
 
 
-def sampled(store: Store, request: EvaluateRequest, answerer: Callable[[], Answerer]) -> list[dict[str, Any]]:
+def sampled(store: Store, request: EvaluateRequest, answerer: Callable[[], ResponseGenerator]) -> list[dict[str, Any]]:
     """Held-out prompts with answers: those that another interpreter gave, or given now."""
     if request.samples is None:
         return continued(answerer, request.rendered, request.evaluate)

@@ -10,7 +10,7 @@ from dpo_core.cache.store import Draft
 from dpo_core.config.recipe import EvaluateSettings
 from dpo_core.evaluate.ifeval.ifeval_checkers import sentences_from
 from dpo_core.evaluate.run_task import answered, to_how, to_sampling, write_lines
-from dpo_core.inference.generator import Answerer, open_answerer
+from dpo_core.inference.generator import ResponseGenerator, open_answerer
 from dpo_core.records import RenderedSet, SampleSet
 from dpo_core.render.token_dataset import open_split
 from dpo_core.stages.evaluation.generate import GenerateRequest
@@ -26,7 +26,7 @@ def run(request: GenerateRequest, draft: Draft) -> None:
     sentences_from(request.evaluate.nltk_data)
 
     @cache
-    def answerer() -> Answerer:
+    def answerer() -> ResponseGenerator:
         how = to_how(request.evaluate, request.precision, request.model)
         return open_answerer(request.model.path, how, request.rendered.renderer_name, request.model.name)
 
@@ -38,7 +38,7 @@ def run(request: GenerateRequest, draft: Draft) -> None:
 
 
 def continued(
-    answerer: Callable[[], Answerer], rendered: RenderedSet, settings: EvaluateSettings
+    answerer: Callable[[], ResponseGenerator], rendered: RenderedSet, settings: EvaluateSettings
 ) -> list[dict[str, Any]]:
     """The first ``num_samples`` held-out prompts with answers; no model is opened for none."""
     prompts = open_split(rendered.path, "test").whole_prompts(settings.num_samples)

@@ -19,10 +19,10 @@ from inspect_ai.solver import TaskState, generate
 from dpo_core.cache import fingerprint
 from dpo_core.cache.store import Draft
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.inspect.run_inspect import Asked, run_inspect_task
+from dpo_core.evaluate.inspect.run_inspect import TaskRun, run_inspect_task
 from dpo_core.evaluate.paired_tests import bootstrap, mcnemar
 from dpo_core.evaluate.run_task import read_answers, write_lines
-from dpo_core.evaluate.sample_results import Sampled
+from dpo_core.evaluate.sample_results import SampleResult
 from dpo_core.records import Judgement
 from dpo_core.stages.evaluation.judge import JudgeRequest
 from dpo_core.system.progress import Progress
@@ -49,7 +49,7 @@ is better."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class JudgeVerdict:
     """What the first answer was worth: 1 preferred, ½ even, 0 not; by the order in which it was shown."""
 
     id: str
@@ -92,7 +92,9 @@ def run(request: JudgeRequest, draft: Draft) -> None:
     )
 
 
-def judge(model: Model | str, first: Sequence[Sampled], second: Sequence[Sampled], place: Path) -> list[Verdict]:
+def judge(
+    model: Model | str, first: Sequence[SampleResult], second: Sequence[SampleResult], place: Path
+) -> list[JudgeVerdict]:
     """A verdict on every prompt that both answered, as they did the first time; the same answer is even, and not asked
     about.
 
@@ -105,10 +107,12 @@ def judge(model: Model | str, first: Sequence[Sampled], second: Sequence[Sampled
     differing = [(one, other) for one, other in pairs if one.response != other.response]
     known = {one.id: (0.5, 0.5) for one, other in pairs if one.response == other.response}
     known |= ask(model, differing, place) if differing else {}
-    return [Verdict(one.id, *known[one.id]) for one, _ in pairs if one.id in known]
+    return [JudgeVerdict(one.id, *known[one.id]) for one, _ in pairs if one.id in known]
 
 
-def ask(model: Model | str, pairs: Sequence[tuple[Sampled, Sampled]], place: Path) -> dict[str, tuple[float, float]]:
+def ask(
+    model: Model | str, pairs: Sequence[tuple[SampleResult, SampleResult]], place: Path
+) -> dict[str, tuple[float, float]]:
     """What the first answers are worth, shown first and shown second; a prompt without both verdicts is left out."""
     samples = [sample for pair in pairs for sample in both_orders(*pair)]
     # What an API has said is kept by inspect-ai, and not paid for again when the judging is cut off.
@@ -118,7 +122,7 @@ def ask(model: Model | str, pairs: Sequence[tuple[Sampled, Sampled]], place: Pat
         scorer=preference(len(samples)),
         config=PATIENCE,
     )
-    log = run_inspect_task(model, Asked(task, NAME, place))
+    log = run_inspect_task(model, TaskRun(task, NAME, place))
     worth = {
         str(sample.id): next(iter(sample.scores.values())).as_float()
         for sample in log.samples or []
@@ -132,7 +136,7 @@ def ask(model: Model | str, pairs: Sequence[tuple[Sampled, Sampled]], place: Pat
     }
 
 
-def both_orders(one: Sampled, other: Sampled) -> Iterator[Sample]:
+def both_orders(one: SampleResult, other: SampleResult) -> Iterator[Sample]:
     """The question to the judge, the first model's answer shown first and then second."""
     for order, (first, second) in {"first": (one, other), "second": (other, one)}.items():
         text = TEMPLATE.format(prompt=one.prompt, first=first.response, second=second.response)

@@ -12,12 +12,12 @@ from dpo_core.config.recipe import EvaluateSettings
 from dpo_core.evaluate.ifeval.ifeval_checkers import sentences_from
 from dpo_core.evaluate.ifeval.ifeval_task import ifeval
 from dpo_core.evaluate.inspect.inspect_errors import told_to_us
-from dpo_core.evaluate.inspect.run_inspect import Asked, as_model, failures, measures, run_inspect_task, version
-from dpo_core.evaluate.sample_results import Sampled, judged, shares, to_outcome, to_sampled
+from dpo_core.evaluate.inspect.run_inspect import TaskRun, as_model, failures, measures, run_inspect_task, version
+from dpo_core.evaluate.sample_results import SampleResult, judged, shares, to_outcome, to_sampled
 from dpo_core.evaluate.task_names import IFEVAL
-from dpo_core.inference.generator import Answerer, Sampling, open_answerer
-from dpo_core.inference.load_engine import How
-from dpo_core.inference.response_cache import Ledger
+from dpo_core.inference.generator import ResponseGenerator, Sampling, open_answerer
+from dpo_core.inference.load_engine import EngineConfig
+from dpo_core.inference.response_cache import ResponseCache
 from dpo_core.inference.select_engine import asked_for
 from dpo_core.records import ModelSource, TaskResult
 from dpo_core.stages.evaluation.answer import AnswerRequest, KeyedAnswers
@@ -32,17 +32,19 @@ def run(request: AnswerRequest, draft: Draft) -> None:
     ask(open_answerer(request.model.path, how, request.renderer_name, request.model.name), request, draft)
 
 
-def ask(answerer: Answerer, request: AnswerRequest, draft: Draft) -> None:
+def ask(answerer: ResponseGenerator, request: AnswerRequest, draft: Draft) -> None:
     """Ask and judge; publish a TaskResult. What was answered before an interruption is not asked again.
 
     Raises EvaluationError when the task did not run to its end, had no samples, or too many of them failed.
     """
     settings = request.evaluate
-    model = as_model(replace(answerer, ledger=Ledger(unfinished(draft))), request.model.name, to_sampling(settings))
+    model = as_model(
+        replace(answerer, ledger=ResponseCache(unfinished(draft))), request.model.name, to_sampling(settings)
+    )
     with told_to_us():
         task = ifeval(str(request.prompts.path)) if request.prompts else request.task
     log = run_inspect_task(
-        model, Asked(task, request.task, draft.path, None if request.task == IFEVAL else settings.task_limit)
+        model, TaskRun(task, request.task, draft.path, None if request.task == IFEVAL else settings.task_limit)
     )
     metrics, answers = measures(log), [to_sampled(sample) for sample in log.samples or []]
     if request.task == IFEVAL:
@@ -69,7 +71,7 @@ def ask(answerer: Answerer, request: AnswerRequest, draft: Draft) -> None:
     unfinished(draft).unlink(missing_ok=True)
 
 
-def answered(store: Store, wanted: KeyedAnswers, answerer: Callable[[], Answerer]) -> TaskResult:
+def answered(store: Store, wanted: KeyedAnswers, answerer: Callable[[], ResponseGenerator]) -> TaskResult:
     """Answers to a task: found, whoever asked before, or asked for now and kept."""
     found = store.find("answer", wanted.key, TaskResult)
     if found is None:
@@ -92,10 +94,10 @@ def to_sampling(settings: EvaluateSettings) -> Sampling:
     return Sampling(settings.max_new_tokens, settings.eval_temperature, settings.eval_seed)
 
 
-def to_how(settings: EvaluateSettings, precision: str, source: ModelSource) -> How:
+def to_how(settings: EvaluateSettings, precision: str, source: ModelSource) -> EngineConfig:
     """How the recipe has a model generate."""
     size = None if settings.eval_batch_size == "auto" else settings.eval_batch_size
-    return How(precision, asked_for(settings), size, source.trust_remote_code)
+    return EngineConfig(precision, asked_for(settings), size, source.trust_remote_code)
 
 
 def drawn(settings: EvaluateSettings, renderer_name: str, precision: str) -> dict[str, str | float | None]:
@@ -112,6 +114,6 @@ def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in lines))
 
 
-def read_answers(result: TaskResult) -> list[Sampled]:
+def read_answers(result: TaskResult) -> list[SampleResult]:
     """Every sample of a result."""
-    return [Sampled.model_validate_json(line) for line in (result.path / ANSWERS).read_text().splitlines()]
+    return [SampleResult.model_validate_json(line) for line in (result.path / ANSWERS).read_text().splitlines()]

@@ -13,7 +13,7 @@ LONGEST_CYCLE = 32
 SHORTEST_LOOP = 8
 
 
-class Outcome(Record):
+class PromptResult(Record):
     """One prompt, its answer, and which instructions it followed: none, where ``error`` kept it from being judged."""
 
     key: int
@@ -27,13 +27,13 @@ class Outcome(Record):
     error: str | None = None
 
 
-def to_outcome(sample: EvalSample) -> Outcome:
+def to_outcome(sample: EvalSample) -> PromptResult:
     """A sample of inspect-ai's log as an outcome."""
     row = ROW.validate_python(sample.metadata["row"])
     unjudged = [False] * len(row.instruction_id_list)
     verdict = next((score.metadata or {} for score in (sample.scores or {}).values()), {})
     usage = sample.output.usage
-    return Outcome(
+    return PromptResult(
         key=row.key,
         prompt=row.prompt,
         instruction_id_list=row.instruction_id_list,
@@ -51,7 +51,7 @@ def stop_reason(sample: EvalSample) -> str:
     return sample.output.stop_reason if sample.output.choices else "error"
 
 
-def shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def shares(outcomes: Sequence[PromptResult]) -> dict[str, float]:
     """Over the prompts that were judged: strict shares of each instruction type, and signs of degenerate answers.
 
     ``ifeval/<type>``: instructions of the type followed strictly. ``ended_share``: answers that ended by themselves.
@@ -72,7 +72,7 @@ def shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
     }
 
 
-def without_room(answer: Outcome) -> bool:
+def without_room(answer: PromptResult) -> bool:
     """Whether the prompt left no room for an answer in the model's context."""
     return answer.stop_reason == "model_length" and answer.tokens == 0
 
@@ -100,7 +100,7 @@ def longest_echo(words: Sequence[str], lag: int) -> int:
     return longest
 
 
-class Sampled(Record):
+class SampleResult(Record):
     """One sample of any task: what was asked and answered, and each score of it as a number.
 
     ``epoch``: which time it was asked, from 1. ``sizes``: of scores that are sums, how many were summed. ``error`` kept
@@ -121,11 +121,11 @@ class Sampled(Record):
 TO_NUMBER = value_to_float()
 
 
-def to_sampled(sample: EvalSample) -> Sampled:
+def to_sampled(sample: EvalSample) -> SampleResult:
     """A sample of inspect-ai's log as one of ours; scores that are no numbers count as 1 (C, correct), ½ (P), or 0."""
     usage = sample.output.usage
     values = {name: value for scorer, score in (sample.scores or {}).items() for name, value in numbers(scorer, score)}
-    return Sampled(
+    return SampleResult(
         id=str(sample.id),
         epoch=sample.epoch,
         prompt=sample.input if isinstance(sample.input, str) else "\n\n".join(one.text for one in sample.input),
@@ -146,7 +146,7 @@ def numbers(scorer: str, score: Score) -> Iterator[tuple[str, float]]:
         yield scorer, TO_NUMBER(score.value)
 
 
-def judged(outcome: Outcome) -> Sampled:
+def judged(outcome: PromptResult) -> SampleResult:
     """A prompt of IFEval as a sample: prompts and instructions followed, strictly and loosely."""
     count = float(len(outcome.strict))
     values = {
@@ -155,7 +155,7 @@ def judged(outcome: Outcome) -> Sampled:
         "prompt_loose": float(all(outcome.loose)),
         "inst_loose": float(sum(outcome.loose)),
     }
-    return Sampled(
+    return SampleResult(
         id=str(outcome.key),
         prompt=outcome.prompt,
         response=outcome.response,

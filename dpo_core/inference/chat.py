@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError, RecipeError
-from dpo_core.inference.generator import Answer, Answerer, Sampling, open_answerer
-from dpo_core.inference.load_engine import How
+from dpo_core.inference.generator import Response, ResponseGenerator, Sampling, open_answerer
+from dpo_core.inference.load_engine import EngineConfig
 
 HINT = "/new starts over, /exit or Ctrl-D ends."
 TOKENS, DEFAULT = "max_new_tokens=", 256
@@ -35,7 +35,7 @@ def generate_command(model: Path, prompts: list[str], max_new_tokens: int) -> No
 
     Raises RecipeError for a directory that is no model, EvaluationError for a prompt that fills the context.
     """
-    answerer = open_answerer(model, How(engine="torch", batch_size=max(len(prompts), 1)))
+    answerer = open_answerer(model, EngineConfig(engine="torch", batch_size=max(len(prompts), 1)))
     conversations = [[user(prompt)] for prompt in prompts]
     answers = answerer.answer(conversations, Sampling(max_new_tokens))
     print("\n\n".join(said(answer, max_new_tokens) for answer in answers))
@@ -46,7 +46,7 @@ def chat_command(model: Path, max_new_tokens: int) -> None:
 
     Raises as :func:`generate_command`.
     """
-    answerer = open_answerer(model, How(engine="torch", batch_size=1))
+    answerer = open_answerer(model, EngineConfig(engine="torch", batch_size=1))
     print(f"{model} ({answerer.renderer.name}). {HINT}", file=sys.stderr)
     history: list[Message] = []
     for text in spoken():
@@ -73,7 +73,7 @@ def spoken() -> Iterator[str]:
             yield text
 
 
-def fitting(answerer: Answerer, messages: Sequence[Message]) -> list[Message]:
+def fitting(answerer: ResponseGenerator, messages: Sequence[Message]) -> list[Message]:
     """The conversation without its oldest turns, so many that the model's context has room for an answer."""
     longest = answerer.engine.context
     kept = list(messages)
@@ -82,7 +82,7 @@ def fitting(answerer: Answerer, messages: Sequence[Message]) -> list[Message]:
     return kept
 
 
-def said(answer: Answer, max_new_tokens: int) -> str:
+def said(answer: Response, max_new_tokens: int) -> str:
     """The answer's text; one that was cut off says so.
 
     Raises EvaluationError when the prompt left no room for any.

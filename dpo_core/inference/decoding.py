@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from dpo_core.inference.kv_cache import Slots, affordable, fits
-from dpo_core.inference.sampling import Scored, Shape, choose, score
+from dpo_core.inference.kv_cache import KVCache, affordable, fits
+from dpo_core.inference.sampling import SamplingDistribution, TokenLogps, choose, score
 
 WORTH_COMPACTING = 8
 # Rows wait until this part of the slots is free: prompts are read faster together.
@@ -49,13 +49,13 @@ class Decoding:
             raise ValueError("stop strings are found in text: give the tokenizer that makes it")
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> SamplingDistribution:
         """The distribution that tokens are drawn from."""
-        return Shape(self.temperature, self.top_k, self.top_p)
+        return SamplingDistribution(self.temperature, self.top_k, self.top_p)
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class DecodedTokens:
     """New ids, the stop token (or the tokens of the stop string) included, and their scores where asked for.
 
     ``ended`` is false when ``max_new_tokens`` or the model's context cut it off.
@@ -63,11 +63,11 @@ class Completion:
 
     ids: tuple[int, ...]
     ended: bool
-    scores: tuple[Scored, ...] = ()
+    scores: tuple[TokenLogps, ...] = ()
 
 
 @dataclass(slots=True)
-class Row:
+class DecodingRow:
     """One prompt on its way; ``limit`` is how many tokens it may get."""
 
     index: int
@@ -76,7 +76,7 @@ class Row:
     draw: random.Random = field(default_factory=random.Random)
     ids: list[int] = field(default_factory=list)
     ended: bool = False
-    scores: list[Scored] = field(default_factory=list)
+    scores: list[TokenLogps] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -84,12 +84,12 @@ class Row:
         return self.ended or len(self.ids) >= self.limit
 
     @property
-    def completion(self) -> Completion:
+    def completion(self) -> DecodedTokens:
         """What there is of it."""
-        return Completion(tuple(self.ids), self.ended, tuple(self.scores))
+        return DecodedTokens(tuple(self.ids), self.ended, tuple(self.scores))
 
 
-Finished = Callable[[int, Completion], None]
+Finished = Callable[[int, DecodedTokens], None]
 
 
 def decode(
@@ -98,7 +98,7 @@ def decode(
     decoding: Decoding,
     streams: Sequence[str] | None = None,
     finished: Finished = lambda index, completion: None,
-) -> list[Completion]:
+) -> list[DecodedTokens]:
     """Continue every prompt; results stand in the prompts' order.
 
     A prompt gets ``max_new_tokens`` or what the model's context (``max_position_embeddings``) leaves, whichever is
@@ -108,7 +108,7 @@ def decode(
     """
     names, longest = streams or own_streams(prompts), context(model)
     rows = [
-        Row(index, prompt, room(longest, prompt, decoding), random.Random(f"{decoding.seed}/{name}"))
+        DecodingRow(index, prompt, room(longest, prompt, decoding), random.Random(f"{decoding.seed}/{name}"))
         for index, (prompt, name) in enumerate(zip(prompts, names, strict=True))
     ]
     waiting = sorted((row for row in rows if not row.finished), key=lambda row: len(row.prompt))
@@ -156,19 +156,19 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def batch_size(model: PreTrainedModel, rows: Sequence[Row], decoding: Decoding) -> int:
+def batch_size(model: PreTrainedModel, rows: Sequence[DecodingRow], decoding: Decoding) -> int:
     """Rows that are decoded at a time."""
     longest = max((len(row.prompt) + row.limit for row in rows), default=1)
     return min(decoding.batch_size or affordable(model, longest), max(1, len(rows)))
 
 
-def through_slots(model: PreTrainedModel, waiting: list[Row], decoding: Decoding) -> Iterator[Row]:
+def through_slots(model: PreTrainedModel, waiting: list[DecodingRow], decoding: Decoding) -> Iterator[DecodingRow]:
     """Every row as it finishes; one that waits takes the place of one that is done, the longest prompts first."""
     if not waiting:
         return
     size = batch_size(model, waiting, decoding)
-    slots = Slots(model, size, len(waiting[-1].prompt))
-    live: list[Row] = []
+    slots = KVCache(model, size, len(waiting[-1].prompt))
+    live: list[DecodingRow] = []
     tokens = torch.zeros(0, dtype=torch.int64, device=model.device)
     filling = False
     while waiting or live:
@@ -189,19 +189,19 @@ def through_slots(model: PreTrainedModel, waiting: list[Row], decoding: Decoding
         decoding.on_step(partly(live))
 
 
-def partly(rows: Iterable[Row]) -> float:
+def partly(rows: Iterable[DecodingRow]) -> float:
     """How many answers the rows' tokens amount to, were each that is not finished to get as many as it may."""
     return sum(1.0 if row.finished else len(row.ids) / row.limit for row in rows)
 
 
-def together(waiting: list[Row], free: int, device: str) -> list[Row]:
+def together(waiting: list[DecodingRow], free: int, device: str) -> list[DecodingRow]:
     """Take the longest prompts that wait, as many as are free and as are read at once."""
     count = max(1, min(free, PROMPT_TOKENS.get(device, PROMPT_TOKENS["cpu"]) // len(waiting[-1].prompt)))
     new, waiting[:] = waiting[-count:], waiting[:-count]
     return new
 
 
-def in_batches(model: PreTrainedModel, waiting: list[Row], decoding: Decoding) -> Iterator[Row]:
+def in_batches(model: PreTrainedModel, waiting: list[DecodingRow], decoding: Decoding) -> Iterator[DecodingRow]:
     """Batch by batch, through transformers' own cache: for models that the slots do not fit."""
     size = batch_size(model, waiting, decoding)
     for start in range(0, len(waiting), size):
@@ -210,7 +210,7 @@ def in_batches(model: PreTrainedModel, waiting: list[Row], decoding: Decoding) -
         yield from batch
 
 
-def decode_batch(model: PreTrainedModel, rows: list[Row], decoding: Decoding) -> None:
+def decode_batch(model: PreTrainedModel, rows: list[DecodingRow], decoding: Decoding) -> None:
     """Fill the rows with tokens, all a step at a time, until each has ended or reached its limit."""
     ids, mask = pad_left([row.prompt for row in rows], model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -246,7 +246,7 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return ids.to(device), mask.to(device)
 
 
-def take(rows: Sequence[Row], logits: Tensor, decoding: Decoding) -> Tensor:
+def take(rows: Sequence[DecodingRow], logits: Tensor, decoding: Decoding) -> Tensor:
     """Give each unfinished row its next token, (B,) int64 of all, and see whether that ends it."""
     tokens = choose(logits, [row.draw for row in rows], decoding.shape)
     scores = None if decoding.logprobs is None else score(logits, tokens, decoding.logprobs)

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 from dpo_core.cache import fingerprint
 from dpo_core.data.preference import Message
 from dpo_core.errors import DPOError
-from dpo_core.inference.decoding import Completion, Decoding, Finished, own_streams
-from dpo_core.inference.load_engine import How, open_engine
-from dpo_core.inference.response_cache import Ledger
-from dpo_core.inference.sampling import Scored
+from dpo_core.inference.decoding import DecodedTokens, Decoding, Finished, own_streams
+from dpo_core.inference.load_engine import EngineConfig, open_engine
+from dpo_core.inference.response_cache import ResponseCache
+from dpo_core.inference.sampling import TokenLogps
 from dpo_core.inference.torch_engine import Engine
 from dpo_core.model.adapter import whose
 from dpo_core.render.registry import advise, get_renderer, resolve
@@ -19,7 +19,7 @@ from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.system.progress import Progress
 
-PLAIN = How()
+PLAIN = EngineConfig()
 
 StopReason = Literal["stop", "max_tokens", "model_length"]
 
@@ -41,7 +41,7 @@ class Sampling:
     logprobs: int | None = None
 
 
-class Question(NamedTuple):
+class Conversation(NamedTuple):
     """A conversation to go on with. ``place`` tells one from another with the same messages: they draw differently."""
 
     messages: Sequence[Message]
@@ -49,7 +49,7 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What the model said. ``tokens`` counts the new ones, the end marker included.
 
     ``stop_reason``: it ended by itself (stop), was cut off (max_tokens), or filled the model's context (model_length).
@@ -61,11 +61,11 @@ class Answer:
     prompt_tokens: int
     tokens: int
     ids: tuple[int, ...] = ()
-    scores: tuple[Scored, ...] = ()
+    scores: tuple[TokenLogps, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Answerer:
+class ResponseGenerator:
     """An engine with a model in it, and the model's renderer.
 
     ``batch_size`` None: as many prompts at a time as memory has room for. ``ledger`` keeps what was said, so that an
@@ -75,17 +75,17 @@ class Answerer:
     engine: Engine
     renderer: Renderer
     batch_size: int | None = None
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: ResponseCache = field(default_factory=ResponseCache)
 
-    def answer(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Answer]:
+    def answer(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Response]:
         """The assistant's next message of every conversation, in their order; the first failure is raised."""
-        return [sound(one) for one in self.attempt([Question(told) for told in conversations], sampling)]
+        return [sound(one) for one in self.attempt([Conversation(told) for told in conversations], sampling)]
 
-    def answer_ids(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Answer]:
+    def answer_ids(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
         """The assistant's next message after every prompt of token ids, in their order; the first failure is raised."""
         return [sound(one) for one in self.continue_all(prompts, own_streams(prompts), sampling)]
 
-    def attempt(self, questions: Sequence[Question], sampling: Sampling) -> list[Answer | Exception]:
+    def attempt(self, questions: Sequence[Conversation], sampling: Sampling) -> list[Response | Exception]:
         """An answer to each, or what kept it from being given: one that fails takes no other with it."""
         prompts = [self.prompt(question) for question in questions]
         asked = [
@@ -96,7 +96,7 @@ class Answerer:
         answers = iter(self.continue_all([prompt for prompt, _ in asked], [name for _, name in asked], sampling))
         return [prompt if isinstance(prompt, Exception) else next(answers) for prompt in prompts]
 
-    def prompt(self, question: Question) -> list[int] | DPOError:
+    def prompt(self, question: Conversation) -> list[int] | DPOError:
         """A conversation's tokens, or why its format has none for it."""
         try:
             return self.renderer.build_generation_prompt(question.messages)
@@ -105,10 +105,10 @@ class Answerer:
 
     def continue_all(
         self, prompts: Sequence[Sequence[int]], names: Sequence[str], sampling: Sampling
-    ) -> list[Answer | Exception]:
+    ) -> list[Response | Exception]:
         """The answers that the ledger has, and the others generated; a batch that fails is tried again in halves."""
         keys = [fingerprint.of_value([asdict(sampling), name]) for name in names]
-        outcomes: dict[int, Completion | Exception] = {
+        outcomes: dict[int, DecodedTokens | Exception] = {
             place: known for place, key in enumerate(keys) if (known := self.ledger.get(key)) is not None
         }
         progress = Progress("generating", len(prompts), "answers", done=len(outcomes))
@@ -117,7 +117,7 @@ class Answerer:
             if not (group := [place for place in groups.pop() if place not in outcomes]):
                 continue
 
-            def note(index: int, completion: Completion, group: list[int] = group) -> None:
+            def note(index: int, completion: DecodedTokens, group: list[int] = group) -> None:
                 outcomes[group[index]] = completion
                 self.ledger.add(keys[group[index]], completion)
                 progress.advance()
@@ -132,7 +132,9 @@ class Answerer:
                 groups += [group[len(group) // 2 :], group[: len(group) // 2]]
         return [self.read(outcomes[place], prompt, sampling) for place, prompt in enumerate(prompts)]
 
-    def read(self, outcome: Completion | Exception, prompt: Sequence[int], sampling: Sampling) -> Answer | Exception:
+    def read(
+        self, outcome: DecodedTokens | Exception, prompt: Sequence[int], sampling: Sampling
+    ) -> Response | Exception:
         """New ids as an answer."""
         if isinstance(outcome, Exception):
             return outcome
@@ -140,7 +142,7 @@ class Answerer:
         for stop in sampling.stop:
             text = text.partition(stop)[0]
         cut: StopReason = "max_tokens" if len(ids) >= sampling.max_new_tokens else "model_length"
-        return Answer(text, "stop" if outcome.ended else cut, len(prompt), len(ids), ids, outcome.scores)
+        return Response(text, "stop" if outcome.ended else cut, len(prompt), len(ids), ids, outcome.scores)
 
     def generate(self, asked: Sequence[tuple[Sequence[int], str]], decoding: Decoding, finished: Finished) -> None:
         """Continue prompts, each with the name of its stream of draws, and tell of each as it is done."""
@@ -164,14 +166,16 @@ class Answerer:
         )
 
 
-def sound(outcome: Answer | Exception) -> Answer:
+def sound(outcome: Response | Exception) -> Response:
     """An answer; raises what kept it from being given."""
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
-def open_answerer(path: Path, how: How = PLAIN, renderer_name: str | None = None, name: str | None = None) -> Answerer:
+def open_answerer(
+    path: Path, how: EngineConfig = PLAIN, renderer_name: str | None = None, name: str | None = None
+) -> ResponseGenerator:
     """The model in a directory, whole or LoRA adapters over the one they name, with the renderer of this name, or else
     the one that fits it. ``name``: what the model is called elsewhere.
 
@@ -182,4 +186,4 @@ def open_answerer(path: Path, how: How = PLAIN, renderer_name: str | None = None
     advise(renderer_name, *own)
     engine, tokenizer_path = open_engine(path, how)
     tokenizer = load_tokenizer(tokenizer_path, how.trust_remote_code)
-    return Answerer(engine, get_renderer(resolve(renderer_name, *own), tokenizer), how.batch_size)
+    return ResponseGenerator(engine, get_renderer(resolve(renderer_name, *own), tokenizer), how.batch_size)

@@ -26,7 +26,7 @@ ATTENTION = "dpo_slots"
 TOGETHER = 16
 
 
-class Part(NamedTuple):
+class SlotRange(NamedTuple):
     """Slots ``start`` to ``end`` and how many columns the longest of them reaches."""
 
     start: int
@@ -34,13 +34,13 @@ class Part(NamedTuple):
     width: int
 
 
-def parts(lengths: Tensor) -> list[Part] | None:
+def parts(lengths: Tensor) -> list[SlotRange] | None:
     """The live slots in parts whose rows attend over what they need; None where one call is better."""
     if lengths.device.type != "cpu":
         return None
     reached = lengths.tolist()
     cuts = [(start, min(start + TOGETHER, len(reached))) for start in range(0, len(reached), TOGETHER)]
-    return [Part(start, end, max(reached[start:end]) + 1) for start, end in cuts]
+    return [SlotRange(start, end, max(reached[start:end]) + 1) for start, end in cuts]
 
 
 def attend(
@@ -52,7 +52,7 @@ def attend(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' scaled dot-product attention of one query a row, (n, heads, 1, d), part by part."""
-    slot_parts: list[Part] | None = options.pop("slot_parts", None)
+    slot_parts: list[SlotRange] | None = options.pop("slot_parts", None)
     if slot_parts is None or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     outputs = [
@@ -84,7 +84,7 @@ def narrowly(model: PreTrainedModel) -> Iterator[None]:
         config._attn_implementation = before
 
 
-class Place:
+class CachePosition:
     """Where the layers write next. ``start`` is the first slot to fill while prompts are read, None for a step.
 
     ``lengths``: tokens in every live slot, (n,) int64. ``width``: columns that the longest of them reaches, with the
@@ -99,14 +99,14 @@ class Place:
         self.width = 0
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class KVCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's keys and values, (slots, heads, capacity, d), zero where nothing was written."""
 
     is_sliding = False
     keys: Tensor
     values: Tensor
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: CachePosition) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.place = place
 
@@ -162,14 +162,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
-class Slots:
+class KVCache:
     """The cache of a model's live rows, and the model's calls that fill it and go on from it."""
 
     def __init__(self, model: PreTrainedModel, slots: int, longest_prompt: int) -> None:
         self.model = model
-        self.place = Place(slots, longest_prompt + CHUNK)
+        self.place = CachePosition(slots, longest_prompt + CHUNK)
         count = len(DynamicCache(config=model.config).layers)
-        self.layers = [SlotLayer(self.place) for _ in range(count)]
+        self.layers = [KVCacheLayer(self.place) for _ in range(count)]
         self.cache = Cache(layers=list(self.layers))
         self.place.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
 

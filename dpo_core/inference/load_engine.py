@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class EngineConfig:
     """How a model is to generate: its compute type, its engine, and rows at a time (None: from memory)."""
 
     precision: str = "fp32"
@@ -34,21 +34,21 @@ class How:
     trust_remote_code: bool = False
 
 
-class Opened(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model, and where its tokenizer is."""
 
     model: PreTrainedModel
     tokenizer_path: Path
 
 
-class Ready(NamedTuple):
+class LoadedEngine(NamedTuple):
     """An engine with a model in it, and where the model's tokenizer is."""
 
     engine: Engine
     tokenizer_path: Path
 
 
-def open_engine(path: Path, how: How) -> Ready:
+def open_engine(path: Path, how: EngineConfig) -> LoadedEngine:
     """The model in a directory of weights, or of LoRA adapters, in the engine that is asked for.
 
     Weights are of the compute type. Raises RecipeError for a directory that is neither or an engine that is not
@@ -61,7 +61,7 @@ def open_engine(path: Path, how: How) -> Ready:
             return ready
         chosen = "paged"
     model, tokenizer_path = open_weights(path, DTYPES[how.precision], how.trust_remote_code)
-    return Ready(engine_of(model, chosen, how.precision), tokenizer_path)
+    return LoadedEngine(engine_of(model, chosen, how.precision), tokenizer_path)
 
 
 def engine_of(model: PreTrainedModel, chosen: EngineName, precision: str) -> Engine:
@@ -76,7 +76,7 @@ def engine_of(model: PreTrainedModel, chosen: EngineName, precision: str) -> Eng
     return PagedEngine(TorchEngine(model, precision))
 
 
-def started(path: Path, how: How) -> Ready | None:
+def started(path: Path, how: EngineConfig) -> LoadedEngine | None:
     """vLLM with the model in it; None, with a warning, where nobody asked for it by name and it does not start.
 
     Raises EvaluationError where it was asked for.
@@ -96,11 +96,11 @@ def started(path: Path, how: How) -> Ready | None:
             ) from error
         logger.warning("vLLM does not start on %s (%s); transformers' continuous batching generates.", path, reason)
         return None
-    return Ready(engine, tokenizer_path)
+    return LoadedEngine(engine, tokenizer_path)
 
 
 @contextmanager
-def whole(path: Path, how: How) -> Iterator[tuple[Path, Path]]:
+def whole(path: Path, how: EngineConfig) -> Iterator[tuple[Path, Path]]:
     """A directory of whole weights, adapters added in, for as long as they are read; and where the tokenizer is."""
     if not adapter.is_adapter(path):
         check_directory(path)
@@ -120,14 +120,14 @@ def release(model: PreTrainedModel) -> None:
         torch.cuda.empty_cache()
 
 
-def open_weights(path: Path, dtype: str = "float32", trust_remote_code: bool = False) -> Opened:
+def open_weights(path: Path, dtype: str = "float32", trust_remote_code: bool = False) -> LoadedModel:
     """The model in a directory of weights, or of LoRA adapters, in this type.
 
     Raises RecipeError for a directory that is neither.
     """
     if not adapter.is_adapter(path):
         check_directory(path)
-        return Opened(load_model(path, trust_remote_code=trust_remote_code, dtype=dtype), path)
+        return LoadedModel(load_model(path, trust_remote_code=trust_remote_code, dtype=dtype), path)
     # Lazy: peft costs seconds, and a served model is installed without it.
     from dpo_core.model.lora import merged
     from dpo_core.model.merge import adapted
@@ -138,4 +138,4 @@ def open_weights(path: Path, dtype: str = "float32", trust_remote_code: bool = F
     adapter.check_base(path, base.fingerprint, name)
     request = MergeRequest(base=base, adapter=path, name=name)
     model = load_model(base.path, trust_remote_code=trust_remote_code)
-    return Opened(merged(adapted(model, request)).to(getattr(torch, dtype)).eval(), base.path)
+    return LoadedModel(merged(adapted(model, request)).to(getattr(torch, dtype)).eval(), base.path)

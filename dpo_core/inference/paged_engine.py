@@ -8,7 +8,7 @@ from typing import ClassVar
 from transformers import GenerationConfig
 
 from dpo_core.config.recipe import EngineName
-from dpo_core.inference.decoding import Completion, Decoding, Finished, evaluating, room
+from dpo_core.inference.decoding import DecodedTokens, Decoding, Finished, evaluating, room
 from dpo_core.inference.torch_engine import TorchEngine
 from dpo_core.model import compat
 
@@ -43,7 +43,7 @@ class PagedEngine:
         """As :class:`dpo_core.inference.torch_engine.Engine` says."""
         left = set(range(len(prompts)))
 
-        def done(index: int, completion: Completion) -> None:
+        def done(index: int, completion: DecodedTokens) -> None:
             left.discard(index)
             finished(index, completion)
 
@@ -86,7 +86,7 @@ class PagedEngine:
                     waiting -= 1
                     if result.error is None:
                         ids = tuple(result.generated_tokens)
-                        done(int(result.request_id), Completion(ids, ids[-1] in decoding.stop_token_ids))
+                        done(int(result.request_id), DecodedTokens(ids, ids[-1] in decoding.stop_token_ids))
 
 
 def suits(decoding: Decoding) -> bool:

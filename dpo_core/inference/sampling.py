@@ -11,7 +11,7 @@ LogProb = tuple[int, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class TokenLogps:
     """A new token's log-probability, and those of the likeliest tokens there (as many as were asked for)."""
 
     logp: float
@@ -19,7 +19,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class SamplingDistribution:
     """The distribution that tokens are drawn from: softmax(logits / temperature), cut to ``top_k`` and ``top_p``.
 
     ``temperature`` 0 is greedy. ``top_p``: the fewest likeliest tokens whose probabilities sum up to it
@@ -31,7 +31,7 @@ class Shape:
     top_p: float | None = None
 
 
-def choose(logits: Tensor, draws: Sequence[random.Random], shape: Shape) -> Tensor:
+def choose(logits: Tensor, draws: Sequence[random.Random], shape: SamplingDistribution) -> Tensor:
     """The next token of every row, (B,) int64, from float32 logits (B, V): the likeliest, or one draw a row.
 
     A draw inverts the cumulative distribution at one uniform number of the row's own stream.
@@ -44,7 +44,7 @@ def choose(logits: Tensor, draws: Sequence[random.Random], shape: Shape) -> Tens
     return drawn.squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
-def cut(logits: Tensor, shape: Shape) -> Tensor:
+def cut(logits: Tensor, shape: SamplingDistribution) -> Tensor:
     """Logits (B, V) with those outside of ``top_k`` and ``top_p`` at −∞."""
     if shape.top_k is not None and shape.top_k < logits.shape[-1]:
         least = logits.topk(shape.top_k, dim=-1).values[:, -1:]
@@ -57,7 +57,7 @@ def cut(logits: Tensor, shape: Shape) -> Tensor:
     return logits
 
 
-def score(logits: Tensor, tokens: Tensor, most: int) -> list[Scored]:
+def score(logits: Tensor, tokens: Tensor, most: int) -> list[TokenLogps]:
     """Log-probabilities of these tokens (B,) under the model itself, temperature and cuts aside, in float32.
 
     ``most``: how many of the likeliest tokens are told with each.
@@ -65,7 +65,7 @@ def score(logits: Tensor, tokens: Tensor, most: int) -> list[Scored]:
     logps = logits.float().log_softmax(dim=-1)
     chosen = logps.gather(-1, tokens[:, None])[:, 0].tolist()
     if not most:
-        return [Scored(logp) for logp in chosen]
+        return [TokenLogps(logp) for logp in chosen]
     values, ids = logps.topk(min(most, logps.shape[-1]), dim=-1)
     tops = zip(ids.tolist(), values.tolist(), strict=True)
-    return [Scored(logp, tuple(zip(*top, strict=True))) for logp, top in zip(chosen, tops, strict=True)]
+    return [TokenLogps(logp, tuple(zip(*top, strict=True))) for logp, top in zip(chosen, tops, strict=True)]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from dpo_core.config.recipe import EngineName
-from dpo_core.inference.decoding import Completion, Decoding, Finished, room
-from dpo_core.inference.sampling import Scored
+from dpo_core.inference.decoding import DecodedTokens, Decoding, Finished, room
+from dpo_core.inference.sampling import TokenLogps
 from dpo_core.inference.select_engine import DTYPES
 from dpo_core.system.device import free_memory
 
@@ -68,7 +68,7 @@ class VLLMEngine:
         for index, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
             limit = room(self.context, prompt, decoding)
             if limit < 1:
-                finished(index, Completion((), ended=False))
+                finished(index, DecodedTokens((), ended=False))
                 continue
             number = str(next(self.numbers))
             waiting[number] = index
@@ -105,14 +105,16 @@ def wanted(decoding: Decoding, limit: int, stream: str) -> Any:
     )
 
 
-def to_completion(output: Any, decoding: Decoding) -> Completion:
+def to_completion(output: Any, decoding: Decoding) -> DecodedTokens:
     """vLLM's output as ours."""
     ids = tuple(output.token_ids)
     scores = [
-        Scored(told[token].logprob, likeliest({other: one.logprob for other, one in told.items()}, decoding.logprobs))
+        TokenLogps(
+            told[token].logprob, likeliest({other: one.logprob for other, one in told.items()}, decoding.logprobs)
+        )
         for token, told in zip(ids, output.logprobs or [], strict=False)
     ]
-    return Completion(ids, output.finish_reason == "stop", tuple(scores))
+    return DecodedTokens(ids, output.finish_reason == "stop", tuple(scores))
 
 
 def likeliest(logps: dict[int, float], most: int | None) -> tuple[tuple[int, float], ...]:

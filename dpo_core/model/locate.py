@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_core.cache import fingerprint
-from dpo_core.data.readers.hub import Wanted, check_reachable
+from dpo_core.data.readers.hub import HubRepository, check_reachable
 from dpo_core.errors import RecipeError
 from dpo_core.records import ModelSource
 from dpo_core.system.progress import ticking
@@ -121,9 +121,9 @@ def local_directory(name: str) -> Path | None:
     return None
 
 
-def hub_model(name: str, revision: str | None) -> Wanted:
+def hub_model(name: str, revision: str | None) -> HubRepository:
     """A model on the hub."""
-    return Wanted("model", name, revision, "model_name=<local directory>")
+    return HubRepository("model", name, revision, "model_name=<local directory>")
 
 
 def download(name: str, revision: str | None, files: Sequence[str]) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from dpo_core.cache.store import Store
 from dpo_core.config.recipe import EvaluateSettings, Recipe
 from dpo_core.data import sources
-from dpo_core.data.readers.hub import Wanted, check_reachable
+from dpo_core.data.readers.hub import HubRepository, check_reachable
 from dpo_core.errors import DataError
 from dpo_core.evaluate import task_names
 from dpo_core.evaluate.ifeval.ifeval_prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
@@ -60,7 +60,7 @@ def prompts_source(recipe: Recipe) -> str | None:
     if recipe.data.dataset == "demo":
         return "demo"
     try:
-        return f"{HUB_ID}@{check_reachable(Wanted('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
+        return f"{HUB_ID}@{check_reachable(HubRepository('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
     except DataError:
         if (kept := kept_by_inspect()) is not None:
             return str(kept)

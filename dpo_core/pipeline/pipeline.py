@@ -55,7 +55,7 @@ def steps(plan: RunPlan) -> Steps:
         model = yield step(plan, warm_start)
     reference: ReferenceSet = yield step(plan, stage_calls.score_reference_call(recipe, rendered, model))
     checkpoint: Checkpoint = yield step(plan, stage_calls.train_call(recipe, rendered, reference, model, prompts))
-    measured = Measured(plan, rendered, reference, evaluation)
+    measured = EvaluationSteps(plan, rendered, reference, evaluation)
     base: EvalResult = yield measured.step(model, EVALUATE_BASE)
     trained: EvalResult = yield measured.step(stage_calls.trained_model(checkpoint, model), "evaluate")
     return PipelineOutputs(pairs, rendered, checkpoint, base, trained)
@@ -71,7 +71,7 @@ def step(plan: RunPlan, call: StageCall[Any]) -> Step:
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationSteps:
     """What every model of a run is evaluated on."""
 
     plan: RunPlan

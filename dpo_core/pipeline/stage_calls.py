@@ -29,6 +29,7 @@ from dpo_core.stages.warm_start import WarmStartRequest
 from dpo_core.train import data_order
 from dpo_core.train.checkpoint import run_dir
 
+IN_TRAINING = "dpo_core.evaluate.in_training"
 MOST_CACHED, BYTES_PER_LOGP = 4 * 2**30, 4
 
 
@@ -125,6 +126,7 @@ def train_call(
         prompts=prompts,
         watched=settings.infrequent_prompts,
         nltk_data=settings.nltk_data,
+        evaluator=IN_TRAINING if prompts else None,
         log_path=run_dir.choose(recipe, keys.fingerprint, store_of(recipe).root),
         fingerprint=keys.fingerprint,
         lineage=keys.lineage,

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from dpo_core.errors import DataError, RecipeError
-from dpo_core.render.message_pieces import Marker, Pieces, Raw, Tag
+from dpo_core.render.message_pieces import Marker, Pieces, Tag, TemplateText
 
 REMEMBERED = 4096
 ANCHOR = "\n"
@@ -115,7 +115,7 @@ class Encoder:
         """The ids of a marker, of a tag, or of a template's text (``kind`` keeps equal texts of other kinds apart)."""
         if kind is Marker or (kind is Tag and piece in self.vocabulary):
             return [self.marker_id(piece)]
-        return self.written_ids(str(piece)) if kind is Raw else self.encode_text(str(piece))
+        return self.written_ids(str(piece)) if kind is TemplateText else self.encode_text(str(piece))
 
     def written_ids(self, text: str) -> list[int]:
         """The ids of a template's text, special tokens switched on."""

@@ -15,7 +15,7 @@ class Tag(str):
     __slots__ = ()
 
 
-class Raw(str):
+class TemplateText(str):
     """Text that a template wrote, in which special tokens count as such; never a message's text."""
 
     __slots__ = ()
@@ -37,7 +37,7 @@ class Turn(NamedTuple):
     prefill: Pieces = ()
 
 
-class Stretch(NamedTuple):
+class PieceSpan(NamedTuple):
     """Pieces that are all trained, or all not."""
 
     pieces: Pieces

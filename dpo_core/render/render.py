@@ -21,7 +21,7 @@ from dpo_core.render.registry import get_renderer, resolve
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.report import in_tokens, write
 from dpo_core.render.token_dataset import TEST_SOURCES, TokenPair, write_split
-from dpo_core.render.tokenize_pairs import Fitted, Fitter, TooLong
+from dpo_core.render.tokenize_pairs import PairTokenizer, TokenizedPair, TooLong
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.render.train_on_what import LAST
 from dpo_core.render.truncation import LEAST_TEXT
@@ -29,13 +29,13 @@ from dpo_core.stages.render import RenderRequest
 from dpo_core.system.progress import Progress
 
 
-class Counted:
+class SplitRenderer:
     """Renders one split, counting what is kept, cut and dropped. ``keeps_prompts``: whole, where they are cut."""
 
     def __init__(
         self, renderer: Renderer, settings: RenderSettings, progress: Progress, keeps_prompts: bool = False
     ) -> None:
-        self.fitter = Fitter(renderer, settings.max_length, settings.train_on_what, settings.over_length)
+        self.fitter = PairTokenizer(renderer, settings.max_length, settings.train_on_what, settings.over_length)
         self.settings, self.progress, self.keeps_prompts = settings, progress, keeps_prompts
         self.refused: DataError | None = None
         self.read, self.kept, self.truncated, self.tokens = 0, 0, 0, 0
@@ -59,7 +59,7 @@ class Counted:
                     self.sources.append(preference.source)
                     yield kept
 
-    def keep(self, fitted: Fitted | TooLong) -> TokenPair | None:
+    def keep(self, fitted: TokenizedPair | TooLong) -> TokenPair | None:
         """Count a rendered pair: kept, or dropped for a cause."""
         self.longest[fitted.longest] += 1
         if isinstance(fitted, TooLong) or (cause := useless(fitted)):
@@ -84,7 +84,7 @@ class Counted:
         )
 
 
-def useless(fitted: Fitted) -> str:
+def useless(fitted: TokenizedPair) -> str:
     """Why a rendered pair teaches nothing; empty when it does."""
     sides = fitted.pair.sides
     if not sides.chosen.mask.any() or not sides.rejected.mask.any():
@@ -104,7 +104,7 @@ def run(request: RenderRequest, draft: Draft) -> None:
     renderer = get_renderer(name, load_tokenizer(model.path, model.trust_remote_code))
     check_headers(renderer, request.render.max_length)
     progress = Progress("rendering", request.pairs.train_pairs + request.pairs.test_pairs, "pairs")
-    counted = {split: Counted(renderer, request.render, progress, split == "test") for split in ("train", "test")}
+    counted = {split: SplitRenderer(renderer, request.render, progress, split == "test") for split in ("train", "test")}
     paths = {split: draft.path / f"{split}.arrow" for split in counted}
     for split, part in counted.items():
         write_split(paths[split], part.render(request.pairs.path / f"{split}.arrow"))
@@ -132,7 +132,7 @@ def run(request: RenderRequest, draft: Draft) -> None:
     )
 
 
-def write_sources(part: Counted, path: Path) -> list[Path]:
+def write_sources(part: SplitRenderer, path: Path) -> list[Path]:
     """The test pairs' sources as a file, where they have any."""
     if not any(part.sources):
         return []
@@ -154,7 +154,7 @@ def check_headers(renderer: Renderer, max_length: int) -> None:
         )
 
 
-def check(part: Counted, split: str) -> None:
+def check(part: SplitRenderer, split: str) -> None:
     """Raises DataError when nothing is left to train or test on, saying what became of the pairs."""
     if part.kept:
         return

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from dpo_core.config.recipe import TrainOnWhat
 from dpo_core.data.preference import Message
 from dpo_core.render.encoder import Encoder
-from dpo_core.render.message_pieces import Marker, Pieces, Stretch, Turn
+from dpo_core.render.message_pieces import Marker, Pieces, PieceSpan, Turn
 from dpo_core.render.train_on_what import LAST, trained_messages
 
 TO_COME: Message = {"role": "assistant", "content": ""}
@@ -25,7 +25,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ParsedResponse:
     """A generated message; ``ended`` is false when it was cut off before its end.
 
     ``thinking`` is the reasoning before it, in formats that have any.
@@ -78,27 +78,27 @@ class Renderer(ABC):
 
     def completion(
         self, prompt: Sequence[Message], side: Sequence[Message], what: TrainOnWhat, prefilled: bool = True
-    ) -> list[Stretch]:
+    ) -> list[PieceSpan]:
         """What a conversation has after ``prompt(prompt, prefilled)``, when ``side`` follows.
 
         ``what`` is asked of the side's messages: the prompt's are the same on both sides, and not here.
         """
         trained = trained_messages(side, what)
         first, *rest = self.turns([*prompt, *side], len(prompt))
-        stretches = [] if prefilled else [Stretch(first.prefill, False)]
-        stretches.append(Stretch(first.output, trained[0]))
+        stretches = [] if prefilled else [PieceSpan(first.prefill, False)]
+        stretches.append(PieceSpan(first.output, trained[0]))
         for turn, is_trained in zip(rest, trained[1:], strict=True):
-            stretches.append(Stretch(turn.header + turn.prefill, what == "all_tokens"))
-            stretches.append(Stretch(turn.output, is_trained))
-        return [*stretches, Stretch([first, *rest][-1].overlap, trained[-1])]
+            stretches.append(PieceSpan(turn.header + turn.prefill, what == "all_tokens"))
+            stretches.append(PieceSpan(turn.output, is_trained))
+        return [*stretches, PieceSpan([first, *rest][-1].overlap, trained[-1])]
 
-    def conversation(self, messages: Sequence[Message], what: TrainOnWhat) -> list[Stretch]:
+    def conversation(self, messages: Sequence[Message], what: TrainOnWhat) -> list[PieceSpan]:
         """A whole conversation, to be trained on as ``what`` says. What stands before the first message never is."""
-        stretches, turns = [Stretch(self.opening(messages), False)], self.turns(messages)
+        stretches, turns = [PieceSpan(self.opening(messages), False)], self.turns(messages)
         for turn, trained in zip(turns, trained_messages(messages, what), strict=True):
-            stretches.append(Stretch(turn.header + turn.prefill, what == "all_tokens"))
-            stretches.append(Stretch(turn.output, trained))
-        return [*stretches, Stretch(turns[-1].overlap, stretches[-1].trained)] if turns else stretches
+            stretches.append(PieceSpan(turn.header + turn.prefill, what == "all_tokens"))
+            stretches.append(PieceSpan(turn.output, trained))
+        return [*stretches, PieceSpan(turns[-1].overlap, stretches[-1].trained)] if turns else stretches
 
     def build_supervised_example(self, messages: Sequence[Message], train_on_what: TrainOnWhat = LAST) -> Example:
         """The conversation as tokens, and which of them are trained; by default the last assistant message's output.
@@ -127,14 +127,14 @@ class Renderer(ABC):
         own = [self.encoder.marker_id(stop) for stop in self.stops]
         return frozenset([*own, eos] if isinstance(eos, int) else own)
 
-    def parse_response(self, ids: Sequence[int]) -> Reply:
+    def parse_response(self, ids: Sequence[int]) -> ParsedResponse:
         """The message in generated ids, stop token included or not."""
         stop = next((index for index, token in enumerate(ids) if token in self.stop_token_ids), None)
         return self.read(ids[:stop], stop is not None)
 
-    def read(self, ids: Sequence[int], ended: bool) -> Reply:
+    def read(self, ids: Sequence[int], ended: bool) -> ParsedResponse:
         """The message in generated ids without their stop token."""
-        return Reply({"role": "assistant", "content": self.decode(ids)}, ended)
+        return ParsedResponse({"role": "assistant", "content": self.decode(ids)}, ended)
 
     def marker_id(self, marker: str) -> int:
         """The id of a special token; raises RecipeError when the tokenizer does not have it."""

@@ -30,7 +30,7 @@ TEST_SOURCES = "test_sources.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class CompletionTokens:
     """``ids`` (T,) int32 after the prompt, and ``mask`` (T,) bool: which of them are trained."""
 
     ids: Ids
@@ -45,7 +45,7 @@ class TokenPair:
     """
 
     prompt: Ids
-    sides: Pair[Completion]
+    sides: Pair[CompletionTokens]
     whole_prompt: Ids | None = None
 
     @property
@@ -64,7 +64,7 @@ class TokenPair:
         return len(self.prompt) + max(len(self.sides.chosen.ids), len(self.sides.rejected.ids))
 
 
-class Rows:
+class TokenDataset:
     """A split's pairs by index, from a memory map."""
 
     def __init__(self, path: Path) -> None:
@@ -86,8 +86,8 @@ class Rows:
         return max((pc.max(pc.list_flatten(column)).as_py() or -1 for column in columns), default=-1)
 
     def __getitem__(self, index: int) -> TokenPair:
-        chosen = Completion(self._ids("chosen", index), self._mask("chosen_mask", index))
-        rejected = Completion(self._ids("rejected", index), self._mask("rejected_mask", index))
+        chosen = CompletionTokens(self._ids("chosen", index), self._mask("chosen_mask", index))
+        rejected = CompletionTokens(self._ids("rejected", index), self._mask("rejected_mask", index))
         return TokenPair(self._ids("prompt", index), Pair(chosen, rejected))
 
     def whole_prompts(self, count: int) -> list[list[int]]:
@@ -105,9 +105,9 @@ class Rows:
         return np.asarray(self._table[column][index].values.to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
-def open_split(path: Path, split: str) -> Rows:
+def open_split(path: Path, split: str) -> TokenDataset:
     """The ``train`` or ``test`` split of a RenderedSet's directory."""
-    return Rows(path / f"{split}.arrow")
+    return TokenDataset(path / f"{split}.arrow")
 
 
 def test_sources(path: Path) -> list[str]:

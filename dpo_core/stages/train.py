@@ -32,6 +32,8 @@ class TrainRequest(Record):
     ``on_the_fly``: the reference runs in every step. ``frozen_dtype``: type of weights that do not train, and of those
     that are measured at the end. ``export_dtype``: type of the final model's weights.
     ``prompts``: of which the policy answers the first ``watched`` at each infrequent evaluation (None: none).
+    ``evaluator``: module of a function ``metrics_of(request)`` that gives the metrics which training itself does not
+    know (None: no such metrics). Training knows no tasks, so it imports what does by this name.
     """
 
     rendered: RenderedSet
@@ -47,6 +49,7 @@ class TrainRequest(Record):
     prompts: PromptSet | None = None
     watched: int = 0
     nltk_data: Path | None = None
+    evaluator: str | None = None
     log_path: Path
     fingerprint: str
     lineage: str

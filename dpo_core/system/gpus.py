@@ -26,7 +26,7 @@ Capability = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Holder:
+class GpuProcess:
     """A process that holds memory of a GPU; ``used`` bytes, None where the driver does not say."""
 
     pid: int
@@ -46,7 +46,7 @@ class Gpu:
     capability: Capability
     free: int
     total: int
-    holders: tuple[Holder, ...]
+    holders: tuple[GpuProcess, ...]
 
     @property
     def held_by(self) -> str:
@@ -93,7 +93,9 @@ def describe(device: Any) -> Gpu:
     """What the driver says of a GPU."""
     memory = pynvml.nvmlDeviceGetMemoryInfo(device)
     processes = pynvml.nvmlDeviceGetComputeRunningProcesses(device)
-    holders = [Holder(one.pid, process_name(one.pid), one.usedGpuMemory) for one in processes if one.pid != os.getpid()]
+    holders = [
+        GpuProcess(one.pid, process_name(one.pid), one.usedGpuMemory) for one in processes if one.pid != os.getpid()
+    ]
     return Gpu(
         name=text(pynvml.nvmlDeviceGetName(device)),
         capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(device)),

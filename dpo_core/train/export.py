@@ -26,10 +26,10 @@ from dpo_core.train.batching.packing import branches, build
 from dpo_core.train.checkpoint import journal, run_dir
 from dpo_core.train.export_noise import differences
 from dpo_core.train.logps import completion_logps
-from dpo_core.train.reference import OnTheFly
+from dpo_core.train.reference import OnTheFlyReference
 from dpo_core.train.runtime.compile_layers import uncompiled
 from dpo_core.train.runtime.setup import Session
-from dpo_core.train.validation import HeldOut, HeldOutSettings, measure, settings_for
+from dpo_core.train.validation import ValidationConfig, ValidationResult, measure, settings_for
 
 # Held-out pairs by which exporting is judged in a run that evaluates none, and by which merging is checked in float32.
 COMPARED_PAIRS, MERGED_PAIRS = 256, 8
@@ -75,22 +75,22 @@ def on_record(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("test/")}
 
 
-def of_policy(session: Session) -> HeldOut:
+def of_policy(session: Session) -> ValidationResult:
     """The policy's held-out preferences, in memory and as it trains, but for the compilation of its layers."""
     run = session.run
-    settings = limited(session, HeldOutSettings(run.losses, run.layout, run.settings.precision))
+    settings = limited(session, ValidationConfig(run.losses, run.layout, run.settings.precision))
     with uncompiled(run.policy):
         return measure(run.policy, session.request.rendered, session.request.reference, settings)
 
 
-def measured(session: Session, model: PreTrainedModel) -> HeldOut:
+def measured(session: Session, model: PreTrainedModel) -> ValidationResult:
     """An exported model's held-out preferences, as the evaluate stage will find them."""
     request = session.request
     settings = limited(session, settings_for(model, request.train, request.rendered, request.reference))
     return measure(model, request.rendered, request.reference, settings)
 
 
-def limited(session: Session, settings: HeldOutSettings) -> HeldOutSettings:
+def limited(session: Session, settings: ValidationConfig) -> ValidationConfig:
     """All held-out pairs, or as many as tell what exporting changed where the recipe evaluates none."""
     return settings if session.request.train.eval_every else replace(settings, pairs=COMPARED_PAIRS)
 
@@ -198,7 +198,7 @@ def let_training_go(session: Session) -> None:
     run = session.run
     run.optimizer.state.clear()
     run.optimizer.zero_grad(set_to_none=True)
-    if isinstance(run.references, OnTheFly) and run.references.model is not run.policy:
+    if isinstance(run.references, OnTheFlyReference) and run.references.model is not run.policy:
         run.references.model.to("meta")
     give_back()
 

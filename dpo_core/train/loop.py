@@ -12,14 +12,14 @@ from dpo_core.config.recipe import TrainSettings
 from dpo_core.errors import TrainingError
 from dpo_core.pair import Pair
 from dpo_core.records import StepMetrics
-from dpo_core.render.token_dataset import Rows, TokenPair
+from dpo_core.render.token_dataset import TokenDataset, TokenPair
 from dpo_core.system.malloc_tuning import trim_above
 from dpo_core.train import data_order, schedule
 from dpo_core.train.batching.packing import Batch, Layout, branches, build, by_side, onto, split
 from dpo_core.train.logps import autocast, backward
-from dpo_core.train.loss import Evidence, LossSettings, kl_estimate, pair_losses, rewards, wins
+from dpo_core.train.loss import LossSettings, PairLogps, kl_estimate, pair_losses, rewards, wins
 from dpo_core.train.reference import Reference
-from dpo_core.train.runtime.flops import Cost, Shape, peak_memory
+from dpo_core.train.runtime.flops import ModelSizes, StepFlops, peak_memory
 from dpo_core.train.runtime.memory_watch import interruptible, out_of_memory
 
 SUMS = ("dpo_loss", "accuracy", "chosen_reward", "rejected_reward", "kl")
@@ -32,7 +32,7 @@ class Run:
 
     policy: nn.Module
     optimizer: torch.optim.Optimizer
-    rows: Rows
+    rows: TokenDataset
     references: Reference
     settings: TrainSettings
     layout: Layout = "tree"
@@ -63,7 +63,7 @@ def steps(run: Run, done: int = 0) -> Iterator[StepMetrics]:
     with the step not applied, when memory runs out in its microbatches. Beyond them torch's own errors pass: then the
     weights may be those of the step, or of none.
     """
-    shape = Shape.of(run.policy)
+    shape = ModelSizes.of(run.policy)
     upcoming = load(run, done)
     for step in range(done, run.total):
         started = time.perf_counter()
@@ -147,17 +147,17 @@ class Objective:
         return losses.sum() / self.pairs
 
 
-def evidence_of(logps: Tensor, known: Tensor, counts: Sequence[int]) -> Evidence:
+def evidence_of(logps: Tensor, known: Tensor, counts: Sequence[int]) -> PairLogps:
     """Per-token log-probabilities of policy and reference, (M,) each, as the pairs' evidence."""
     lengths = onto(torch.tensor(counts, dtype=logps.dtype), logps.device)
-    return Evidence(
+    return PairLogps(
         ratios=by_side(logps - known, counts),
         logps=by_side(logps, counts),
         lengths=Pair(lengths[::2], lengths[1::2]),
     )
 
 
-def measured(losses: Tensor, evidence: Evidence, beta: float, kl: Tensor) -> Tensor:
+def measured(losses: Tensor, evidence: PairLogps, beta: float, kl: Tensor) -> Tensor:
     """The SUMS over some pairs, float64."""
     gained = rewards(evidence, beta)
     parts = (losses, wins(evidence.difference), gained.chosen, gained.rejected, kl)
@@ -218,7 +218,7 @@ def progress(run: Run, step: int, learning_rate: float) -> dict[str, float]:
     return {"learning_rate": learning_rate, "progress": (step + 1) / run.total, "epoch": float(step // per_epoch)}
 
 
-def speed(run: Run, cost: Cost, seconds: float) -> dict[str, float]:
+def speed(run: Run, cost: StepFlops, seconds: float) -> dict[str, float]:
     """Time of the step, true tokens and pairs a second (padding never counts), memory, and shares of the peak."""
     told = {
         "batch_time": seconds,

@@ -14,7 +14,7 @@ from dpo_core.pair import Pair
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class PairLogps:
     """What is known of B pairs, each a Pair of (B,) tensors, float32 (or float64).
 
     ratios: Δ = Σ_t (log π_θ − log π_ref), subtracted per token before summing, which keeps what long sums would lose.
@@ -42,7 +42,7 @@ class LossSettings:
     rpo_alpha: float = 0.0
 
 
-def sigmoid(evidence: Evidence, settings: LossSettings) -> Tensor:
+def sigmoid(evidence: PairLogps, settings: LossSettings) -> Tensor:
     """DPO, −log σ(βh) with h = Δc − Δr (arXiv 2305.18290, equation 7); with ε > 0 cDPO,
     −(1 − ε) log σ(βh) − ε log σ(−βh) (Mitchell, "A note on DPO with noisy preferences", 2023).
 
@@ -56,7 +56,7 @@ def smoothed(logits: Tensor, epsilon: float) -> Tensor:
     return -(1 - epsilon) * F.logsigmoid(logits) - epsilon * F.logsigmoid(-logits)
 
 
-def robust(evidence: Evidence, settings: LossSettings) -> Tensor:
+def robust(evidence: PairLogps, settings: LossSettings) -> Tensor:
     """Unbiased under a share ε < ½ of flipped labels: (−(1 − ε) log σ(βh) + ε log σ(−βh)) / (1 − 2ε).
 
     (arXiv 2403.00409, rDPO.) ln 2 where policy and reference agree.
@@ -65,17 +65,17 @@ def robust(evidence: Evidence, settings: LossSettings) -> Tensor:
     return (-(1 - epsilon) * F.logsigmoid(logits) + epsilon * F.logsigmoid(-logits)) / (1 - 2 * epsilon)
 
 
-def ipo(evidence: Evidence, settings: LossSettings) -> Tensor:
+def ipo(evidence: PairLogps, settings: LossSettings) -> Tensor:
     """(h − 1/(2β))² with h = Δc − Δr (arXiv 2310.12036, equation 17). 1/(4β²) where policy and reference agree."""
     return (evidence.difference - 1 / (2 * settings.beta)) ** 2
 
 
-def hinge(evidence: Evidence, settings: LossSettings) -> Tensor:
+def hinge(evidence: PairLogps, settings: LossSettings) -> Tensor:
     """max(0, 1 − βh) (SLiC's hinge on log-ratios, arXiv 2309.06657). 1 where policy and reference agree."""
     return torch.relu(1 - settings.beta * evidence.difference)
 
 
-def length_normalised(evidence: Evidence, settings: LossSettings) -> Tensor:
+def length_normalised(evidence: PairLogps, settings: LossSettings) -> Tensor:
     """−log σ(β(Δc/|c| − Δr/|r|)), log-ratios per token (Tülu 3, arXiv 2411.15124, section 5.1).
 
     ln 2 where policy and reference agree.
@@ -84,7 +84,7 @@ def length_normalised(evidence: Evidence, settings: LossSettings) -> Tensor:
     return smoothed(settings.beta * (per_token.chosen - per_token.rejected), settings.label_smoothing)
 
 
-def simpo(evidence: Evidence, settings: LossSettings) -> Tensor:
+def simpo(evidence: PairLogps, settings: LossSettings) -> Tensor:
     """−log σ(β(log π(c)/|c| − log π(r)/|r|) − γ), without a reference (arXiv 2405.14734, equation 6)."""
     per_token = mean_per_token(evidence.logps, evidence.lengths)
     logits = settings.beta * (per_token.chosen - per_token.rejected) - settings.simpo_gamma
@@ -96,7 +96,7 @@ def mean_per_token(sums: Pair[Tensor], lengths: Pair[Tensor]) -> Pair[Tensor]:
     return Pair(sums.chosen / lengths.chosen, sums.rejected / lengths.rejected)
 
 
-LOSSES: dict[str, Callable[[Evidence, LossSettings], Tensor]] = {
+LOSSES: dict[str, Callable[[PairLogps, LossSettings], Tensor]] = {
     "sigmoid": sigmoid,
     "robust": robust,
     "ipo": ipo,
@@ -106,7 +106,7 @@ LOSSES: dict[str, Callable[[Evidence, LossSettings], Tensor]] = {
 }
 
 
-def pair_losses(evidence: Evidence, settings: LossSettings) -> Tensor:
+def pair_losses(evidence: PairLogps, settings: LossSettings) -> Tensor:
     """(B,): the loss asked for, plus α times the chosen side's NLL per trained token (RPO, arXiv 2404.19733)."""
     losses = LOSSES[settings.loss](evidence, settings)
     if settings.rpo_alpha == 0:
@@ -114,7 +114,7 @@ def pair_losses(evidence: Evidence, settings: LossSettings) -> Tensor:
     return losses - settings.rpo_alpha * evidence.logps.chosen / evidence.lengths.chosen
 
 
-def rewards(evidence: Evidence, beta: float) -> Pair[Tensor]:
+def rewards(evidence: PairLogps, beta: float) -> Pair[Tensor]:
     """The implicit rewards βΔ of both sides, (B,) each (arXiv 2305.18290, section 5.1)."""
     return evidence.ratios.map(lambda ratio: beta * ratio)
 

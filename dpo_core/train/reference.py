@@ -23,7 +23,7 @@ from dpo_core.cache.reference_cache import INDEX, LOGPS, OFFSETS, Logps, flat, s
 from dpo_core.cache.store import Draft
 from dpo_core.model.load import load_model
 from dpo_core.records import ReferenceSet
-from dpo_core.render.token_dataset import Rows, open_split
+from dpo_core.render.token_dataset import TokenDataset, open_split
 from dpo_core.stages.score_reference import ScoreRequest
 from dpo_core.system.device import check
 from dpo_core.system.progress import Progress, repeating, say
@@ -43,7 +43,7 @@ class Reference(Protocol):
         """log π_ref (M,) float32 of the trained tokens of these pairs, which ``batch`` holds in this order."""
 
 
-class References:
+class CachedReference:
     """Per-token log-probabilities by pair index, from a safetensors file."""
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class References:
         return self._logps[self._offsets[place] : self._offsets[place + 1]]
 
 
-class OnTheFly:
+class OnTheFlyReference:
     """The reference model itself, asked in every step: nothing is stored. Adapters, if any, are off meanwhile."""
 
     def __init__(self, model: nn.Module, precision: str) -> None:
@@ -80,13 +80,13 @@ def without_adapters(model: nn.Module) -> AbstractContextManager[None]:
     return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
 
 
-def open_references(path: Path, split_name: str) -> References:
+def open_references(path: Path, split_name: str) -> CachedReference:
     """The ``train`` or ``test`` split of a ReferenceSet's directory."""
-    return References(split_file(path, split_name))
+    return CachedReference(split_file(path, split_name))
 
 
 def score(
-    model: nn.Module, rows: Rows, indices: list[int], layout: Layout, precision: str
+    model: nn.Module, rows: TokenDataset, indices: list[int], layout: Layout, precision: str
 ) -> dict[str, NDArray[np.generic]]:
     """Log-probabilities of the trained tokens of these pairs, as :func:`flat` stores them."""
     logps: dict[int, Logps] = {}
@@ -96,7 +96,7 @@ def score(
 
 
 def scored(
-    model: nn.Module, rows: Rows, indices: list[int], layout: Layout, precision: str
+    model: nn.Module, rows: TokenDataset, indices: list[int], layout: Layout, precision: str
 ) -> Iterator[dict[int, Logps]]:
     """The log-probabilities of each pair's trained tokens by its index, a microbatch at a time."""
     for start in range(0, len(indices), PAIRS_AT_ONCE):

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,20 @@ from dpo_core.records import Checkpoint, StepMetrics
 from dpo_core.stages.train import TrainRequest
 from dpo_core.system.device import check, device
 from dpo_core.system.progress import Progress
-from dpo_core.train.batching.budget_attempt import Attempt, attempted
+from dpo_core.train.batching.budget_attempt import BudgetAttempt, attempted
 from dpo_core.train.batching.budget_note import NOTE
 from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir
 from dpo_core.train.checkpoint.checkpoint_state import Snapshot
-from dpo_core.train.checkpoint.checkpoint_writer import Saver, check_measured, score
+from dpo_core.train.checkpoint.checkpoint_writer import CheckpointWriter, check_measured, score
 from dpo_core.train.checkpoint.run_lock import claimed
 from dpo_core.train.export import finish, of_policy, on_record
 from dpo_core.train.logps import autocast
 from dpo_core.train.loop import steps
 from dpo_core.train.runtime.compile_layers import uncompiled
-from dpo_core.train.runtime.console import Display
+from dpo_core.train.runtime.console import TrainingConsole
 from dpo_core.train.runtime.memory_watch import MemoryWatch, memory_for
 from dpo_core.train.runtime.run_summary import introduce
-from dpo_core.train.runtime.setup import Session, Watch, begin, unwatched
+from dpo_core.train.runtime.setup import Session, begin
 from dpo_core.train.runtime.signals import StopFlag
 from dpo_core.train.runtime.watchdog import Watchdog
 
@@ -46,17 +47,19 @@ IN_EXPORT = (
 )
 
 
-def run(request: TrainRequest, draft: Draft, watch: Watch = unwatched) -> None:
-    """Train to the end; publish the final Checkpoint. ``watch`` adds metrics of its own to infrequent evaluations.
+def run(request: TrainRequest, draft: Draft) -> None:
+    """Train to the end; publish the final Checkpoint.
 
     Raises StoppedError, with a checkpoint saved, when asked to stop or when its time is up.
     """
     stop = StopFlag(request.train.max_minutes)
     check(request.train.precision)
     with claimed(request, draft):
-        session = replace(begin(request, stop), watch=watch)
+        session = begin(request, stop)
+        if request.evaluator:
+            session = replace(session, policy_metrics=import_module(request.evaluator).metrics_of(request))
         total, done = session.run.total, session.done
-        with Display(request.log_path / run_dir.LOG, total, done, request.train.show_every) as display:
+        with TrainingConsole(request.log_path / run_dir.LOG, total, done, request.train.show_every) as display:
             introduce(session, display)
             with attempted(request.log_path / NOTE if session.plan.auto else None, session.plan.tokens) as attempt:
                 last = follow(session, display, attempt)
@@ -64,7 +67,7 @@ def run(request: TrainRequest, draft: Draft, watch: Watch = unwatched) -> None:
         draft.publish(final, elsewhere=lasting_files(request.log_path))
 
 
-def follow(session: Session, display: Display, attempt: Attempt) -> StepMetrics:
+def follow(session: Session, display: TrainingConsole, attempt: BudgetAttempt) -> StepMetrics:
     """Do with each step what it is for: note it, show it, save it; stop when asked to.
 
     The last step is only saved, with its metrics, which are returned: what is noted of it is measured on the weights
@@ -74,7 +77,7 @@ def follow(session: Session, display: Display, attempt: Attempt) -> StepMetrics:
     last = session.last
     train = session.request.train
     with (
-        Saver(session.log_path, train, display.say) as saver,
+        CheckpointWriter(session.log_path, train, display.say) as saver,
         Watchdog(train.step_timeout_minutes) as watchdog,
         MemoryWatch(device().type == "cpu"),
         memory_for(*IN_TRAINING),
@@ -101,13 +104,13 @@ def follow(session: Session, display: Display, attempt: Attempt) -> StepMetrics:
     return last
 
 
-def record_step(session: Session, metrics: StepMetrics, display: Display) -> None:
+def record_step(session: Session, metrics: StepMetrics, display: TrainingConsole) -> None:
     """A step into the journal and onto the terminal."""
     journal.append(session.log_path / run_dir.METRICS, journal.to_row(metrics))
     display.step(metrics)
 
 
-def conclude(session: Session, last: StepMetrics, display: Display) -> Checkpoint:
+def conclude(session: Session, last: StepMetrics, display: TrainingConsole) -> Checkpoint:
     """Export the model, and note the last step with what the exported weights measure in place of the policy's.
 
     Raises StoppedError when a stop was asked for before, and OutOfMemoryError when memory runs out.
@@ -143,7 +146,7 @@ def leave_before_export(session: Session) -> None:
 
 
 @contextmanager
-def kept_when_memory_runs_out(session: Session, saver: Saver) -> Iterator[deque[StepMetrics]]:
+def kept_when_memory_runs_out(session: Session, saver: CheckpointWriter) -> Iterator[deque[StepMetrics]]:
     """Save the step before the one whose microbatches memory ran out in. The block notes the steps that are done.
 
     Anywhere else the weights may already be those of a step that is not done: torch's own errors pass, and nothing is
@@ -197,7 +200,7 @@ def observations(session: Session, step: int) -> dict[str, float]:
     if train.infrequent_eval_every and (last or due(train.infrequent_eval_every, step)):
         with uncompiled(session.run.policy):
             sample(session, step)
-            values |= session.watch(session.run.policy, session.renderer)
+            values |= session.policy_metrics(session.run.policy, session.renderer)
     return values | ({"time/evaluation": time.perf_counter() - started} if values else {})
 
 
@@ -227,7 +230,7 @@ def sample(session: Session, step: int) -> None:
         journal.append(session.log_path / run_dir.SAMPLES, row)
 
 
-def stopped(session: Session, metrics: StepMetrics, saver: Saver) -> StoppedError:
+def stopped(session: Session, metrics: StepMetrics, saver: CheckpointWriter) -> StoppedError:
     """Save where the run is, and say how it goes on; before the first step there is nothing to save."""
     again = "Run the same command again to continue from it."
     if metrics.step == 0:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dpo_core.config.recipe import TrainSettings
 from dpo_core.pair import Pair
 from dpo_core.records import ReferenceSet, RenderedSet
-from dpo_core.render.token_dataset import Rows, open_split, test_sources
+from dpo_core.render.token_dataset import TokenDataset, open_split, test_sources
 from dpo_core.system.progress import Progress
 from dpo_core.train import export_noise, length_bias
 from dpo_core.train.batching.batch_layout import settled
@@ -19,7 +19,7 @@ from dpo_core.train.batching.memory_estimate import tokens_without_gradients
 from dpo_core.train.batching.packing import Layout, branches, build, split
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.loop import evidence_of, loss_settings
-from dpo_core.train.loss import Evidence, LossSettings, pair_losses, rewards, wins
+from dpo_core.train.loss import LossSettings, PairLogps, pair_losses, rewards, wins
 from dpo_core.train.reference import Reference, open_references
 from dpo_core.wilson import wilson
 
@@ -27,7 +27,7 @@ MOST_SOURCES = 20
 
 
 @dataclass(frozen=True)
-class HeldOutSettings:
+class ValidationConfig:
     """The loss, the layout of microbatches, the compute type; ``pairs``: the first so many, None for all."""
 
     losses: LossSettings
@@ -37,7 +37,7 @@ class HeldOutSettings:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class ValidationResult:
     """``metrics`` of the test split; ``rewards``: the implicit rewards βΔ of every pair's sides, N each.
 
     ``logps``: what the model gives each side, (N, 2) float64 on the CPU. ``margins``: Δ_chosen − Δ_rejected in nats, N.
@@ -55,12 +55,14 @@ class HeldOut:
 
 def settings_for(
     model: nn.Module, train: TrainSettings, rendered: RenderedSet, reference: ReferenceSet
-) -> HeldOutSettings:
+) -> ValidationConfig:
     """How this model is measured, wherever that is: the recipe's loss and compute type, a layout it can attend in."""
-    return HeldOutSettings(loss_settings(train), settled(model, train.layout, rendered, reference), train.precision)
+    return ValidationConfig(loss_settings(train), settled(model, train.layout, rendered, reference), train.precision)
 
 
-def measure(model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: HeldOutSettings) -> HeldOut:
+def measure(
+    model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: ValidationConfig
+) -> ValidationResult:
     """Metrics ``test/…`` of the test split, how they go with length (:mod:`dpo_core.train.length_bias`), and by source
     (:func:`by_source`); the model is used as it is, without gradients.
 
@@ -73,7 +75,9 @@ def measure(model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, se
     told = summary(table) | by_source(table, test_sources(rendered.path)[: len(table)])
     told |= length_bias.measures(won, chosen - rejected, *lengths)
     rewarded = Pair(chosen.tolist(), rejected.tolist())
-    return HeldOut(told, rewarded, table[:, 4:6], ((table[:, 2] - table[:, 3]) / settings.losses.beta).tolist())
+    return ValidationResult(
+        told, rewarded, table[:, 4:6], ((table[:, 2] - table[:, 3]) / settings.losses.beta).tolist()
+    )
 
 
 def by_source(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
@@ -93,7 +97,7 @@ def by_source(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def compared(model: nn.Module, rows: Rows, references: Reference, settings: HeldOutSettings) -> Tensor:
+def compared(model: nn.Module, rows: TokenDataset, references: Reference, settings: ValidationConfig) -> Tensor:
     """The columns of every pair, (N, 8) float64 on the CPU, in the rows' order."""
     device = next(model.parameters()).device
     count = len(rows) if settings.pairs is None else min(settings.pairs, len(rows))
@@ -110,7 +114,7 @@ def compared(model: nn.Module, rows: Rows, references: Reference, settings: Held
     return torch.cat(parts).double().cpu()[torch.tensor(places).argsort()]
 
 
-def columns(losses: Tensor, evidence: Evidence, beta: float) -> Tensor:
+def columns(losses: Tensor, evidence: PairLogps, beta: float) -> Tensor:
     """(B, 8): loss, win, rewards, summed logps and token counts of both sides."""
     both = (side for pair in (rewards(evidence, beta), evidence.logps, evidence.lengths) for side in sides(pair))
     return torch.stack([losses, wins(evidence.difference), *both], dim=-1)

@@ -15,13 +15,13 @@ from dpo_core.errors import TrainingError
 from dpo_core.model.load import check_vocabulary, load_model
 from dpo_core.model.locate import describe
 from dpo_core.model.save_model import save_model
-from dpo_core.render.token_dataset import Rows, open_split
+from dpo_core.render.token_dataset import TokenDataset, open_split
 from dpo_core.stages.warm_start import WarmStartRequest
 from dpo_core.system.device import check
 from dpo_core.system.progress import Progress
 from dpo_core.train import schedule
 from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note
-from dpo_core.train.batching.auto_token_budget import Past, Plan
+from dpo_core.train.batching.auto_token_budget import BudgetHistory, BudgetPlan
 from dpo_core.train.batching.batch_layout import choose
 from dpo_core.train.batching.memory_estimate import Workload
 from dpo_core.train.batching.packing import Branches, Layout, build, counts, split
@@ -41,11 +41,11 @@ REMEDY = "Make memory free, or choose a smaller model; finished stages are kept.
 
 
 @dataclass(frozen=True)
-class Phase:
+class SupervisedPhase:
     """What a warm start works on: ``rows`` gives the completions, ``seed`` decides their order and sides."""
 
     model: nn.Module
-    rows: Rows
+    rows: TokenDataset
     settings: WarmStartSettings
     seed: int
     layout: Layout = "tree"
@@ -54,7 +54,7 @@ class Phase:
     from_scratch: bool = False
 
 
-def fit(phase: Phase) -> Iterator[float]:
+def fit(phase: SupervisedPhase) -> Iterator[float]:
     """Minimise the mean negative log-likelihood per trained token; yields each step's, in nats, before the step.
 
     The learning rate rises over the first steps and then falls linearly to zero; the gradient's norm is clipped.
@@ -73,7 +73,7 @@ def fit(phase: Phase) -> Iterator[float]:
         yield loss
 
 
-def optimizers(phase: Phase) -> list[torch.optim.Optimizer]:
+def optimizers(phase: SupervisedPhase) -> list[torch.optim.Optimizer]:
     """AdamW; for a model from nothing, Muon on its hidden matrices and AdamW on the rest.
 
     Muon (Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024) learns from fewer tokens there; its
@@ -97,7 +97,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, settings: War
         group["lr"] = settings.sft_learning_rate * factor
 
 
-def accumulate(phase: Phase, batch: list[Branches]) -> float:
+def accumulate(phase: SupervisedPhase, batch: list[Branches]) -> float:
     """Gradients of the batch's mean loss per trained token, whatever its split into microbatches; returns that mean."""
     device = next(phase.model.parameters()).device
     trained = sum(counts(batch))
@@ -125,7 +125,7 @@ def check_finite(loss: float, norm: float, step: int) -> None:
         )
 
 
-def batches(phase: Phase) -> Iterator[list[Branches]]:
+def batches(phase: SupervisedPhase) -> Iterator[list[Branches]]:
     """``sft_steps`` lists of ``sft_batch_size`` completions after their prompts, as rows, settings and seed decide."""
     size = phase.settings.sft_batch_size
     drawn = draw(len(phase.rows), phase.settings, phase.seed)
@@ -142,7 +142,7 @@ def draw(pairs: int, settings: WarmStartSettings, seed: int) -> NDArray[np.int64
     return np.concatenate(epochs)[:wanted]
 
 
-def example(rows: Rows, index: int, chosen: bool) -> Branches:
+def example(rows: TokenDataset, index: int, chosen: bool) -> Branches:
     """One side of a pair after its prompt."""
     pair = rows[index]
     return Branches(pair.prompt, (pair.sides.chosen if chosen else pair.sides.rejected,))
@@ -161,7 +161,7 @@ def run(request: WarmStartRequest, draft: Draft) -> None:
     work = Workload(model, rows, choose(model, train.layout, rendered), train.precision, sides=1)
     note = budget_note.beside(draft.final)
     plan = settled_budget(request, work, note)
-    phase = Phase(
+    phase = SupervisedPhase(
         model,
         rows,
         request.warm_start,
@@ -180,19 +180,19 @@ def run(request: WarmStartRequest, draft: Draft) -> None:
     draft.publish(describe(draft.path / "model", f"{source.name} (warm)", draft.final / "model"))
 
 
-def settled_budget(request: WarmStartRequest, work: Workload, note: Path) -> Plan:
+def settled_budget(request: WarmStartRequest, work: Workload, note: Path) -> BudgetPlan:
     """The phase's token budget, said in a line."""
     size, wanted = request.warm_start.sft_batch_size, request.train.token_budget
     drawn = draw(len(work.rows), request.warm_start, request.train.seed)
     batches = [drawn[start : start + size].tolist() for start in range(0, len(drawn), size)]
-    past = Past(failed=budget_attempt.failed(note)) if wanted == "auto" else Past()
+    past = BudgetHistory(failed=budget_attempt.failed(note)) if wanted == "auto" else BudgetHistory()
     plan = auto_token_budget.plan(work, wanted, past, batches[: auto_token_budget.STEPS_SEEN])
     for line in (*plan.news, f"warm start: {work.layout} layout, {plan}"):
         print(line, flush=True)
     return plan
 
 
-def report(phase: Phase, trying: budget_attempt.Attempt) -> None:
+def report(phase: SupervisedPhase, trying: budget_attempt.BudgetAttempt) -> None:
     """Go through the phase, saying now and then how far it is.
 
     Raises OutOfMemoryError when memory runs out.

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from dpo_core.evaluate.metric_names import of_other_tasks
 from dpo_core.records import EvalResult
-from flows.pipeline import Outcome
+from flows.pipeline import PipelineOutcome
 from flows.reports.run_report import measure
 
 ROWS = (
@@ -29,7 +29,7 @@ EXPORT = {
 }
 
 
-def show(outcome: Outcome) -> None:
+def show(outcome: PipelineOutcome) -> None:
     """Print the result."""
     console = Console(highlight=False)
     console.print(table(outcome.base, outcome.trained, outcome.checkpoint.export))
@@ -49,7 +49,7 @@ def show(outcome: Outcome) -> None:
         console.print(f"{name:>10}: {line}", markup=False, soft_wrap=True)
 
 
-def failures(outcome: Outcome) -> str:
+def failures(outcome: PipelineOutcome) -> str:
     """How many samples of the evaluations failed; empty when none did."""
     counts = {"base": outcome.base.failed, "trained": outcome.trained.failed}
     told = [f"{count} of the {name} model's" for name, count in counts.items() if count]

@@ -14,12 +14,12 @@ from pydantic import Field
 
 from dpo_core.config.recipe import PromoteSettings
 from flows.registry.champion import Ask
-from flows.registry.gates import Gate, Judgement
+from flows.registry.gates import Gate, GateReport
 
 POLL_S = 2
 
 
-class Answer(RunInput):
+class ApprovalForm(RunInput):
     """What the form asks. Its text shows the judgement (see :func:`form`)."""
 
     approve: bool = Field(default=False, description="Give this version the alias champion.")
@@ -33,11 +33,11 @@ def asker(rule: PromoteSettings) -> Ask | None:
         return None
     minutes = rule.approval_minutes
 
-    def ask(judgement: Judgement) -> Gate:
+    def ask(judgement: GateReport) -> Gate:
         """Pause the flow that this runs in until somebody answers or the time is up."""
         announce(judgement, minutes)
         # Without a form of its own for each question the UI would show no words of what is asked.
-        form: Any = Answer.with_initial_data(description=f"{judgement.reason}\n\nShall it become the champion?")
+        form: Any = ApprovalForm.with_initial_data(description=f"{judgement.reason}\n\nShall it become the champion?")
         try:
             return gate(pause_flow_run(wait_for_input=form, timeout=round(minutes * 60), poll_interval=POLL_S))
         except FlowPauseTimeout:
@@ -47,14 +47,14 @@ def asker(rule: PromoteSettings) -> Ask | None:
     return ask
 
 
-def gate(answer: Answer) -> Gate:
+def gate(answer: ApprovalForm) -> Gate:
     """An answer as a gate."""
     who = answer.name or "a person"
     told = f" ({answer.note.rstrip('.')})" if answer.note else ""
     return Gate("approval", answer.approve, f"{who} {'approved' if answer.approve else 'declined'} it{told}.")
 
 
-def announce(judgement: Judgement, minutes: float) -> None:
+def announce(judgement: GateReport, minutes: float) -> None:
     """Say on the terminal and in the flow run's log how to answer."""
     with get_client(sync_client=True) as client:
         api = str(client.api_url)

@@ -16,9 +16,9 @@ from dpo_core.config.recipe import PromoteSettings
 from dpo_core.errors import TrackingError
 from dpo_core.records import EvalResult, ModelVersion, Promotion
 from flows.registry.alias_lock import locked
-from flows.registry.gates import PASSED, TAG, Gate, Judgement, judge
+from flows.registry.gates import PASSED, TAG, Gate, GateReport, judge
 from flows.registry.logged_model import BASE_MEASURED, MEASURED, measurements
-from flows.registry.promotion_rule import Measured
+from flows.registry.promotion_rule import ModelMeasurements
 from flows.registry.versions import CHAMPION, PREVIOUS, model_of
 from flows.tracking.mlflow_run import RunHandle, answering, tag
 
@@ -27,24 +27,24 @@ REASON, PROMOTED = "dpo.promotion", "dpo.promoted"
 NOTE, AFTER_IT = "mlflow.note.content", "Repeat it with"
 PARAGRAPH = re.compile(rf"^Version \d+ of \*\*.*?(?=\n\n{AFTER_IT})", re.MULTILINE | re.DOTALL)
 
-Ask = Callable[[Judgement], Gate]
+Ask = Callable[[GateReport], Gate]
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class PromotionCase:
     """A version that might become the champion, what it measured, and what its base did (if that is known)."""
 
     version: ModelVersion
-    ours: Measured
-    base: Measured | None
+    ours: ModelMeasurements
+    base: ModelMeasurements | None
 
 
-def case(version: ModelVersion, before: EvalResult, after: EvalResult) -> Case:
+def case(version: ModelVersion, before: EvalResult, after: EvalResult) -> PromotionCase:
     """A version from the evaluations of its base and of itself."""
-    return Case(version, measurements(after, f"version {version.version}"), measurements(before, "its base"))
+    return PromotionCase(version, measurements(after, f"version {version.version}"), measurements(before, "its base"))
 
 
-def promote(handle: RunHandle, case: Case, rule: PromoteSettings, ask: Ask | None = None) -> Promotion:
+def promote(handle: RunHandle, case: PromotionCase, rule: PromoteSettings, ask: Ask | None = None) -> Promotion:
     """Take a version through the gates, and move the alias if all let it pass.
 
     ``ask`` is asked last, if given: a person's approval. Reasons become tags of the version and of the run.
@@ -72,7 +72,7 @@ def promote(handle: RunHandle, case: Case, rule: PromoteSettings, ask: Ask | Non
             return outcome(case, judgement, case.version.version if judgement.promoted else held)
 
 
-def weigh(client: MlflowClient, case: Case, champion: Found | None, rule: PromoteSettings) -> Judgement:
+def weigh(client: MlflowClient, case: PromotionCase, champion: Found | None, rule: PromoteSettings) -> GateReport:
     """The gates' verdict against a champion; without ``auto_promote`` it is recorded and nothing more."""
     judgement = judge(case.ours, read_measurements(client, champion) if champion else None, case.base, rule)
     if judgement.promoted and not rule.auto_promote:
@@ -81,7 +81,7 @@ def weigh(client: MlflowClient, case: Case, champion: Found | None, rule: Promot
     return judgement
 
 
-def approval(client: MlflowClient, case: Case, rule: PromoteSettings, ask: Ask | None) -> Gate | None:
+def approval(client: MlflowClient, case: PromotionCase, rule: PromoteSettings, ask: Ask | None) -> Gate | None:
     """What a person says to a version that passes all else; nobody is asked about one that does not."""
     if ask is None:
         return None
@@ -89,7 +89,7 @@ def approval(client: MlflowClient, case: Case, rule: PromoteSettings, ask: Ask |
     return ask(judgement) if judgement.promoted else None
 
 
-def answered(judgement: Judgement, answer: Gate, moved_to: int | None) -> Judgement:
+def answered(judgement: GateReport, answer: Gate, moved_to: int | None) -> GateReport:
     """The judgement with a person's answer, which counts only for the champion that the person was shown."""
     if answer.passed and moved_to is not None:
         told = f"the champion became version {moved_to} while a person was asked, so the approval does not count."
@@ -99,7 +99,7 @@ def answered(judgement: Judgement, answer: Gate, moved_to: int | None) -> Judgem
         told = judgement.reason if not judgement.promoted else f"{judgement.reason.rstrip('.')}; {answer.reason}"
         return replace(judgement, reason=told, gates=gates)
     told = f"The alias is left alone, {answer.reason.rstrip('.')}, although {would(judgement.reason)}"
-    return Judgement(False, told, gates)
+    return GateReport(False, told, gates)
 
 
 def would(reason: str) -> str:
@@ -107,12 +107,12 @@ def would(reason: str) -> str:
     return reason.replace(" is promoted ", " would be promoted ", 1)
 
 
-def remembered(champion: Found) -> Judgement:
+def remembered(champion: Found) -> GateReport:
     """What was said when a version became the champion."""
     told = champion.tags.get(REASON, f"version {champion.version} holds the alias {CHAMPION} already.")
     gates = {name.removeprefix(TAG): value for name, value in champion.tags.items() if name.startswith(TAG)}
     found = [Gate(name, said.startswith(PASSED), said.partition(": ")[2]) for name, said in gates.items()]
-    return Judgement(True, told, tuple(found))
+    return GateReport(True, told, tuple(found))
 
 
 def number(version: Found | None) -> int | None:
@@ -120,7 +120,7 @@ def number(version: Found | None) -> int | None:
     return int(version.version) if version else None
 
 
-def outcome(case: Case, judgement: Judgement, champion: int | None) -> Promotion:
+def outcome(case: PromotionCase, judgement: GateReport, champion: int | None) -> Promotion:
     """A judgement as the stages know it."""
     return Promotion(
         promoted=judgement.promoted,
@@ -145,7 +145,7 @@ def crown(client: MlflowClient, name: str, version: int, before: int | None) -> 
     client.set_registered_model_alias(name, CHAMPION, str(version))
 
 
-def note(handle: RunHandle, version: ModelVersion, judgement: Judgement) -> None:
+def note(handle: RunHandle, version: ModelVersion, judgement: GateReport) -> None:
     """Write the judgement down with the version and with its run, in whose description it replaces an earlier one."""
     tags = {REASON: judgement.reason, PROMOTED: str(judgement.promoted).lower(), **judgement.tags()}
     for key, value in tags.items():
@@ -162,7 +162,7 @@ def paragraph(name: str, version: int, reason: str, gates: Mapping[str, str]) ->
     return "\n".join([f"Version {version} of **{name}**. {reason[:1].upper()}{reason[1:]}", "", *lines])
 
 
-def read_measurements(client: MlflowClient, version: Found, file: str = MEASURED) -> Measured:
+def read_measurements(client: MlflowClient, version: Found, file: str = MEASURED) -> ModelMeasurements:
     """What was measured of a registered version, or of its base (``file``).
 
     Raises TrackingError when the version was not registered by this project, or its files are gone.
@@ -180,14 +180,14 @@ def read_measurements(client: MlflowClient, version: Found, file: str = MEASURED
             f"If it holds the alias {CHAMPION}, give that to a version that dpo registered.",
         ) from error
     name = f"version {version.version}" if file == MEASURED else "its base"
-    return Measured(**{**told, "name": name})
+    return ModelMeasurements(**{**told, "name": name})
 
 
-def read_case(handle: RunHandle, version: Found, record: ModelVersion) -> Case:
+def read_case(handle: RunHandle, version: Found, record: ModelVersion) -> PromotionCase:
     """A registered version as a case; the base's measurements are missing from versions of older releases."""
     ours = read_measurements(handle.client, version)
     try:
         base = read_measurements(handle.client, version, BASE_MEASURED)
     except TrackingError:
         base = None
-    return Case(record, ours, base)
+    return PromotionCase(record, ours, base)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dpo_core.config.recipe import PromoteSettings
 from dpo_core.wilson import Z_95
-from flows.registry.promotion_rule import Decision, Measured, compared, decide, differing, share
+from flows.registry.promotion_rule import Decision, ModelMeasurements, compared, decide, differing, share
 
 TAG = "dpo.gate."
 PASSED, FAILED = "passed", "failed"
@@ -25,7 +25,7 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class GateReport:
     """All gates' verdicts, and the one sentence that says what they come to."""
 
     promoted: bool
@@ -37,21 +37,26 @@ class Judgement:
         return {f"{TAG}{gate.name}": str(gate) for gate in self.gates}
 
 
-def judge(candidate: Measured, champion: Measured | None, base: Measured | None, rule: PromoteSettings) -> Judgement:
+def judge(
+    candidate: ModelMeasurements,
+    champion: ModelMeasurements | None,
+    base: ModelMeasurements | None,
+    rule: PromoteSettings,
+) -> GateReport:
     """Every gate of a candidate. The rival is the champion or, for a first version, the candidate's own base."""
     rival = champion or base
     evidence = decide(candidate, rival) if rival else unknown(candidate)
     gates = (*minima(candidate, rule), against(candidate, rival, rule), exported(candidate))
     failed = [gate for gate in gates if not gate.passed]
     if not failed:
-        return Judgement(True, evidence.reason if evidence.promoted else lenient(candidate, rival, evidence), gates)
+        return GateReport(True, evidence.reason if evidence.promoted else lenient(candidate, rival, evidence), gates)
     below = "; ".join(gate.reason.rstrip(".") for gate in failed if gate.name.startswith("minimum"))
     if below:
-        return Judgement(False, f"{candidate.name} is not promoted: {below}.", gates)
-    return Judgement(False, evidence.reason, gates)
+        return GateReport(False, f"{candidate.name} is not promoted: {below}.", gates)
+    return GateReport(False, evidence.reason, gates)
 
 
-def minima(candidate: Measured, rule: PromoteSettings) -> Iterator[Gate]:
+def minima(candidate: ModelMeasurements, rule: PromoteSettings) -> Iterator[Gate]:
     """The gates that look at the candidate alone; those that are not set are left out."""
     if rule.min_prompt_strict_acc is not None:
         yield followed(candidate, rule.min_prompt_strict_acc)
@@ -59,7 +64,7 @@ def minima(candidate: Measured, rule: PromoteSettings) -> Iterator[Gate]:
         yield preferred(candidate, least)
 
 
-def preferred(candidate: Measured, least: float) -> Gate:
+def preferred(candidate: ModelMeasurements, least: float) -> Gate:
     """Held-out accuracy, as measured and with pairs within the export's noise as ties: both reach the minimum."""
     certain, told = candidate.certain.value, f"held-out accuracy is {candidate.accuracy:.3f}"
     if candidate.beyond_noise:
@@ -69,7 +74,7 @@ def preferred(candidate: Measured, least: float) -> Gate:
     return Gate("minimum_test_accuracy", reached, f"{told}, min_test_accuracy={least:g}.")
 
 
-def followed(candidate: Measured, least: float) -> Gate:
+def followed(candidate: ModelMeasurements, least: float) -> Gate:
     """Prompts followed strictly; a candidate that was asked none has not shown it."""
     name = "minimum_prompt_strict_acc"
     if not candidate.followed:
@@ -78,7 +83,7 @@ def followed(candidate: Measured, least: float) -> Gate:
     return Gate(name, found >= least, f"prompts followed are {found:.3f}, min_prompt_strict_acc={least:g}.")
 
 
-def against(candidate: Measured, rival: Measured | None, rule: PromoteSettings) -> Gate:
+def against(candidate: ModelMeasurements, rival: ModelMeasurements | None, rule: PromoteSettings) -> Gate:
     """Better than the rival on one measure and worse on none; without ``require_improvement``, worse on none."""
     if rival is None:
         return Gate("against_champion", False, unknown(candidate).reason)
@@ -91,20 +96,20 @@ def against(candidate: Measured, rival: Measured | None, rule: PromoteSettings) 
     return Gate("against_champion", not worse, f"{candidate.name} against {rival.name} {told}.")
 
 
-def lenient(candidate: Measured, rival: Measured | None, evidence: Decision) -> str:
+def lenient(candidate: ModelMeasurements, rival: ModelMeasurements | None, evidence: Decision) -> str:
     """Why a version that is not better is promoted."""
     told = evidence.reason.partition(": it ")[2]
     name = rival.name if rival else "nothing"
     return f"{candidate.name} is promoted over {name}, not being worse (require_improvement=false): it {told}"
 
 
-def unknown(candidate: Measured) -> Decision:
+def unknown(candidate: ModelMeasurements) -> Decision:
     """The decision when there is nothing to compare with."""
     told = f"{candidate.name} is not promoted: there is no champion, and what its base measured is not known."
     return Decision(False, told)
 
 
-def exported(candidate: Measured) -> Gate:
+def exported(candidate: ModelMeasurements) -> Gate:
     """What training has seen to: it fails where the export is not what was trained."""
     told = (
         "the weights were read back from the disk, every tensor as it was written, and merging changed scores by less"

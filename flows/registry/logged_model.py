@@ -19,7 +19,7 @@ import dpo_core
 from dpo_core.evaluate.task_names import IFEVAL
 from dpo_core.records import Checkpoint, EvalResult
 from dpo_core.render.registry import STORED
-from flows.registry.promotion_rule import Measured, beyond_noise
+from flows.registry.promotion_rule import ModelMeasurements, beyond_noise
 
 WEIGHTS = "artifacts/checkpoint"
 MEASURED, BASE_MEASURED = "measured.json", "base_measured.json"
@@ -82,7 +82,7 @@ def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint) -> 
     client.log_model_artifacts(identity, str(checkpoint.path), WEIGHTS)
 
 
-def upload_measured(client: MlflowClient, identity: str, measured: Mapping[str, Measured]) -> None:
+def upload_measured(client: MlflowClient, identity: str, measured: Mapping[str, ModelMeasurements]) -> None:
     """What was measured of a model, by file name."""
     with tempfile.TemporaryDirectory() as temporary:
         for name, one in measured.items():
@@ -90,12 +90,12 @@ def upload_measured(client: MlflowClient, identity: str, measured: Mapping[str, 
         client.log_model_artifacts(identity, temporary)
 
 
-def measurements(result: EvalResult, name: str) -> Measured:
+def measurements(result: EvalResult, name: str) -> ModelMeasurements:
     """What the rule of promotion needs of an evaluation; a prompt without a verdict is left out."""
     outcomes = [json.loads(line) for line in (result.path / "outcomes.jsonl").read_text().splitlines()]
     terms = {"IFEval": result.tasks.get(IFEVAL, "")} | {term: f"{result.settings[term]:g}" for term in TERMS}
     metrics = result.metrics
-    return Measured(
+    return ModelMeasurements(
         name=name,
         prompts_fingerprint=result.prompts_fingerprint,
         followed={str(one["key"]): all(one["strict"]) for one in outcomes if one.get("error") is None},

@@ -20,7 +20,7 @@ from dpo_core.config.spelling import did_you_mean_or_list
 from dpo_core.errors import RecipeError, TrackingError
 from dpo_core.records import ModelVersion, Promotion
 from flows.registry import alias_lock, champion
-from flows.registry.gates import FORCED, Gate, Judgement
+from flows.registry.gates import FORCED, Gate, GateReport
 from flows.registry.versions import CHAMPION, PREVIOUS
 from flows.tracking import mlflow_run, mlflow_server
 from flows.tracking.mlflow_run import AFTER, RunHandle, answering
@@ -152,10 +152,10 @@ def force(handle: RunHandle, version: Found, rule: PromoteSettings, why: str) ->
             case = champion.read_case(handle, version, ours)
             judgement = champion.weigh(client, case, before, rule)
         except TrackingError as error:
-            judgement = Judgement(False, f"it could not be compared: {error.found}", ())
+            judgement = GateReport(False, f"it could not be compared: {error.found}", ())
         told = f"version {version.version} is promoted by hand ({why.rstrip('.')}), whatever the gates say:"
         gates = (*judgement.gates, Gate(FORCED, True, why))
-        judgement = Judgement(True, f"{told} {judgement.reason}", gates)
+        judgement = GateReport(True, f"{told} {judgement.reason}", gates)
         held.check()
         champion.note(handle, ours, judgement)
         if champion.number(before) != ours.version:

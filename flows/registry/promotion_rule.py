@@ -22,7 +22,7 @@ class Share(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ModelMeasurements:
     """What is known of one model. ``name`` is how a sentence calls it ("version 3", "its base").
 
     ``followed``: for each prompt's key, whether every instruction was strictly followed; empty when none was asked.
@@ -59,7 +59,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class MeasureComparison:
     """Candidate against rival on one measure: shares, their difference with its 95 % interval, and what it amounts to.
 
     ``sentence`` says it in words, with the numbers.
@@ -86,7 +86,7 @@ class Decision:
     reason: str
 
 
-def decide(candidate: Measured, rival: Measured) -> Decision:
+def decide(candidate: ModelMeasurements, rival: ModelMeasurements) -> Decision:
     """Promote on evidence only: better on one measure at least, significantly worse on none.
 
     A rival that was measured on other prompts or other pairs cannot be compared with, and stays.
@@ -111,13 +111,13 @@ def decide(candidate: Measured, rival: Measured) -> Decision:
     return Decision(True, f"{candidate.name} is promoted over {rival.name}: it {told}.")
 
 
-def compared(candidate: Measured, rival: Measured) -> list[Comparison]:
+def compared(candidate: ModelMeasurements, rival: ModelMeasurements) -> list[MeasureComparison]:
     """The two on every measure that there is."""
     asked = [follows(candidate, rival)] if candidate.followed else []
     return [*asked, prefers(candidate, rival)]
 
 
-def differing(candidate: Measured, rival: Measured) -> str | None:
+def differing(candidate: ModelMeasurements, rival: ModelMeasurements) -> str | None:
     """What the two were not both measured on, or None."""
     if candidate.prompts_fingerprint != rival.prompts_fingerprint:
         return "prompts"
@@ -132,7 +132,7 @@ def other_terms(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {ours[name]} here and {theirs[name]} there" for name in names)
 
 
-def follows(candidate: Measured, rival: Measured) -> Comparison:
+def follows(candidate: ModelMeasurements, rival: ModelMeasurements) -> MeasureComparison:
     """Prompts followed strictly, paired: what one model follows and the other does not decides (exact McNemar test).
 
     The interval is Agresti and Min's (Statistics in Medicine 24, 2005): Wald's with ½ added to each of the four cells.
@@ -148,10 +148,10 @@ def follows(candidate: Measured, rival: Measured) -> Comparison:
     bounds = (max(-1.0, centre - spread), min(1.0, centre + spread))
     evidence = f"{points(ours - theirs, *bounds)}, p = {p:.2g}"
     told = f"follows {ours:.1%} of {len(keys)} prompts against {theirs:.1%} ({evidence})"
-    return Comparison(ours, theirs, *bounds, verdict(gained - lost, p < ALPHA), told)
+    return MeasureComparison(ours, theirs, *bounds, verdict(gained - lost, p < ALPHA), told)
 
 
-def prefers(candidate: Measured, rival: Measured) -> Comparison:
+def prefers(candidate: ModelMeasurements, rival: ModelMeasurements) -> MeasureComparison:
     """Held-out preference accuracy; the difference has Newcombe's interval (Stat. in Medicine 17, 1998, method 10).
 
     It takes the two as independent; on the same pairs that is on the careful side.
@@ -170,7 +170,7 @@ def prefers(candidate: Measured, rival: Measured) -> Comparison:
         f"prefers the chosen side in {ours:.1%} of {candidate.num_pairs} held-out pairs ({interval})"
         f" against {theirs:.1%} ({points(ours - theirs, low, high)}){within(candidate, rival)}"
     )
-    return Comparison(ours, theirs, low, high, verdict(ours - theirs, counts), told)
+    return MeasureComparison(ours, theirs, low, high, verdict(ours - theirs, counts), told)
 
 
 def beyond_noise(metrics: Mapping[str, float]) -> tuple[float, float, float] | None:
@@ -186,7 +186,7 @@ def newcombe(ours: Share, theirs: Share) -> tuple[float, float]:
     return low, difference + hypot(ours.high - ours.value, theirs.value - theirs.low)
 
 
-def within(candidate: Measured, rival: Measured) -> str:
+def within(candidate: ModelMeasurements, rival: ModelMeasurements) -> str:
     """What is left of a difference beyond the export's noise, in words; empty where neither has any."""
     noise = Z_95 * max(candidate.margin_noise, rival.margin_noise)
     if noise == 0:

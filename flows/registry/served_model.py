@@ -25,9 +25,11 @@ class ServedModel(PythonModel):
         """Load the checkpoint, with the renderer that it was trained with."""
         # Lazy: torch costs seconds that registering the model, which imports this file too, must not pay.
         from dpo_core.inference.generator import open_answerer
-        from dpo_core.inference.load_engine import How
+        from dpo_core.inference.load_engine import EngineConfig
 
-        self.answerer = open_answerer(Path(context.artifacts["checkpoint"]), How(engine="torch", batch_size=BATCH_SIZE))
+        self.answerer = open_answerer(
+            Path(context.artifacts["checkpoint"]), EngineConfig(engine="torch", batch_size=BATCH_SIZE)
+        )
 
     # The hint is one that MLflow leaves alone: of others it would make the signature, and the model brings its own.
     def predict(

@@ -45,7 +45,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class VersionNotes:
     """What a version says of itself: tags, and its card, a description in Markdown."""
 
     tags: Mapping[str, str]
@@ -70,7 +70,7 @@ def registered_name(recipe: Recipe) -> str:
     return name
 
 
-def register(handle: RunHandle, candidate: Candidate, name: str, about: About) -> StageResult[ModelVersion]:
+def register(handle: RunHandle, candidate: Candidate, name: str, about: VersionNotes) -> StageResult[ModelVersion]:
     """The version of this candidate: the one that exists and is whole, or a new one with the alias ``candidate``.
 
     If any step of making it fails, all of it is taken back. Raises TrackingError when MLflow does not do its part.
@@ -151,7 +151,7 @@ def new_model(handle: RunHandle, checkpoint: Checkpoint, name: str) -> LoggedMod
         raise
 
 
-def add_version(handle: RunHandle, candidate: Candidate, name: str, about: About) -> Found:
+def add_version(handle: RunHandle, candidate: Candidate, name: str, about: VersionNotes) -> Found:
     """Register the model with what was measured; each step notes how it is undone, should a later one fail."""
     client, step = handle.client, candidate.checkpoint.step
     with ExitStack() as undo:

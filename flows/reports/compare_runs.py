@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from dpo_core.errors import RecipeError
 from dpo_core.evaluate.paired_tests import mcnemar
 from dpo_core.train.checkpoint import journal
-from flows.registry.promotion_rule import Measured, beyond_noise, follows, prefers
+from flows.registry.promotion_rule import ModelMeasurements, beyond_noise, follows, prefers
 from flows.reports import compare_plot, comparison_page
 from flows.reports.run_table import ID, RESULTS, Experiment, differing, find
 from flows.tracking.mlflow_run import AFTER, answering
@@ -39,7 +39,7 @@ class Contestant:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RunComparison:
     """What differs. ``settings`` and ``results``: a row's name and a value a run; ``tests``: sentences, against the
     first run; ``curves`` as :mod:`flows.reports.compare_plot` draws them."""
 
@@ -51,7 +51,7 @@ class Comparison:
     curves: dict[str, dict[str, list[tuple[int, float]]]]
 
 
-def compare(experiment: Experiment, runs: Sequence[Run]) -> Comparison:
+def compare(experiment: Experiment, runs: Sequence[Run]) -> RunComparison:
     """Runs against the first of them.
 
     Raises RecipeError when there are fewer than two.
@@ -60,7 +60,7 @@ def compare(experiment: Experiment, runs: Sequence[Run]) -> Comparison:
         raise RecipeError("There is one run to compare.", "It takes two.", "dpo runs lists them.")
     entries = [contestant(experiment, run) for run in runs]
     params = [run.data.params for run in runs]
-    return Comparison(
+    return RunComparison(
         labels=tuple(one.label for one in entries),
         ids=tuple(run.info.run_id for run in runs),
         settings={leaf: tuple(told.get(leaf, "—") for told in params) for leaf in differing(runs)},
@@ -121,12 +121,12 @@ def tested(one: Contestant, first: Contestant) -> list[str]:
     return told
 
 
-def measured(one: Contestant) -> Measured:
+def measured(one: Contestant) -> ModelMeasurements:
     """A run's numbers as the rule of promotion takes them."""
     prefix = f"{AFTER}/"
     told = {name.removeprefix(prefix): value for name, value in one.run.data.metrics.items() if name.startswith(prefix)}
     accuracy, low, high = (told.get(f"test/accuracy{end}", 0.0) for end in ("", "_low", "_high"))
-    known = Measured(one.label, "", one.outcomes, "", accuracy, low, high, int(told.get("test/num_pairs", 0)))
+    known = ModelMeasurements(one.label, "", one.outcomes, "", accuracy, low, high, int(told.get("test/num_pairs", 0)))
     return replace(known, margin_noise=told.get("test/margin_noise", 0.0), beyond_noise=beyond_noise(told))
 
 
@@ -141,7 +141,7 @@ def histories(experiment: Experiment, run: Run) -> dict[str, list[tuple[int, flo
     return told
 
 
-def write(comparison: Comparison, place: Path) -> Path:
+def write(comparison: RunComparison, place: Path) -> Path:
     """The picture, the page, a table in Markdown and all of it as JSON into a directory; returns the page's path."""
     place.mkdir(parents=True, exist_ok=True)
     compare_plot.draw(comparison.curves, place / PICTURE)
@@ -151,18 +151,18 @@ def write(comparison: Comparison, place: Path) -> Path:
     return place / PAGE
 
 
-def plain(comparison: Comparison) -> dict[str, Any]:
+def plain(comparison: RunComparison) -> dict[str, Any]:
     """A comparison as JSON values, without the curves."""
     names = ("labels", "ids", "settings", "results", "tests")
     return {name: getattr(comparison, name) for name in names}
 
 
-def folder(comparison: Comparison) -> str:
+def folder(comparison: RunComparison) -> str:
     """A name for the files of a comparison."""
     return "-".join(identity[:ID] for identity in comparison.ids[:6])
 
 
-def log(experiment: Experiment, comparison: Comparison, place: Path, run_id: str | None = None) -> None:
+def log(experiment: Experiment, comparison: RunComparison, place: Path, run_id: str | None = None) -> None:
     """The files as artifacts of a run: the given one, else the first that is compared."""
     with answering(experiment.uri):
         target = run_id or comparison.ids[0]

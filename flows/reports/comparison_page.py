@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from flows.reports.compare_runs import Comparison
+    from flows.reports.compare_runs import RunComparison
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222 }
@@ -23,7 +23,7 @@ NO_DIFFERENCE = "The recipes are the same."
 SEVERAL = "p-values are of each test alone: of many tests, some come out small by chance."
 
 
-def show(comparison: "Comparison") -> None:
+def show(comparison: "RunComparison") -> None:
     """Print it."""
     console = Console(highlight=False)
     for title, rows in parts(comparison):
@@ -38,17 +38,17 @@ def show(comparison: "Comparison") -> None:
         console.print(f"- {sentence}", markup=False, soft_wrap=True)
 
 
-def parts(comparison: "Comparison") -> list[tuple[str, Mapping[str, Sequence[str]]]]:
+def parts(comparison: "RunComparison") -> list[tuple[str, Mapping[str, Sequence[str]]]]:
     """The two tables."""
     return [("What differs in the recipe", comparison.settings), ("Results", comparison.results)]
 
 
-def sentences(comparison: "Comparison") -> list[str]:
+def sentences(comparison: "RunComparison") -> list[str]:
     """The tests, with a warning when they are many."""
     return [*comparison.tests, *([SEVERAL] if len(comparison.labels) > 2 else [])]
 
 
-def html(comparison: "Comparison", picture: bytes) -> str:
+def html(comparison: "RunComparison", picture: bytes) -> str:
     """One file, the picture inside of it."""
     body = ["<h1>Comparison</h1>"]
     for title, rows in parts(comparison):
@@ -70,7 +70,7 @@ def html(comparison: "Comparison", picture: bytes) -> str:
     return f"<!doctype html>\n<html><head>{head}</head><body>\n{chr(10).join(body)}\n</body></html>\n"
 
 
-def markdown(comparison: "Comparison") -> str:
+def markdown(comparison: "RunComparison") -> str:
     """The same for a Prefect artifact."""
     lines = []
     for title, rows in parts(comparison):

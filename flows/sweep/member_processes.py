@@ -13,7 +13,7 @@ from dpo_core.errors import StoppedError
 from dpo_core.records import StepMetrics
 from dpo_core.train.checkpoint import journal
 from dpo_core.train.checkpoint.run_dir import METRICS
-from flows.pipeline import Outcome
+from flows.pipeline import PipelineOutcome
 from flows.sweep.early_stop import hopeless
 from flows.sweep.sweep_plan import Member
 
@@ -37,11 +37,11 @@ class Result:
     member: Member
     state: str
     told: str = ""
-    outcome: Outcome | None = None
+    outcome: PipelineOutcome | None = None
 
 
 @dataclass(slots=True)
-class Crew:
+class WorkerPool:
     """All members of a sweep. ``watch`` is called with a member now and then while it runs, and when it has ended."""
 
     members: Sequence[Member]
@@ -117,7 +117,7 @@ class Crew:
         """What a process that has ended left behind."""
         outcome = self.file(one.member, "outcome.json")
         if code == 0 and outcome.is_file():
-            return Result(one.member, "done", outcome=Outcome.model_validate_json(outcome.read_text()))
+            return Result(one.member, "done", outcome=PipelineOutcome.model_validate_json(outcome.read_text()))
         if one.why and code == StoppedError.exit_code:
             self.file(one.member, "stopped").write_text(one.why)
             return Result(one.member, "stopped early", one.why)

@@ -19,14 +19,14 @@ from dpo_core.errors import RecipeError, StoppedError, TrackingError, TrainingEr
 from dpo_core.pipeline.preflight import preflight
 from dpo_core.records import Promotion, Record
 from dpo_core.train.checkpoint.run_dir import read_config
-from flows.pipeline import Outcome
+from flows.pipeline import PipelineOutcome
 from flows.registry import approval, champion
 from flows.registry.versions import CANDIDATE
 from flows.reports import compare_runs, comparison_page
 from flows.reports.run_table import Experiment
 from flows.sweep import sweep_report
-from flows.sweep.member_processes import FAILED, INTERRUPTED, Crew, Result
-from flows.sweep.sweep_plan import Member, Plan, plan
+from flows.sweep.member_processes import FAILED, INTERRUPTED, Result, WorkerPool
+from flows.sweep.sweep_plan import Member, SweepPlan, plan
 from flows.tracking import mlflow_run, mlflow_server
 from flows.tracking.mlflow_run import RunHandle, answering
 
@@ -52,7 +52,7 @@ def sweep(recipe: Recipe, axes: dict[str, list[str]]) -> SweepOutcome:
     for member in planned.members:
         preflight(member.recipe)
     with alone(planned), parent(planned) as handle:
-        crew = Crew(planned.members, planned.place, environment(handle), Adopter(handle).watch, say)
+        crew = WorkerPool(planned.members, planned.place, environment(handle), MemberNester(handle).watch, say)
         results = crew.run(recipe.sweep.members_at_once, recipe.sweep.stop_hopeless_after)
         best, outcome = choose(results)
         promotion = promoted(handle, outcome, recipe.promote)
@@ -69,7 +69,7 @@ def sweep(recipe: Recipe, axes: dict[str, list[str]]) -> SweepOutcome:
 
 
 @contextmanager
-def alone(planned: Plan) -> Iterator[None]:
+def alone(planned: SweepPlan) -> Iterator[None]:
     """Hold the sweep.
 
     Raises RecipeError when another process runs it.
@@ -85,7 +85,7 @@ def alone(planned: Plan) -> Iterator[None]:
 
 
 @contextmanager
-def parent(planned: Plan) -> Iterator[RunHandle]:
+def parent(planned: SweepPlan) -> Iterator[RunHandle]:
     """The sweep's run, whose children its members' are; closed as what the block came to."""
     handle = open_parent(planned)
     try:
@@ -102,7 +102,7 @@ def parent(planned: Plan) -> Iterator[RunHandle]:
     mlflow_run.close_run(handle, "FINISHED")
 
 
-def open_parent(planned: Plan) -> RunHandle:
+def open_parent(planned: SweepPlan) -> RunHandle:
     """The sweep's run: found again by what the sweep is, or made."""
     track = planned.recipe.track
     uri = mlflow_server.tracking_uri(track)
@@ -125,7 +125,7 @@ def open_parent(planned: Plan) -> RunHandle:
 
 
 @dataclass(slots=True)
-class Adopter:
+class MemberNester:
     """Makes members' runs children of the sweep's as soon as they are there; one that has a parent keeps it."""
 
     handle: RunHandle
@@ -160,7 +160,7 @@ def say(line: str) -> None:
     get_run_logger().info(line)
 
 
-def choose(results: Sequence[Result]) -> tuple[Result, Outcome]:
+def choose(results: Sequence[Result]) -> tuple[Result, PipelineOutcome]:
     """The best member: the most prompts followed strictly, then the highest held-out accuracy; the first of equals.
 
     Raises TrainingError when none was finished.
@@ -172,13 +172,13 @@ def choose(results: Sequence[Result]) -> tuple[Result, Outcome]:
     return max(done, key=lambda pair: score(pair[1]))
 
 
-def score(outcome: Outcome) -> tuple[float, float]:
+def score(outcome: PipelineOutcome) -> tuple[float, float]:
     """What members are ranked by."""
     told = outcome.trained.metrics
     return told.get("prompt_strict_acc", 0.0), told["test/accuracy"]
 
 
-def promoted(handle: RunHandle, outcome: Outcome, rule: PromoteSettings) -> Promotion:
+def promoted(handle: RunHandle, outcome: PipelineOutcome, rule: PromoteSettings) -> Promotion:
     """The best member's version through the gates; it holds the alias ``candidate`` whichever came last."""
     version = outcome.version
     run = RunHandle(handle.uri, version.experiment_id, version.run_id, handle.client)
@@ -187,7 +187,7 @@ def promoted(handle: RunHandle, outcome: Outcome, rule: PromoteSettings) -> Prom
     return champion.promote(run, champion.case(version, outcome.base, outcome.trained), rule, approval.asker(rule))
 
 
-def summarise(handle: RunHandle, planned: Plan, results: Sequence[Result], best: Result) -> None:
+def summarise(handle: RunHandle, planned: SweepPlan, results: Sequence[Result], best: Result) -> None:
     """Table, bars and the comparison of the members, with the sweep's run and as Prefect artifacts."""
     told = sweep_report.markdown(planned, results, best)
     with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
@@ -205,7 +205,7 @@ def summarise(handle: RunHandle, planned: Plan, results: Sequence[Result], best:
 
 def nest(handle: RunHandle, results: Sequence[Result]) -> None:
     """Adopt members whose training was there before the sweep, and note on a run why it was stopped."""
-    adopter = Adopter(handle)
+    adopter = MemberNester(handle)
     for one in results:
         if one.outcome:
             adopter.adopt(one.outcome.version.run_id)
@@ -215,7 +215,7 @@ def nest(handle: RunHandle, results: Sequence[Result]) -> None:
                 handle.client.set_tag(run.info.run_id, STOPPED, one.told)
 
 
-def comparison(handle: RunHandle, planned: Plan, results: Sequence[Result]) -> str:
+def comparison(handle: RunHandle, planned: SweepPlan, results: Sequence[Result]) -> str:
     """The finished members against the first of them, as ``dpo compare`` does; nothing for a single one."""
     ids = list(dict.fromkeys(one.outcome.version.run_id for one in results if one.outcome))
     if len(ids) < 2:

@@ -42,7 +42,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SweepPlan:
     """A sweep. ``recipe`` is that of its first member, ``place`` where its members' runs and notes lie."""
 
     recipe: Recipe
@@ -73,7 +73,7 @@ def split(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], Axes]:
     return fixed, {leaf: tuple(value.strip() for value in told) for leaf, told in given.items() if len(told) > 1}
 
 
-def plan(recipe: Recipe, axes: Mapping[str, Sequence[str]]) -> Plan:
+def plan(recipe: Recipe, axes: Mapping[str, Sequence[str]]) -> SweepPlan:
     """Every member of a sweep, valid as a recipe.
 
     Raises RecipeError when nothing varies, or something that cannot, or two members are the same.
@@ -92,7 +92,7 @@ def plan(recipe: Recipe, axes: Mapping[str, Sequence[str]]) -> Plan:
         Member(name_of(values), values, placed(one, place / name_of(values)))
         for values, one in zip(combinations, recipes, strict=True)
     ]
-    return Plan(recipe, {leaf: tuple(values) for leaf, values in axes.items()}, place, key, tuple(members))
+    return SweepPlan(recipe, {leaf: tuple(values) for leaf, values in axes.items()}, place, key, tuple(members))
 
 
 def refuse(recipe: Recipe, axes: Mapping[str, Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from flows.reports.curve_plot import BLUE, INK
 from flows.reports.run_report import plain, word
 from flows.sweep.member_processes import Result
-from flows.sweep.sweep_plan import Plan
+from flows.sweep.sweep_plan import SweepPlan
 
 METRICS = {"prompt_strict_acc": "IFEval", "test/accuracy": "held-out accuracy"}
 OPTIMISTIC = "The best of several on the same prompts and pairs looks better than it is: the more members, the more so."
@@ -28,7 +28,7 @@ def known(results: Sequence[Result]) -> list[str]:
     return [name for name in METRICS if any(metric(one, name) is not None for one in results)]
 
 
-def table(plan: Plan, results: Sequence[Result], best: Result | None) -> Table:
+def table(plan: SweepPlan, results: Sequence[Result], best: Result | None) -> Table:
     """A member a line."""
     made = Table(title=f"Sweep {plan.fingerprint[:8]}", title_justify="left")
     names = known(results)
@@ -47,7 +47,7 @@ def row(one: Result, names: Sequence[str]) -> list[str]:
     return [*one.member.values.values(), state, *numbers, version]
 
 
-def markdown(plan: Plan, results: Sequence[Result], best: Result | None) -> str:
+def markdown(plan: SweepPlan, results: Sequence[Result], best: Result | None) -> str:
     """The table for a Prefect artifact."""
     names = known(results)
     heads = [*plan.axes, "state", *(METRICS[name] for name in names), "version", ""]
@@ -56,7 +56,7 @@ def markdown(plan: Plan, results: Sequence[Result], best: Result | None) -> str:
     return "\n".join([*lines, "", OPTIMISTIC, ""])
 
 
-def description(plan: Plan, results: Sequence[Result], best: Result, reason: str) -> str:
+def description(plan: SweepPlan, results: Sequence[Result], best: Result, reason: str) -> str:
     """The parent run's text, of which MLflow renders lists and code but no tables; the best member first, as the page
     folds the rest away."""
     lines = []
@@ -68,7 +68,7 @@ def description(plan: Plan, results: Sequence[Result], best: Result, reason: str
     return "\n".join([*lines, "", said, "", OPTIMISTIC, "", "Repeat it with", "", f"    {command(plan)}"])
 
 
-def command(plan: Plan) -> str:
+def command(plan: SweepPlan) -> str:
     """The command line of a sweep."""
     default, told = plain(type(plan.recipe)()), plain(plan.recipe)
     fixed = [f"{leaf}={word(told[leaf])}" for leaf in told if told[leaf] != default[leaf] and leaf not in plan.axes]

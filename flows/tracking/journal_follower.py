@@ -11,7 +11,7 @@ from typing import Self
 from dpo_core.errors import TrackingError
 from dpo_core.train.checkpoint.run_dir import METRICS
 from flows.tracking.mlflow_run import RunHandle, log_machine, project
-from flows.tracking.system_metrics import Machine
+from flows.tracking.system_metrics import SystemMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Follower:
         self.handle: RunHandle | None = None
         self.away = False
         self.seen: tuple[int, int] | None = None
-        self.machine = Machine()
+        self.machine = SystemMetrics()
         self.leaving = threading.Event()
         self.thread = threading.Thread(target=self.follow, name="mlflow-projection", daemon=True)
 

@@ -24,7 +24,7 @@ from dpo_core.records import EvalResult, StepMetrics
 from dpo_core.train.checkpoint import journal
 from dpo_core.train.checkpoint.run_dir import METRICS
 from flows.tracking import experiment_page, mlflow_server
-from flows.tracking.system_metrics import SYSTEM, Machine
+from flows.tracking.system_metrics import SYSTEM, SystemMetrics
 
 FINGERPRINT = "dpo.fingerprint"
 MOST_METRICS = 1000  # of one log_batch
@@ -209,7 +209,7 @@ def points(step: StepMetrics) -> list[Metric]:
     return [Metric(name, value, round(step.time * 1000), step.step) for name, value in step.values.items()]
 
 
-def log_machine(handle: RunHandle, machine: Machine) -> None:
+def log_machine(handle: RunHandle, machine: SystemMetrics) -> None:
     """Log the samples that wait, and forget them once they are held."""
     with answering(handle.uri):
         if machine.waiting:

@@ -17,7 +17,7 @@ EVERY_S = 10.0
 MOST_SAMPLES = 1000  # that wait for a server: nearly three hours
 
 
-class Machine:
+class SystemMetrics:
     """Samples that wait to be logged, one every ``every`` seconds of those in which :meth:`look` is called."""
 
     def __init__(self, every: float = EVERY_S, clock: Callable[[], float] = time.time) -> None:

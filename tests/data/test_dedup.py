@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_core.data.acquire import Smallest
-from dpo_core.data.dedup import Seen
+from dpo_core.data.dedup import DigestSet
 
 DIGESTS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 5) | st.integers(0, 9).map(lambda n: n << 60))
 
 
 @given(DIGESTS)
 def test_it_holds_what_a_set_holds(digests: list[int]) -> None:
-    seen, known = Seen(), set[int]()
+    seen, known = DigestSet(), set[int]()
     for digest in digests:
         held = digest or 1
         assert seen.add(digest) == (held not in known)
@@ -25,7 +25,7 @@ def test_it_holds_what_a_set_holds(digests: list[int]) -> None:
 def test_it_grows_and_stays_compact() -> None:
     rng = random.Random(0)
     digests = [rng.getrandbits(64) for _ in range(20_000)]
-    seen = Seen()
+    seen = DigestSet()
     assert all(seen.add(digest) for digest in digests)
     assert not any(seen.add(digest) for digest in digests)
     assert not any(rng.getrandbits(64) in seen for _ in range(1000))

@@ -11,13 +11,13 @@ from dpo_core.data.lengths import LengthCounts
 from dpo_core.pair import Pair
 from dpo_core.records import DataReport
 from dpo_core.render.report import in_tokens
-from dpo_core.render.token_dataset import Completion, TokenPair, write_split
+from dpo_core.render.token_dataset import CompletionTokens, TokenPair, write_split
 from tests.conftest import pair_rows
 from tests.data.conftest import acquired, write_rows
 
 
-def completion(length: int) -> Completion:
-    return Completion(np.zeros(length, np.int32), np.ones(length, np.bool_))
+def completion(length: int) -> CompletionTokens:
+    return CompletionTokens(np.zeros(length, np.int32), np.ones(length, np.bool_))
 
 
 def token_pair(prompt: int, chosen: int, rejected: int) -> TokenPair:

@@ -12,7 +12,7 @@ from prefect.utilities.templating import find_placeholders
 
 from deployments import catalogue, register_deployments
 from deployments.deployment_recipe import merged, trees
-from deployments.register_deployments import Wishes
+from deployments.register_deployments import DeploymentOptions
 from dpo_core.config.recipe import LEAVES, SECTIONS, Recipe
 from dpo_core.config.settings import split_recipe_file
 from dpo_core.errors import DPOError, RecipeError
@@ -64,7 +64,7 @@ def test_the_form_of_prefects_ui_shows_every_setting_with_its_help_and_limits() 
 def test_settings_become_the_deployments_own_and_start_the_nightly_one(tmp_path: Path) -> None:
     recipe = tmp_path / "my.toml"
     recipe.write_text('model_name = "gpt2"\nlearning_rate = 1e-6\n')
-    told = register_deployments.wanted(Wishes(cron="0 3 * * 1-5", timezone="Asia/Tokyo"), recipe, ["seed=7"])
+    told = register_deployments.wanted(DeploymentOptions(cron="0 3 * * 1-5", timezone="Asia/Tokyo"), recipe, ["seed=7"])
     night = entry("nightly", told)
     assert night["parameters"]["recipe"] == {
         "model": {"model_name": "gpt2"},
@@ -76,7 +76,10 @@ def test_settings_become_the_deployments_own_and_start_the_nightly_one(tmp_path:
 
 
 def test_without_a_model_the_nightly_one_stays_paused() -> None:
-    assert entry("nightly", register_deployments.wanted(Wishes(), None, ["seed=7"]))["schedules"][0]["active"] is False
+    assert (
+        entry("nightly", register_deployments.wanted(DeploymentOptions(), None, ["seed=7"]))["schedules"][0]["active"]
+        is False
+    )
 
 
 def test_the_command_line_goes_before_the_file_and_the_file_before_the_deployment(tmp_path: Path) -> None:
@@ -109,7 +112,7 @@ def test_what_cannot_be_is_refused_with_the_nearest_right_one(
     wishes: dict[str, str], words: list[str], message: str
 ) -> None:
     with pytest.raises(DPOError, match=message):
-        register_deployments.wanted(Wishes(**wishes), None, words)  # type: ignore[arg-type]
+        register_deployments.wanted(DeploymentOptions(**wishes), None, words)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", register_deployments.KINDS)

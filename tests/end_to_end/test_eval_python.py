@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from dpo_core.config.recipe import Recipe
 from dpo_core.pipeline import evaluation_plan
 from dpo_core.pipeline.base_model import InitialModel
-from dpo_core.pipeline.pipeline import Measured
+from dpo_core.pipeline.pipeline import EvaluationSteps
 from dpo_core.pipeline.preflight import RunPlan
 from dpo_core.records import EvalResult
 from tests.conftest import pair_rows
@@ -127,7 +127,9 @@ def measured(world: World, runs: Path, **settings: Any) -> EvalResult:
     source = InitialModel("directory", "world", world.model.path)
     plan = RunPlan(recipe, "demo", None, source, environment)
     evaluation = evaluation_plan.plan(recipe.evaluate, None, plan.store, environment)
-    result: EvalResult = Measured(plan, world.rendered, world.reference, evaluation).step(world.model, "").run().record
+    result: EvalResult = (
+        EvaluationSteps(plan, world.rendered, world.reference, evaluation).step(world.model, "").run().record
+    )
     return result
 
 

@@ -19,7 +19,7 @@ from dpo_core.data.preference import Preference, write_pairs
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate import evaluate, run_task
 from dpo_core.evaluate.ifeval import ifeval_prompts
-from dpo_core.evaluate.ifeval.ifeval_checkers import Verdict, score
+from dpo_core.evaluate.ifeval.ifeval_checkers import FollowedInstructions, score
 from dpo_core.evaluate.ifeval.ifeval_task import ifeval, instruction_following
 from dpo_core.evaluate.inspect import run_inspect
 from dpo_core.evaluate.inspect.inspect_errors import Unusable
@@ -152,7 +152,7 @@ def test_a_model_is_measured_on_prompts_and_pairs(world: World, told: PromptSet)
     assert [outcome["key"] for outcome in outcomes] == list(rows)
     for outcome in outcomes:
         verdict = score(rows[outcome["key"]], outcome["response"])
-        assert verdict == Verdict(tuple(outcome["strict"]), tuple(outcome["loose"]))
+        assert verdict == FollowedInstructions(tuple(outcome["strict"]), tuple(outcome["loose"]))
     metrics = result.metrics
     strict = [verdict for outcome in outcomes for verdict in outcome["strict"]]
     assert metrics["prompt_strict_acc"] == sum(all(outcome["strict"]) for outcome in outcomes) / 4
@@ -302,7 +302,7 @@ def test_a_model_that_emits_nothing_follows_nothing(
     """Its likeliest first token is the one that ends an answer."""
     opened = evaluate.to_answerer
 
-    def silent(model: Any, *words: Any) -> generator.Answerer:
+    def silent(model: Any, *words: Any) -> generator.ResponseGenerator:
         answerer = opened(model, *words)
         [end] = answerer.renderer.stop_token_ids
 

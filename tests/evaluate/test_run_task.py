@@ -15,13 +15,13 @@ from dpo_core.config.recipe import EvaluateSettings
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate import run_task
 from dpo_core.evaluate.ifeval import ifeval_prompts
-from dpo_core.evaluate.inspect.run_inspect import Asked, run_inspect_task
+from dpo_core.evaluate.inspect.run_inspect import TaskRun, run_inspect_task
 from dpo_core.evaluate.judge import judge
 from dpo_core.evaluate.run_task import read_answers
-from dpo_core.evaluate.sample_results import Sampled
-from dpo_core.inference.decoding import Completion
-from dpo_core.inference.response_cache import Ledger
-from dpo_core.inference.sampling import Scored
+from dpo_core.evaluate.sample_results import SampleResult
+from dpo_core.inference.decoding import DecodedTokens
+from dpo_core.inference.response_cache import ResponseCache
+from dpo_core.inference.sampling import TokenLogps
 from dpo_core.model.locate import describe
 from dpo_core.records import PromptSet, TaskResult
 from dpo_core.stages.evaluation.answer import AnswerRequest
@@ -119,15 +119,15 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(
 ) -> None:
     """The process dies after the second answer; the next attempt asks for the third alone."""
     whole = asked(store, request(stories, "ifeval", told), "undisturbed")
-    add = Ledger.add
+    add = ResponseCache.add
 
-    def dying(ledger: Ledger, key: str, completion: Completion) -> None:
+    def dying(ledger: ResponseCache, key: str, completion: DecodedTokens) -> None:
         add(ledger, key, completion)
         if ledger.path and len(ledger.path.read_text().splitlines()) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "add", dying)
+        patched.setattr(ResponseCache, "add", dying)
         with pytest.raises((EvaluationError, KeyboardInterrupt)):
             asked(store, request(stories, "ifeval", told), "cut off")
     kept = store.entry("answer", "cut off").with_name(".cut off.answers.jsonl")
@@ -135,11 +135,11 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(
         torn.write('["half a li')
     counted: list[str] = []
 
-    def counting(ledger: Ledger, key: str, completion: Completion) -> None:
+    def counting(ledger: ResponseCache, key: str, completion: DecodedTokens) -> None:
         counted.append(key)
         add(ledger, key, completion)
 
-    monkeypatch.setattr(Ledger, "add", counting)
+    monkeypatch.setattr(ResponseCache, "add", counting)
     result = asked(store, request(stories, "ifeval", told), "cut off")
     assert len(counted) == 1
     assert (result.metrics, read_answers(result)) == (whole.metrics, read_answers(whole))
@@ -147,15 +147,15 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(
 
 
 def test_the_ledger_keeps_scores(tmp_path: Path) -> None:
-    completion = Completion((4, 5), True, (Scored(-0.25, ((4, -0.25), (7, -2.5))), Scored(-1.5)))
-    Ledger(tmp_path / "ledger").add("key", completion)
-    assert Ledger(tmp_path / "ledger").get("key") == completion
+    completion = DecodedTokens((4, 5), True, (TokenLogps(-0.25, ((4, -0.25), (7, -2.5))), TokenLogps(-1.5)))
+    ResponseCache(tmp_path / "ledger").add("key", completion)
+    assert ResponseCache(tmp_path / "ledger").get("key") == completion
 
 
 def test_a_task_without_samples_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tales.py").write_text(TASK.replace('("park", "dog", "ball")', "()"))
     with pytest.raises(EvaluationError, match=r"samples|dataset|empty"):
-        run_inspect_task("mockllm/model", Asked(f"{tmp_path / 'tales.py'}@words", "words", tmp_path))
+        run_inspect_task("mockllm/model", TaskRun(f"{tmp_path / 'tales.py'}@words", "words", tmp_path))
 
 
 @pytest.mark.parametrize(("samples", "failing", "ends"), [(20, 1, True), (40, 3, False)])
@@ -172,7 +172,7 @@ def test_five_in_a_hundred_may_fail_and_no_more(tmp_path: Path, samples: int, fa
         return told
 
     model = get_model("mockllm/model", custom_outputs=output, memoize=False)
-    asked = Asked(f"{tmp_path / 'tales.py'}@words", "words", tmp_path)
+    asked = TaskRun(f"{tmp_path / 'tales.py'}@words", "words", tmp_path)
     if ends:
         assert run_inspect_task(model, asked).status == "success"
         return
@@ -183,7 +183,7 @@ def test_five_in_a_hundred_may_fail_and_no_more(tmp_path: Path, samples: int, fa
 def test_a_task_that_imports_what_is_not_there_comes_with_the_pip_line(tmp_path: Path) -> None:
     (tmp_path / "tales.py").write_text("import a_package_of_tales\n" + TASK)
     with pytest.raises(EvaluationError, match="pip install a_package_of_tales"):
-        run_inspect_task("mockllm/model", Asked(f"{tmp_path / 'tales.py'}@words", "words", tmp_path))
+        run_inspect_task("mockllm/model", TaskRun(f"{tmp_path / 'tales.py'}@words", "words", tmp_path))
 
 
 def test_a_package_of_tasks_that_lacks_something_comes_with_the_pip_line(
@@ -197,11 +197,13 @@ def test_a_package_of_tasks_that_lacks_something_comes_with_the_pip_line(
     (tmp_path / "fables.py").write_text("import a_package_of_fables\n" + TASK)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(EvaluationError, match="pip install a_package_of_fables"):
-        run_inspect_task("mockllm/model", Asked("fables/words", "fables/words", tmp_path))
+        run_inspect_task("mockllm/model", TaskRun("fables/words", "fables/words", tmp_path))
 
 
-def sampled(name: str, response: str) -> Sampled:
-    return Sampled(id=name, prompt=f"Ask {name}.", response=response, values={}, sizes={}, stop_reason="stop", tokens=1)
+def sampled(name: str, response: str) -> SampleResult:
+    return SampleResult(
+        id=name, prompt=f"Ask {name}.", response=response, values={}, sizes={}, stop_reason="stop", tokens=1
+    )
 
 
 ONE = [sampled("a", "long and good"), sampled("b", "x"), sampled("c", "the same"), sampled("d", "even")]

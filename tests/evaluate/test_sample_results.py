@@ -2,11 +2,13 @@
 
 import pytest
 
-from dpo_core.evaluate.sample_results import Outcome, loops, shares
+from dpo_core.evaluate.sample_results import PromptResult, loops, shares
 
 
-def outcome(key: int, strict: dict[str, bool], response: str = "A fine answer.", error: str | None = None) -> Outcome:
-    return Outcome(
+def outcome(
+    key: int, strict: dict[str, bool], response: str = "A fine answer.", error: str | None = None
+) -> PromptResult:
+    return PromptResult(
         key=key,
         prompt="Do.",
         instruction_id_list=[*strict],

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.model.lora import trainable
 from dpo_core.pair import Pair
-from dpo_core.render.token_dataset import Completion, TokenPair
+from dpo_core.render.token_dataset import CompletionTokens, TokenPair
 from dpo_core.train.batching import auto_token_budget
 from dpo_core.train.batching.batch_layout import obstacle
 from dpo_core.train.batching.memory_estimate import Workload
@@ -30,7 +30,7 @@ from dpo_core.train.batching.packing import branches, build
 from dpo_core.train.checkpoint import checkpoint_state
 from dpo_core.train.logps import backward, completion_logps
 from dpo_core.train.loop import Run, accumulate, steps
-from dpo_core.train.reference import OnTheFly
+from dpo_core.train.reference import OnTheFlyReference
 from dpo_core.train.runtime import setup
 from dpo_core.train.runtime.compile_layers import compiled, uncompiled
 from tests import tiny
@@ -81,7 +81,7 @@ def run_of(path: Path, policy: nn.Module, reference: str = "cached", **changes: 
     adapted = hasattr(policy, "disable_adapter")
     frozen = llama(dtype=torch.bfloat16 if adapted and train.precision == "bf16" else torch.float32)
     if reference == "on_the_fly":
-        known: Any = OnTheFly(policy if adapted else frozen, train.precision)
+        known: Any = OnTheFlyReference(policy if adapted else frozen, train.precision)
     else:
         known = tiny.references(path, frozen, split, precision=train.precision)  # type: ignore[arg-type]
     return Run(policy, setup.adamw(policy, train), split, known, train, token_budget=int(train.token_budget))
@@ -198,7 +198,7 @@ def test_the_predicted_peak_is_the_measured_one(tmp_path: Path, lora_rank: int) 
     policy = setup.prepared(trainable(base, ModelSettings(lora_rank=lora_rank), seed=0), train)
     work = Workload(policy, split, "tree", "bf16")
     plan = auto_token_budget.plan(
-        work, 16_384, auto_token_budget.Past(), auto_token_budget.batches_of(len(split), train)
+        work, 16_384, auto_token_budget.BudgetHistory(), auto_token_budget.batches_of(len(split), train)
     )
     known: Any = tiny.references(tmp_path, base, split, precision="bf16")
     torch.cuda.reset_peak_memory_stats()
@@ -214,4 +214,6 @@ def long_pair(seed: int) -> TokenPair:
     """Of 256 + 128 + 128 tokens."""
     rng = np.random.default_rng(seed)
     prompt, chosen, rejected = (rng.integers(3, 8_000, length).astype(np.int32) for length in (256, 128, 128))
-    return TokenPair(prompt, Pair(chosen, rejected).map(lambda ids: Completion(ids, np.ones(len(ids), dtype=np.bool_))))
+    return TokenPair(
+        prompt, Pair(chosen, rejected).map(lambda ids: CompletionTokens(ids, np.ones(len(ids), dtype=np.bool_)))
+    )

@@ -8,15 +8,15 @@ import pytest
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError, RecipeError
 from dpo_core.inference.chat import chat_command, fitting, main
-from dpo_core.inference.generator import Answerer, Sampling, open_answerer
-from dpo_core.inference.load_engine import How
+from dpo_core.inference.generator import ResponseGenerator, Sampling, open_answerer
+from dpo_core.inference.load_engine import EngineConfig
 
 MARK = " [cut off after max_new_tokens=12]"
 
 
 @pytest.fixture(scope="module")
-def answerer(stories: Path) -> Answerer:
-    return open_answerer(stories, How(batch_size=1))
+def answerer(stories: Path) -> ResponseGenerator:
+    return open_answerer(stories, EngineConfig(batch_size=1))
 
 
 def user(text: str) -> Message:
@@ -27,7 +27,7 @@ def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def answer(answerer: Answerer, *messages: Message) -> str:
+def answer(answerer: ResponseGenerator, *messages: Message) -> str:
     [said] = answerer.answer([messages], Sampling(12))
     return said.text
 
@@ -38,7 +38,7 @@ def chat(stories: Path, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_generate_prints_every_answer_and_says_that_it_was_cut_off(
-    stories: Path, answerer: Answerer, capsys: pytest.CaptureFixture[str]
+    stories: Path, answerer: ResponseGenerator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main("generate", [str(stories), "Tell me of Tom.", "max_new_tokens=12", "And of 1+1=2."])
     first, second = answer(answerer, user("Tell me of Tom.")), answer(answerer, user("And of 1+1=2."))
@@ -46,7 +46,7 @@ def test_generate_prints_every_answer_and_says_that_it_was_cut_off(
 
 
 def test_chat_remembers_until_told_to_start_over(
-    stories: Path, answerer: Answerer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    stories: Path, answerer: ResponseGenerator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat(stories, "Hello.\n\nWho is Tom?\n/new\nWho is Tom?\n/exit\nnever read\n", monkeypatch)
     first = answer(answerer, user("Hello."))
@@ -63,7 +63,7 @@ def test_chat_ends_with_its_input(
     assert capsys.readouterr().out.count(MARK) == 1
 
 
-def test_a_long_conversation_loses_its_oldest_turns(answerer: Answerer) -> None:
+def test_a_long_conversation_loses_its_oldest_turns(answerer: ResponseGenerator) -> None:
     """512 positions; each of these turns takes about 200."""
     turns = [user("word " * 60), assistant("word " * 60), user("word " * 60), assistant("word " * 60), user("Now?")]
     assert fitting(answerer, turns) == turns[2:]

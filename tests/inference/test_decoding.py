@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from dpo_core.inference import decoding, kv_cache
-from dpo_core.inference.decoding import Completion, Decoding, decode
-from dpo_core.inference.sampling import Shape, choose, cut
+from dpo_core.inference.decoding import DecodedTokens, Decoding, decode
+from dpo_core.inference.sampling import SamplingDistribution, choose, cut
 from dpo_core.model.load import load_model, load_tokenizer
-from dpo_core.render.token_dataset import Completion as SideOfPair
+from dpo_core.render.token_dataset import CompletionTokens as SideOfPair
 from dpo_core.train.batching.packing import Branches, build
 from dpo_core.train.logps import completion_logps
 
@@ -90,7 +90,7 @@ def test_the_documented_text_in_every_batch_size_and_beside_any_neighbours(
     """Rows that finish make room for others in the middle of the text."""
     full_stop = tokenizer.convert_tokens_to_ids(".")
     decoding = Decoding(60, frozenset([full_stop]), batch_size=batch_size)
-    told: dict[int, Completion] = {}
+    told: dict[int, DecodedTokens] = {}
     completions = decode(model, [*prompts, [BOS], *prompts], decoding, finished=told.__setitem__)
     assert completions == [told[index] for index in range(len(completions))]
     text = tokenizer.decode(completions[len(prompts)].ids).strip()
@@ -133,10 +133,10 @@ def test_rows_attend_over_what_the_longest_of_their_part_needs(monkeypatch: pyte
     assert seen == [(2, 3), (2, 11)] * 2 + [(2, 4), (2, 12)] * 2  # two layers, two steps after the prompts' own
 
 
-def cut_at(ids: list[int], stop: int) -> Completion:
+def cut_at(ids: list[int], stop: int) -> DecodedTokens:
     if stop not in ids:
-        return Completion(tuple(ids), ended=False)
-    return Completion(tuple(ids[: ids.index(stop) + 1]), ended=True)
+        return DecodedTokens(tuple(ids), ended=False)
+    return DecodedTokens(tuple(ids[: ids.index(stop) + 1]), ended=True)
 
 
 def test_stop_string_ends_a_row_where_its_last_token_completes_it(
@@ -171,17 +171,19 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(model: PreTrainedMode
 def test_draws_follow_the_distribution() -> None:
     """4,000 draws at temperature 2 from logits 2·ln p: each share within four standard errors of p."""
     shares = torch.tensor([0.5, 0.3, 0.0, 0.2])
-    drawn = choose((2 * shares.log()).expand(4000, 4), [random.Random(seed) for seed in range(4000)], Shape(2.0))
+    drawn = choose(
+        (2 * shares.log()).expand(4000, 4), [random.Random(seed) for seed in range(4000)], SamplingDistribution(2.0)
+    )
     counts = torch.bincount(drawn, minlength=4) / 4000
     assert torch.all((counts - shares).abs() <= 4 * (shares * (1 - shares) / 4000).sqrt())
 
 
 def test_draws_stay_within_top_k_and_top_p() -> None:
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
-    assert cut(logits, Shape(1.0, top_k=2)).isfinite().tolist() == [[False, True, False, True]]
-    assert cut(logits, Shape(1.0, top_p=0.65)).isfinite().tolist() == [[False, True, False, True]]
-    assert cut(logits, Shape(1.0, top_p=0.75)).isfinite().tolist() == [[False, True, True, True]]
-    assert cut(logits, Shape(1.0, top_p=0.01)).isfinite().tolist() == [[False, True, False, False]]
+    assert cut(logits, SamplingDistribution(1.0, top_k=2)).isfinite().tolist() == [[False, True, False, True]]
+    assert cut(logits, SamplingDistribution(1.0, top_p=0.65)).isfinite().tolist() == [[False, True, False, True]]
+    assert cut(logits, SamplingDistribution(1.0, top_p=0.75)).isfinite().tolist() == [[False, True, True, True]]
+    assert cut(logits, SamplingDistribution(1.0, top_p=0.01)).isfinite().tolist() == [[False, True, False, False]]
 
 
 def test_scores_are_the_trainer_s_log_probabilities(model: PreTrainedModel, prompts: list[list[int]]) -> None:

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 from dpo_core.config.recipe import EngineName
 from dpo_core.errors import EvaluationError, RecipeError
 from dpo_core.inference import load_engine, select_engine
-from dpo_core.inference.decoding import Completion, Decoding, own_streams
-from dpo_core.inference.load_engine import How, open_engine
+from dpo_core.inference.decoding import DecodedTokens, Decoding, own_streams
+from dpo_core.inference.load_engine import EngineConfig, open_engine
 from dpo_core.inference.paged_engine import PagedEngine
 from dpo_core.inference.torch_engine import Engine, TorchEngine
 from dpo_core.model.load import load_model
@@ -21,11 +21,11 @@ from tests import tiny
 PROMPTS = [[1, 5, 6, 7], [1, 9] * 20, [1, 40], [1], [1, 60, 61, 62, 63]]
 
 
-def generate(engine: Engine, decoding: Decoding, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[Completion]:
+def generate(engine: Engine, decoding: Decoding, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[DecodedTokens]:
     """In the prompts' order, each told of exactly once."""
-    told: dict[int, Completion] = {}
+    told: dict[int, DecodedTokens] = {}
 
-    def finished(index: int, completion: Completion) -> None:
+    def finished(index: int, completion: DecodedTokens) -> None:
         assert index not in told
         told[index] = completion
 
@@ -122,10 +122,10 @@ def test_an_engine_that_does_not_start_is_replaced_unless_it_was_asked_for(
     """As on a GPU, with a vLLM that does not know the model."""
     monkeypatch.setattr(load_engine, "choose", lambda *how: "vllm")
     monkeypatch.setattr("dpo_core.inference.vllm_engine.VLLMEngine", lambda *how: 1 / 0)
-    assert open_engine(wide, How()).engine.name == "paged"
+    assert open_engine(wide, EngineConfig()).engine.name == "paged"
     assert "vLLM does not start" in caplog.text
     with pytest.raises(EvaluationError, match="division by zero"):
-        open_engine(wide, How(engine="vllm"))
+        open_engine(wide, EngineConfig(engine="vllm"))
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_an_engine_that_does_not_start_is_replaced_unless_it_was_asked_for(
 @pytest.mark.filterwarnings("ignore")  # its own and those of what it brings
 def test_vllm_gives_our_tokens_ends_and_scores(wide: Path) -> None:
     """One after the other in one process: vLLM cannot be opened twice in it."""
-    ours, theirs = (open_engine(wide, How(engine=name)).engine for name in ("torch", "vllm"))
+    ours, theirs = (open_engine(wide, EngineConfig(engine=name)).engine for name in ("torch", "vllm"))
     assert theirs.name == "vllm"
     assert ours.context == theirs.context == 256
     first = generate(ours, Decoding(40))

@@ -12,7 +12,7 @@ from dpo_core.records import DataReport, ModelSource, PairSet, ReferenceSet, Ren
 from dpo_core.stages.stage import StageCall
 from dpo_core.train.batching.packing import branches, build
 from dpo_core.train.loop import Run, steps
-from dpo_core.train.reference import OnTheFly
+from dpo_core.train.reference import OnTheFlyReference
 from tests import tiny
 
 REPORT = DataReport(rows_read=64, kept=64)
@@ -162,7 +162,9 @@ def test_the_stored_reference_is_the_one_on_the_fly(tmp_path: Path) -> None:
     stored = tiny.references(tmp_path, model, tiny.rows(tmp_path, pairs))
     order = [7, 2, 5]
     batch = build("tree", [branches(pairs[index]) for index in order], torch.device("cpu"))
-    torch.testing.assert_close(OnTheFly(model, "fp32").of(order, batch), stored.of(order, batch), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        OnTheFlyReference(model, "fp32").of(order, batch), stored.of(order, batch), atol=1e-5, rtol=0
+    )
 
 
 def test_a_reference_found_and_one_scored_now_give_the_same_run_to_the_bit(tmp_path: Path) -> None:
@@ -173,9 +175,7 @@ def test_a_reference_found_and_one_scored_now_give_the_same_run_to_the_bit(tmp_p
         policy = tiny.llama()
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, fused=True)
         run = Run(policy, optimizer, split, known, recipe(train={"batch_size": 4}).train)
-        return [
-            {k: v for k, v in step.values.items() if "/" not in k and k != "batch_time"} for step in steps(run)
-        ]
+        return [{k: v for k, v in step.values.items() if "/" not in k and k != "batch_time"} for step in steps(run)]
 
     found = losses(tiny.open_references(tmp_path, "train"))
     (tmp_path / "train.safetensors").unlink()

@@ -16,7 +16,7 @@ from dpo_core.model.load import without_dropout
 from dpo_core.model.lora import trainable
 from dpo_core.pair import Pair
 from dpo_core.records import StepMetrics
-from dpo_core.render.token_dataset import Completion, TokenPair
+from dpo_core.render.token_dataset import CompletionTokens, TokenPair
 from dpo_core.train import logps as logps_module
 from dpo_core.train import loop
 from dpo_core.train.batching.packing import Batch, Layout, branches, padded, tree
@@ -30,7 +30,7 @@ from dpo_core.train.logps import (
 )
 from dpo_core.train.loop import Run, accumulate, steps
 from dpo_core.train.loss import LOSSES
-from dpo_core.train.reference import OnTheFly, Reference
+from dpo_core.train.reference import OnTheFlyReference, Reference
 from tests import tiny
 
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -74,7 +74,7 @@ def test_the_first_step_starts_at_ln_2(
     known: Reference = tiny.references(tmp_path, model, run.rows, layout, precision)
     policy = trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
     if how == "on_the_fly":
-        known = OnTheFly(policy if lora_rank else tiny.llama(), precision)
+        known = OnTheFlyReference(policy if lora_rank else tiny.llama(), precision)
     first = next(steps(Run(policy, run.optimizer, run.rows, known, run.settings, layout)))
     assert first.values["dpo_loss"] == pytest.approx(math.log(2), abs=1e-6 if precision == "fp32" else 1e-4)
     assert first.values["accuracy"] == 0.5 or precision == "bf16"
@@ -209,7 +209,7 @@ def test_a_changed_chosen_token_leaves_the_rejected_side_alone() -> None:
     model, [pair] = exact_llama(), tiny.token_pairs(1)
     other = pair.sides.chosen.ids.copy()
     other[0] = (other[0] + 1 - 3) % (tiny.VOCABULARY - 3) + 3
-    changed = TokenPair(pair.prompt, Pair(Completion(other, pair.sides.chosen.mask), pair.sides.rejected))
+    changed = TokenPair(pair.prompt, Pair(CompletionTokens(other, pair.sides.chosen.mask), pair.sides.rejected))
     before, after = (completion_logps(model, tree([branches(one)])) for one in (pair, changed))
     chosen = len(other)
     assert torch.equal(before[chosen:], after[chosen:])
@@ -231,7 +231,7 @@ def test_logps_are_those_of_transformers_own_loss() -> None:
 def test_prompt_tokens_are_not_trained_and_the_first_completion_token_is() -> None:
     model = tiny.llama()
     prompt, tokens = np.array([5, 6, 7], dtype=np.int32), np.array([11], dtype=np.int32)
-    completion = Completion(tokens, np.array([True]))
+    completion = CompletionTokens(tokens, np.array([True]))
     batch = tree([branches(TokenPair(prompt, Pair(completion, completion)))])
     hidden = model.model(input_ids=batch.ids[:, :3]).last_hidden_state.detach().requires_grad_(True)
     model.lm_head(hidden.flatten(0, 1)[batch.predictors]).log_softmax(-1)[:, 11].sum().backward()
@@ -325,7 +325,7 @@ def test_costs_count_a_prompt_once(tmp_path: Path) -> None:
     assert values["perf/padding_share"] == 0
     assert values["perf/mfu_useful"] > 0
     body = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # two layers: q and o, k and v, the MLP's three
-    shape = loop.Shape.of(run.policy)
+    shape = loop.ModelSizes.of(run.policy)
     assert (shape.body, shape.head) == (body, 64 * 32)
 
 

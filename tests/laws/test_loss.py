@@ -8,16 +8,16 @@ from torch import Tensor
 
 from dpo_core.pair import Pair
 from dpo_core.train.loop import evidence_of
-from dpo_core.train.loss import LOSSES, Evidence, LossSettings, kl_estimate, pair_losses, rewards, wins
+from dpo_core.train.loss import LOSSES, LossSettings, PairLogps, kl_estimate, pair_losses, rewards, wins
 
 POLICY = Pair(torch.tensor([-2.0, -1.5]), torch.tensor([-3.0, -4.0]))
 REFERENCE = Pair(torch.tensor([-2.5, -2.0]), torch.tensor([-2.5, -3.0]))
 LENGTHS = Pair(torch.tensor([4.0, 2.0]), torch.tensor([3.0, 8.0]))
 
 
-def evidence(policy: Pair[Tensor], reference: Pair[Tensor]) -> Evidence:
+def evidence(policy: Pair[Tensor], reference: Pair[Tensor]) -> PairLogps:
     ratios = Pair(policy.chosen - reference.chosen, policy.rejected - reference.rejected)
-    return Evidence(ratios, policy, LENGTHS)
+    return PairLogps(ratios, policy, LENGTHS)
 
 
 def told(name: str, policy: Pair[Tensor] = POLICY, reference: Pair[Tensor] = REFERENCE, **settings: float) -> Tensor:
@@ -82,7 +82,7 @@ def test_simpo_with_equal_sides_starts_at_its_margin() -> None:
 def test_gradient_of_the_margin_logit_is_minus_a_half_at_the_start() -> None:
     margin = torch.zeros(1, requires_grad=True)
     zero, one = torch.zeros(1), torch.ones(1)
-    seen = Evidence(Pair(margin, zero), Pair(margin, zero), Pair(one, one))
+    seen = PairLogps(Pair(margin, zero), Pair(margin, zero), Pair(one, one))
     pair_losses(seen, LossSettings(beta=1.0)).sum().backward()
     assert margin.grad is not None
     assert margin.grad.item() == pytest.approx(-0.5)

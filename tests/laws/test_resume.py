@@ -8,16 +8,16 @@ import torch
 
 from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.model.lora import trainable
-from dpo_core.render.token_dataset import Rows
+from dpo_core.render.token_dataset import TokenDataset
 from dpo_core.train.checkpoint import checkpoint_state, journal
 from dpo_core.train.loop import Run, steps
-from dpo_core.train.reference import References
+from dpo_core.train.reference import CachedReference
 from tests import tiny
 
 SETTINGS = TrainSettings(batch_size=4, num_epochs=2, learning_rate=1e-2)
 
 
-def fresh(split: Rows, known: References, lora_rank: int) -> Run:
+def fresh(split: TokenDataset, known: CachedReference, lora_rank: int) -> Run:
     policy = trainable(tiny.llama(), ModelSettings(lora_rank=lora_rank), seed=0)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     return Run(policy, torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, fused=True), split, known, SETTINGS)

@@ -12,7 +12,7 @@ from dpo_core.errors import DataError
 from dpo_core.pair import Pair
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.renderer import Renderer
-from dpo_core.render.tokenize_pairs import Fitted, Fitter, TooLong
+from dpo_core.render.tokenize_pairs import PairTokenizer, TokenizedPair, TooLong
 from tests.conftest import shared
 from tests.render.conversations import talks, texts
 from tests.render.tokenizers import EXACT, KINDS, MARKERS, NAMES
@@ -141,13 +141,13 @@ def test_many_at_once_are_as_one_by_one(name: str, data: st.DataObject) -> None:
     renderer = renderer_of(name)
     many = data.draw(st.lists(preferences(texts(forged=False)), max_size=4))
     length = data.draw(st.integers(8, 200))
-    fitter = Fitter(renderer, length)
+    fitter = PairTokenizer(renderer, length)
     for together, preference in zip(fitter.fit_all(many), many, strict=True):
         (alone,) = fitter.fit_all([preference])
         assert flat(together) == flat(alone)
 
 
-def flat(fitted: Fitted | TooLong | DataError) -> object:
+def flat(fitted: TokenizedPair | TooLong | DataError) -> object:
     """A fitted pair as plain numbers, or why there is none."""
     if isinstance(fitted, DataError):
         return str(fitted)
@@ -163,8 +163,8 @@ def flat(fitted: Fitted | TooLong | DataError) -> object:
 def test_a_side_with_its_prompt_is_the_whole_conversation(name: str, data: st.DataObject) -> None:
     renderer = renderer_of(name)
     preference = data.draw(preferences(texts(forged=False)))
-    (fitted,) = Fitter(renderer, 10**6).fit_all([preference])
-    assert isinstance(fitted, Fitted)
+    (fitted,) = PairTokenizer(renderer, 10**6).fit_all([preference])
+    assert isinstance(fitted, TokenizedPair)
     pair = fitted.pair
     for side, messages in (
         (pair.sides.chosen, preference.sides.chosen),

@@ -19,7 +19,7 @@ from dpo_core.records import DataReport, ModelSource, PairSet, RenderedSet
 from dpo_core.render import render
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.token_dataset import open_split
-from dpo_core.render.tokenize_pairs import Fitted, Fitter
+from dpo_core.render.tokenize_pairs import PairTokenizer, TokenizedPair
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.stages.render import RenderRequest
 from dpo_core.stages.stage import StageResult
@@ -76,8 +76,8 @@ def test_what_is_written_is_what_fit_makes_of_each_pair(tmp_path: Path, model: M
     record = rendered(tmp_path, model, pairs, max_length=60)
     rows = open_split(record.path, "train")
     renderer = get_renderer("qwen3_instruct", load_tokenizer(model.path))
-    fitted = Fitter(renderer, 60).fit_all(list(read_pairs(tmp_path / "pairs" / "train.arrow")))
-    alone = [one for one in fitted if isinstance(one, Fitted)]
+    fitted = PairTokenizer(renderer, 60).fit_all(list(read_pairs(tmp_path / "pairs" / "train.arrow")))
+    alone = [one for one in fitted if isinstance(one, TokenizedPair)]
     assert len(rows) == record.train_pairs == len(pairs)
     assert record.truncated == sum(one.truncated for one in alone) > 0
     for row, one in zip(rows, alone, strict=True):

@@ -9,12 +9,12 @@ from dpo_core.data.preference import Message, Preference
 from dpo_core.pair import Pair
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.token_dataset import Ids
-from dpo_core.render.tokenize_pairs import Fitted, Fitter, TooLong, fit, render_pair
+from dpo_core.render.tokenize_pairs import PairTokenizer, TokenizedPair, TooLong, fit, render_pair
 from dpo_core.render.truncation import LEAST_TEXT, without_oldest_turn
 from tests.render.test_renderers import byte_tokenizer
 
 RENDERER = get_renderer("qwen3_instruct", byte_tokenizer())
-FITTER = partial(Fitter, RENDERER)
+FITTER = partial(PairTokenizer, RENDERER)
 END = RENDERER.marker_id("<|im_end|>")
 
 
@@ -22,10 +22,10 @@ def turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def cut(preference: Preference, max_length: int) -> Fitted:
+def cut(preference: Preference, max_length: int) -> TokenizedPair:
     """The preference within a length that leaves it room."""
     fitted = fit(RENDERER, preference, max_length)
-    assert isinstance(fitted, Fitted)
+    assert isinstance(fitted, TokenizedPair)
     return fitted
 
 
@@ -112,7 +112,7 @@ def test_over_length_drop_drops_what_is_too_long_and_nothing_else() -> None:
     whole = render_pair(RENDERER, LONG.prompt, LONG.sides).longest
     assert FITTER(whole - 1, over_length="drop").fit_all([LONG]) == [TooLong(OVER_LENGTH, whole)]
     kept = FITTER(whole, over_length="drop").fit_all([LONG])[0]
-    assert isinstance(kept, Fitted)
+    assert isinstance(kept, TokenizedPair)
     assert kept.cuts == ()
 
 

@@ -19,7 +19,7 @@ from dpo_core.model.lora import trainable
 from dpo_core.render.token_dataset import open_split, write_split
 from dpo_core.train import export, train
 from dpo_core.train.loop import Run, steps
-from dpo_core.train.reference import OnTheFly, References, score
+from dpo_core.train.reference import CachedReference, OnTheFlyReference, score
 from dpo_core.train.runtime.setup import adamw
 from tests import tiny
 
@@ -39,7 +39,7 @@ def make(tmp_path: Path) -> Callable[..., Any]:
         reference = load_model(directory, dtype=dtype)
         save_file(score(reference, rows, list(range(8)), "tree", "bf16"), split_file(tmp_path, "test"))
         policy = trainable(load_model(directory, dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
-        known = OnTheFly(load_model(directory, dtype=dtype).requires_grad_(False), "bf16")
+        known = OnTheFlyReference(load_model(directory, dtype=dtype).requires_grad_(False), "bf16")
         run = Run(policy, adamw(policy, SETTINGS), rows, known, SETTINGS)
         list(steps(run))
         model = SimpleNamespace(name="tiny", trust_remote_code=False, fingerprint="f", path=directory)
@@ -56,7 +56,7 @@ def make(tmp_path: Path) -> Callable[..., Any]:
         return SimpleNamespace(
             request=request,
             run=run,
-            test_split=(rows, References(split_file(tmp_path, "test"))),
+            test_split=(rows, CachedReference(split_file(tmp_path, "test"))),
             renderer=SimpleNamespace(name="role_colon"),
             log_path=tmp_path / "log",
             measured={},
@@ -90,7 +90,7 @@ def test_what_only_training_needs_is_given_back_before_the_weights_are_doubled(
 
 def test_a_reference_that_is_the_policy_itself_stays(make: Callable[..., Any]) -> None:
     session = make()
-    session.run = replace(session.run, references=OnTheFly(session.run.policy, "bf16"))
+    session.run = replace(session.run, references=OnTheFlyReference(session.run.policy, "bf16"))
     export.let_training_go(session)
     assert {p.device.type for p in session.run.policy.parameters()} == {"cpu"}
 

@@ -12,9 +12,9 @@ from dpo_core.errors import OutOfMemoryError
 from dpo_core.records import StepMetrics
 from dpo_core.train import loop
 from dpo_core.train import train as stage
-from dpo_core.train.batching.budget_attempt import Attempt
+from dpo_core.train.batching.budget_attempt import BudgetAttempt
 from dpo_core.train.checkpoint import checkpoint_state
-from dpo_core.train.checkpoint.checkpoint_writer import Saver
+from dpo_core.train.checkpoint.checkpoint_writer import CheckpointWriter
 from dpo_core.train.loop import Run, steps
 from dpo_core.train.runtime.setup import adamw
 from dpo_core.train.train import kept_when_memory_runs_out
@@ -52,7 +52,7 @@ def test_the_step_before_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     done: list[StepMetrics] = []
 
     def follow() -> None:
-        with Saver(tmp_path, train, print) as saver, kept_when_memory_runs_out(session, saver) as last:
+        with CheckpointWriter(tmp_path, train, print) as saver, kept_when_memory_runs_out(session, saver) as last:
             for metrics in steps(run):
                 last.append(metrics)
                 done.append(metrics)
@@ -88,6 +88,6 @@ def test_weights_of_half_a_step_are_not_saved_as_those_of_the_one_before(
     monkeypatch.setattr(stage, "record_step", lambda *_: None)
     display: Any = SimpleNamespace(say=print)
     with pytest.raises(OutOfMemoryError, match="in a step's optimizer or an evaluation") as raised:
-        stage.follow(session, display, Attempt(None, 16384))
+        stage.follow(session, display, BudgetAttempt(None, 16384))
     assert "token_budget" not in str(raised.value)
     assert checkpoint_state.newest_first(tmp_path) == []

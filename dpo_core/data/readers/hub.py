@@ -9,7 +9,7 @@ TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class HubRepository:
     """A repository of the hub. kind: model or dataset; ``instead`` is the setting that does without the hub."""
 
     kind: str
@@ -18,7 +18,7 @@ class Wanted:
     instead: str
 
 
-def check_reachable(wanted: Wanted) -> str:
+def check_reachable(wanted: HubRepository) -> str:
     """The commit of a repository's revision, from the hub or else from the local cache.
 
     Raises DataError (RecipeError for a model) in one line when neither knows it.
@@ -26,7 +26,7 @@ def check_reachable(wanted: Wanted) -> str:
     return ask(wanted) or cached(wanted)
 
 
-def snapshot(wanted: Wanted, files: tuple[str, ...]) -> Path:
+def snapshot(wanted: HubRepository, files: tuple[str, ...]) -> Path:
     """The directory of a dataset at a commit, laid out as on the hub: downloaded, or what the local cache holds of it.
 
     files: patterns of those that are needed; none means all. Raises DataError when neither hub nor cache has it.
@@ -48,7 +48,7 @@ def snapshot(wanted: Wanted, files: tuple[str, ...]) -> Path:
         raise refusal(wanted, f"The download of {wanted.name} broke off: {str(error).splitlines()[0]}.") from error
 
 
-def ask(wanted: Wanted) -> str | None:
+def ask(wanted: HubRepository) -> str | None:
     """The commit of a repository's revision as the hub tells it; None when the hub does not answer.
 
     Raises DataError (RecipeError for a model) when it answers that there is none.
@@ -69,7 +69,7 @@ def ask(wanted: Wanted) -> str | None:
         return None
 
 
-def cached(wanted: Wanted) -> str:
+def cached(wanted: HubRepository) -> str:
     """The commit that the local cache holds for this revision."""
     from huggingface_hub import constants  # lazy: as above
 
@@ -83,7 +83,7 @@ def cached(wanted: Wanted) -> str:
     raise refusal(wanted, f"The hub cannot be reached, and {wanted.kind} {wanted.name} is not in the cache {home}.")
 
 
-def refusal(wanted: Wanted, found: str) -> DPOError:
+def refusal(wanted: HubRepository, found: str) -> DPOError:
     """The error for a hub repository that cannot be had."""
     rule = f"A hub {wanted.kind} needs the network once."
     remedy = f"Use {wanted.instead}, point HF_HOME at a cache that holds it, or set HF_TOKEN and check the network."

@@ -81,7 +81,7 @@ def choose(tables: dict[str, Table], wanted: Splits, where: str) -> tuple[str, s
     )
 
 
-class Units(Protocol):
+class RowGrouping(Protocol):
     """What becomes one preference each: rows, or groups of rows."""
 
     def __len__(self) -> int: ...
@@ -90,7 +90,7 @@ class Units(Protocol):
         """These units, numbered by their first row in the file."""
 
 
-class Rows:
+class SingleRows:
     """Every row by itself."""
 
     def __init__(self, table: Table) -> None:
@@ -106,13 +106,13 @@ class Rows:
             yield from zip(batch, self.table[batch].to_pylist(), strict=True)
 
 
-class Groups:
+class GroupedRows:
     """Rows with the same value in one column together, in the order of their first ones."""
 
     def __init__(self, table: Table, column: str) -> None:
         self.table, self.column = table.with_format("arrow"), column
         members: dict[str, list[int]] = defaultdict(list)
-        for number, row in Rows(table.select_columns([column])).read(range(len(table))):
+        for number, row in SingleRows(table.select_columns([column])).read(range(len(table))):
             members[fingerprint.of_value(row[column])].append(number)
         self.members = list(members.values())
 

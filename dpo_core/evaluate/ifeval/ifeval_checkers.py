@@ -24,7 +24,7 @@ langdetect.DetectorFactory.seed = 0
 
 
 @validated(frozen=True)
-class Row:
+class IFEvalPrompt:
     """One IFEval prompt: ``kwargs`` holds the arguments of each instruction, in order."""
 
     key: StrictInt
@@ -39,18 +39,18 @@ class Row:
         return [{name: value for name, value in one.items() if value is not None} for one in told]
 
 
-ROW = TypeAdapter(Row)
+ROW = TypeAdapter(IFEvalPrompt)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FollowedInstructions:
     """Which instructions, in the row's order, the response follows as it stands and under the loose rule."""
 
     strict: tuple[bool, ...]
     loose: tuple[bool, ...]
 
 
-def score(row: Row, response: str) -> Verdict:
+def score(row: IFEvalPrompt, response: str) -> FollowedInstructions:
     """Judge one response. A pure function: the same row and response get the same verdict everywhere.
 
     Strict: the response itself. Loose: any of eight variants of it. An empty text follows nothing.
@@ -60,7 +60,7 @@ def score(row: Row, response: str) -> Verdict:
     with drawing_from(row.key):
         checkers = [checker(row, place) for place in range(len(row.instruction_id_list))]
     loose = variants(response)
-    return Verdict(
+    return FollowedInstructions(
         strict=tuple(follows(one, response) for one in checkers),
         loose=tuple(any(follows(one, variant) for variant in loose) for one in checkers),
     )
@@ -78,7 +78,7 @@ def follows(checker: Any, text: str) -> bool:
     return bool(text.strip()) and bool(checker.check_following(text))
 
 
-def checker(row: Row, place: int) -> Any:
+def checker(row: IFEvalPrompt, place: int) -> Any:
     """The official checker of one of the row's instructions, with its arguments."""
     name = row.instruction_id_list[place]
     made = registry()[name](name)

@@ -12,9 +12,9 @@ from dpo_core.cache import fingerprint
 from dpo_core.cache.store import Draft
 from dpo_core.config.spelling import did_you_mean
 from dpo_core.data.demo import demo_pairs
-from dpo_core.data.readers.hub import Wanted, check_reachable
+from dpo_core.data.readers.hub import HubRepository, check_reachable
 from dpo_core.errors import DataError, EvaluationError
-from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, Row, registry, score, sentences_from
+from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, IFEvalPrompt, registry, score, sentences_from
 from dpo_core.records import PromptSet
 from dpo_core.stages.evaluation.prompts import PromptsRequest
 from dpo_core.system.progress import Progress
@@ -43,7 +43,7 @@ def run(request: PromptsRequest, draft: Draft) -> None:
     draft.publish(PromptSet(path=draft.final / FILE, fingerprint=digest, source=request.source, prompts=len(rows)))
 
 
-def fetch(request: PromptsRequest) -> Iterator[tuple[str, Row]]:
+def fetch(request: PromptsRequest) -> Iterator[tuple[str, IFEvalPrompt]]:
     """The rows of the source, each with its place in it."""
     if request.source == "demo":
         prompts = demo_pairs.generate(request.demo_pairs, request.seed).prompts
@@ -63,7 +63,7 @@ def kept_by_inspect() -> Path | None:
     return kept[-1] if kept else None
 
 
-def read_saved(path: Path) -> Iterator[tuple[str, Row]]:
+def read_saved(path: Path) -> Iterator[tuple[str, IFEvalPrompt]]:
     """The prompts of a directory that ``datasets`` saved, each with its place.
 
     Raises DataError for a directory that it did not, and for a row that is not a prompt.
@@ -84,14 +84,14 @@ def download(name: str, revision: str) -> Path:
 
     Raises DataError, after one short attempt, when neither has it.
     """
-    commit = check_reachable(Wanted("dataset", name, revision, INSTEAD))
+    commit = check_reachable(HubRepository("dataset", name, revision, INSTEAD))
     # Lazy: the hub's client costs half a second that local prompts need not pay.
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(name, HUB_FILE, repo_type="dataset", revision=commit))
 
 
-def read(path: Path) -> Iterator[tuple[str, Row]]:
+def read(path: Path) -> Iterator[tuple[str, IFEvalPrompt]]:
     """The prompts of a JSONL file, each with its place; blank lines are passed over.
 
     Raises DataError for a missing file and for a line that is not a prompt.
@@ -104,7 +104,7 @@ def read(path: Path) -> Iterator[tuple[str, Row]]:
                 yield f"{path.name}, line {number}", parse(line, f"{path}, line {number}")
 
 
-def parse(line: bytes, where: str) -> Row:
+def parse(line: bytes, where: str) -> IFEvalPrompt:
     """One line as a row.
 
     Raises DataError saying what is wrong with it.
@@ -117,7 +117,7 @@ def parse(line: bytes, where: str) -> Row:
         raise DataError(f"{where}: {field + ': ' if field else ''}{first['msg']}.", RULE, "Mend that line.") from None
 
 
-def checked(rows: Iterator[tuple[str, Row]], nltk_data: Path | None = None) -> list[Row]:
+def checked(rows: Iterator[tuple[str, IFEvalPrompt]], nltk_data: Path | None = None) -> list[IFEvalPrompt]:
     """The rows, each known to be scorable and to have a key of its own.
 
     Raises DataError, or EvaluationError when a checker's data are missing.
@@ -135,7 +135,7 @@ def checked(rows: Iterator[tuple[str, Row]], nltk_data: Path | None = None) -> l
     return kept
 
 
-def check(row: Row, where: str, nltk_data: Path | None = None) -> None:
+def check(row: IFEvalPrompt, where: str, nltk_data: Path | None = None) -> None:
     """Raises unless the official checkers know every instruction, take its arguments and have the data they need."""
     if len(row.kwargs) != len(row.instruction_id_list):
         found = f"{where} has {len(row.instruction_id_list)} instructions and arguments for {len(row.kwargs)}."

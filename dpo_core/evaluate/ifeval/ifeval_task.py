@@ -12,7 +12,7 @@ from inspect_ai.solver import TaskState, generate
 from pydantic import ValidationError
 
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, Row, Verdict, score
+from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, FollowedInstructions, IFEvalPrompt, score
 from dpo_core.evaluate.ifeval.ifeval_prompts import check, missing_data, read
 from dpo_core.evaluate.inspect.inspect_errors import told_to_inspect
 from dpo_core.evaluate.task_names import IFEVAL, IFEVAL_VERSION
@@ -35,7 +35,7 @@ def ifeval(prompts: str) -> Task:
     )
 
 
-def scorable(path: Path) -> Iterator[Row]:
+def scorable(path: Path) -> Iterator[IFEvalPrompt]:
     """The rows of a file; of each kind of instruction the first is tried, since some need data that may be missing."""
     tried: set[str] = set()
     for where, row in read(path):
@@ -45,7 +45,7 @@ def scorable(path: Path) -> Iterator[Row]:
         yield row
 
 
-def to_sample(row: Row) -> Sample:
+def to_sample(row: IFEvalPrompt) -> Sample:
     """A prompt as a sample, its target for the log's reader. The row stays one value: a saved log turns integer keys
     into strings."""
     asked = ", ".join(row.instruction_id_list)
@@ -110,7 +110,7 @@ def instruction_following() -> Scorer:
     return judge
 
 
-def verdict_on(row: Row, response: str) -> Verdict:
+def verdict_on(row: IFEvalPrompt, response: str) -> FollowedInstructions:
     """A response judged.
 
     Raises EvaluationError where NLTK's data are missing, as when a log is scored again elsewhere.
@@ -121,7 +121,7 @@ def verdict_on(row: Row, response: str) -> Verdict:
         raise missing_data(f"Prompt {row.key}", error, None) from None
 
 
-def row_of(state: TaskState) -> Row:
+def row_of(state: TaskState) -> IFEvalPrompt:
     """A sample's row.
 
     Raises EvaluationError for a log that another task, or another version of this one, has written.
@@ -134,7 +134,7 @@ def row_of(state: TaskState) -> Row:
         raise EvaluationError(found, rule, "Run the evaluation again.") from None
 
 
-def counts(verdict: Verdict) -> dict[str, str | int | float | bool | None]:
+def counts(verdict: FollowedInstructions) -> dict[str, str | int | float | bool | None]:
     """The numbers that the metrics are made of."""
     return {
         "prompt_level_strict": int(all(verdict.strict)),
@@ -145,7 +145,7 @@ def counts(verdict: Verdict) -> dict[str, str | int | float | bool | None]:
     }
 
 
-def explain(row: Row, verdict: Verdict) -> str:
+def explain(row: IFEvalPrompt, verdict: FollowedInstructions) -> str:
     """Every instruction with its strict verdict, for the log's reader."""
     pairs = zip(row.instruction_id_list, verdict.strict, strict=True)
     return ", ".join(f"{name}: {'followed' if followed else 'not followed'}" for name, followed in pairs)

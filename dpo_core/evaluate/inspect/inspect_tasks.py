@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 from dpo_core.cache import fingerprint
 from dpo_core.cache.store import Draft
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.inspect.run_inspect import Asked, refused
+from dpo_core.evaluate.inspect.run_inspect import TaskRun, refused
 from dpo_core.records import TaskContents
 from dpo_core.stages.evaluation.inspect_tasks import InspectTasksRequest
 from dpo_core.system.progress import ticking
@@ -38,7 +38,7 @@ def check_judge(name: str) -> None:
     try:
         get_model(name)
     except Exception as error:
-        raise refused(Asked("judge", f"The judge {name}", Path()), error) from error
+        raise refused(TaskRun("judge", f"The judge {name}", Path()), error) from error
 
 
 def content(name: str) -> str:
@@ -47,7 +47,7 @@ def content(name: str) -> str:
         with ticking(f"building the task {name}"), redirect_stdout(sys.stderr):  # a task's file may print
             [task] = load_tasks([name])
     except Exception as error:
-        raise refused(Asked(name, name, Path()), error) from error
+        raise refused(TaskRun(name, name, Path()), error) from error
     if not len(task.dataset):
         raise EvaluationError(f"{name} has no samples.", "A share of nothing is none.", "Check its dataset.")
     return fingerprint.of_value([samples(task), str(task.version), task.epochs, neighbours(name)])

@@ -28,8 +28,8 @@ from dpo_core.config.recipe import EngineName, EvaluateSettings
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.inspect.inspect_errors import told_to_inspect
-from dpo_core.inference.generator import Answer, Answerer, Question, Sampling, open_answerer
-from dpo_core.inference.load_engine import How
+from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_answerer
+from dpo_core.inference.load_engine import EngineConfig
 from dpo_core.inference.select_engine import DTYPES
 from dpo_core.model.model_lookup import find
 from dpo_core.render.renderer import Renderer
@@ -43,12 +43,12 @@ UNSUPPORTED = "best_of", "prompt_logprobs", "frequency_penalty", "presence_penal
 
 
 @dataclass(eq=False, slots=True)
-class Request:
+class PendingRequest:
     """One conversation that waits for its answers, as many as ``questions``, or for the failure of one of them."""
 
-    questions: list[Question]
+    questions: list[Conversation]
     sampling: Sampling
-    answers: list[Answer | Exception] = field(default_factory=list)
+    answers: list[Response | Exception] = field(default_factory=list)
 
 
 class DPOModel(ModelAPI):
@@ -73,10 +73,10 @@ class DPOModel(ModelAPI):
         renderer_name = model_args.pop("renderer_name", None)
         with told_to_inspect():
             how = to_how(model_args)
-            self.answerer: Answerer = given or open_answerer(find(model_name), how, renderer_name, model_name)
+            self.answerer: ResponseGenerator = given or open_answerer(find(model_name), how, renderer_name, model_name)
         # Told here, because inspect-ai would otherwise open the model a second time, in mid-evaluation, to ask for it.
         set_model_info(f"dpo/{model_name}", ModelInfo(context_length=self.answerer.engine.context))
-        self.waiting: list[Request] = []
+        self.waiting: list[PendingRequest] = []
         self.asked: Counter[str] = Counter()
         self.turn = anyio.Lock()
 
@@ -89,22 +89,22 @@ class DPOModel(ModelAPI):
         """
         refuse_unsupported(tools, config)
         sampling = to_sampling(config)
-        request = Request(self.questions([to_message(message) for message in input], sampling, config), sampling)
+        request = PendingRequest(self.questions([to_message(message) for message in input], sampling, config), sampling)
         self.waiting.append(request)
         async with self.turn:
             if not request.answers:
                 await self.serve(request.sampling)
-        answers = [answer for answer in request.answers if isinstance(answer, Answer)]
+        answers = [answer for answer in request.answers if isinstance(answer, Response)]
         if len(answers) < len(request.questions):
             raise next(answer for answer in request.answers if isinstance(answer, Exception))
         return to_output(self.model_name, answers, self.answerer.renderer)
 
-    def questions(self, messages: list[Message], sampling: Sampling, config: GenerateConfig) -> list[Question]:
+    def questions(self, messages: list[Message], sampling: Sampling, config: GenerateConfig) -> list[Conversation]:
         """The conversation once for each answer that is wanted; asked again, it is given other draws."""
         key = fingerprint.of_value([messages, str(sampling)])
         first = self.asked[key]
         self.asked[key] += config.num_choices or 1
-        return [Question(messages, place) for place in range(first, self.asked[key])]
+        return [Conversation(messages, place) for place in range(first, self.asked[key])]
 
     async def serve(self, sampling: Sampling) -> None:
         """Answer everyone who waits for answers drawn in this way, once no more arrive."""
@@ -135,12 +135,12 @@ class DPOModel(ModelAPI):
         return self.model_name
 
 
-def to_how(given: dict[str, Any]) -> How:
+def to_how(given: dict[str, Any]) -> EngineConfig:
     """The provider's own arguments.
 
     Raises EvaluationError for one that it does not have.
     """
-    known = [one.name for one in fields(How)]
+    known = [one.name for one in fields(EngineConfig)]
     if unknown := sorted(given.keys() - set(known)):
         found = f"The provider dpo has no argument {', '.join(unknown)}."
         raise EvaluationError(found, f"It takes renderer_name, {', '.join(known)}.", "Leave out the others.")
@@ -148,7 +148,7 @@ def to_how(given: dict[str, Any]) -> How:
         if given.get(name, allowed[0]) not in allowed:
             raise EvaluationError(f"{name}={given[name]} means nothing.", f"It is {' or '.join(allowed)}.", "")
     size = given.get("batch_size")
-    return How(**given | {"batch_size": int(size) if size else None})
+    return EngineConfig(**given | {"batch_size": int(size) if size else None})
 
 
 def refuse_unsupported(tools: list[ToolInfo], config: GenerateConfig) -> None:
@@ -177,7 +177,7 @@ def to_message(message: ChatMessage) -> Message:
     return {"role": message.role, "content": message.text}
 
 
-def to_output(model_name: str, answers: Sequence[Answer], renderer: Renderer) -> ModelOutput:
+def to_output(model_name: str, answers: Sequence[Response], renderer: Renderer) -> ModelOutput:
     """Answers as inspect-ai's, with the true reason of their ends and their tokens."""
     asked, made = answers[0].prompt_tokens, sum(answer.tokens for answer in answers)
     return ModelOutput(
@@ -194,7 +194,7 @@ def to_output(model_name: str, answers: Sequence[Answer], renderer: Renderer) ->
     )
 
 
-def to_logprobs(answer: Answer, renderer: Renderer) -> Logprobs:
+def to_logprobs(answer: Response, renderer: Renderer) -> Logprobs:
     """The log-probability of every new token, the end marker included, with the likeliest ones there."""
     tokenizer = renderer.tokenizer
 

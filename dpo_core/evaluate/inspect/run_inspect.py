@@ -16,13 +16,13 @@ from dpo_core.evaluate.inspect.inspect_errors import told_to_us
 from dpo_core.evaluate.inspect.inspect_plugin import dpo
 from dpo_core.evaluate.inspect.provider import CONNECTIONS
 from dpo_core.evaluate.task_names import label
-from dpo_core.inference.generator import Answerer, Sampling
+from dpo_core.inference.generator import ResponseGenerator, Sampling
 
 MOST_FAILED = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TaskRun:
     """A task (inspect-ai's name of it, or the task itself) with its first ``limit`` samples; ``place`` gets its log,
     ``<name>.eval``."""
 
@@ -32,7 +32,7 @@ class Asked:
     limit: int | None = None
 
 
-def as_model(answerer: Answerer, name: str, sampling: Sampling) -> Model:
+def as_model(answerer: ResponseGenerator, name: str, sampling: Sampling) -> Model:
     """An open model as inspect-ai's, with settings that a task's own take precedence over."""
     # inspect-ai declares its decorated providers as classes, and makes them functions with the class's arguments.
     provider: Callable[..., ModelAPI] = dpo
@@ -45,7 +45,7 @@ def as_model(answerer: Answerer, name: str, sampling: Sampling) -> Model:
     return Model(provider(name, answerer=answerer), config)
 
 
-def run_inspect_task(model: Model | str, asked: Asked) -> EvalLog:
+def run_inspect_task(model: Model | str, asked: TaskRun) -> EvalLog:
     """Run a task on a model; the log is left in its place.
 
     Raises EvaluationError unless it ended well with every sample in the log.
@@ -75,7 +75,7 @@ def run_inspect_task(model: Model | str, asked: Asked) -> EvalLog:
     return checked
 
 
-def refused(asked: Asked, error: Exception) -> EvaluationError:
+def refused(asked: TaskRun, error: Exception) -> EvaluationError:
     """The error for a task or a model that inspect-ai could not begin with."""
     # inspect-ai's own words are several lines, with marks for the terminal.
     words = re.sub(r"\[/?[a-z ]+\]", "", str(getattr(error, "message", error))).split()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dpo_core.data.preference import Message
 from dpo_core.errors import DataError
 from dpo_core.render.message_pieces import Marker, Pieces, Turn
-from dpo_core.render.renderer import Renderer, Reply
+from dpo_core.render.renderer import ParsedResponse, Renderer
 
 TURN_START, TURN_END, GEMMA_BEGIN = Marker("<start_of_turn>"), Marker("<end_of_turn>"), Marker("<bos>")
 BEGIN, END, INST, INST_END = Marker("<s>"), Marker("</s>"), Marker("[INST]"), Marker("[/INST]")
@@ -66,9 +66,9 @@ class Mistral(Renderer):
         before = f"{messages[0]['content']}\n\n" if last and messages[0]["role"] == "system" else ""
         return Turn((INST,), (f" {before}{content}", INST_END))
 
-    def read(self, ids: Sequence[int], ended: bool) -> Reply:
+    def read(self, ids: Sequence[int], ended: bool) -> ParsedResponse:
         """The answer without the space before it."""
-        return Reply({"role": "assistant", "content": self.decode(ids).removeprefix(" ")}, ended)
+        return ParsedResponse({"role": "assistant", "content": self.decode(ids).removeprefix(" ")}, ended)
 
 
 def check_alternating(name: str, messages: Sequence[Message]) -> None:

@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from dpo_core.data.preference import Message
 from dpo_core.errors import DataError, RecipeError
-from dpo_core.render.message_pieces import Pieces, Raw, Turn
+from dpo_core.render.message_pieces import Pieces, TemplateText, Turn
 from dpo_core.render.renderer import Renderer
 
 # A placeholder for a message's text, between white space that a template which strips the text takes away.
@@ -40,9 +40,9 @@ class ChatTemplate(Renderer):
     def prompt(self, messages: Sequence[Message], prefilled: bool = True) -> Pieces:
         """The template's own generation prompt."""
         written = self.write(messages, generation=True)
-        pieces: Pieces = (Raw(written.own[0]),)
+        pieces: Pieces = (TemplateText(written.own[0]),)
         for text, own in zip(written.texts, written.own[1:], strict=True):
-            pieces += (text, Raw(own))
+            pieces += (text, TemplateText(own))
         return pieces
 
     def turns(self, messages: Sequence[Message], start: int = 0) -> list[Turn]:
@@ -59,7 +59,7 @@ class ChatTemplate(Renderer):
             openings[-1] = self.opens(messages, written)
             headers[-1] = headers[-1].removesuffix(openings[-1])
         return [
-            Turn((Raw(header),), (Raw(opening), text, Raw(end)))
+            Turn((TemplateText(header),), (TemplateText(opening), text, TemplateText(end)))
             for header, opening, text, (end, _) in zip(headers, openings, written.texts, behind, strict=True)
         ][start:]
 

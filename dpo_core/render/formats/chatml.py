@@ -6,7 +6,7 @@ from dpo_core.data.preference import Message
 from dpo_core.errors import DataError
 from dpo_core.render.formats.thinking import CLOSE, OPEN, last_query, read_thought, split_thought
 from dpo_core.render.message_pieces import Marker, Pieces, Turn
-from dpo_core.render.renderer import Renderer, Reply
+from dpo_core.render.renderer import ParsedResponse, Renderer
 
 START, END = Marker("<|im_start|>"), Marker("<|im_end|>")
 NOT_THINKING = (OPEN, "\n\n", CLOSE, "\n\n")
@@ -56,10 +56,10 @@ class Qwen3(Renderer):
             return Turn(header(told, index), framed)
         return Turn(header(told, index), (said, END))
 
-    def read(self, ids: Sequence[int], ended: bool) -> Reply:
+    def read(self, ids: Sequence[int], ended: bool) -> ParsedResponse:
         """The answer, and the reasoning before it."""
         reasoning, said = read_thought(self.decode(ids))
-        return Reply({"role": "assistant", "content": said}, ended, reasoning)
+        return ParsedResponse({"role": "assistant", "content": said}, ended, reasoning)
 
 
 class Qwen3DisableThinking(Renderer):

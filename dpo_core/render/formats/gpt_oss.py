@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dpo_core.data.preference import Message
 from dpo_core.render.message_pieces import Marker, Pieces, Turn
-from dpo_core.render.renderer import Renderer, Reply
+from dpo_core.render.renderer import ParsedResponse, Renderer
 
 START, MESSAGE, CHANNEL = Marker("<|start|>"), Marker("<|message|>"), Marker("<|channel|>")
 END, RETURN, CALL = Marker("<|end|>"), Marker("<|return|>"), Marker("<|call|>")
@@ -37,14 +37,14 @@ class GptOss(Renderer):
             return Turn((), ())
         return Turn((START, "developer"), (MESSAGE, f"# Instructions\n\n{content}\n\n", END))
 
-    def read(self, ids: Sequence[int], ended: bool) -> Reply:
+    def read(self, ids: Sequence[int], ended: bool) -> ParsedResponse:
         """The final channel's text as the message, the analysis channel's as thinking."""
         said = {"final": "", "analysis": ""}
         for part in split_at(ids, self.marker_id(END)):
             head, *texts = split_at(part, self.marker_id(MESSAGE))
             channel = "final" if not texts or "analysis" not in self.decode(head) else "analysis"
             said[channel] += self.decode([token for text in texts or [head] for token in text])
-        return Reply({"role": "assistant", "content": said["final"]}, ended, said["analysis"])
+        return ParsedResponse({"role": "assistant", "content": said["final"]}, ended, said["analysis"])
 
 
 def split_at(ids: Sequence[int], token: int) -> list[list[int]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dpo_core.data.preference import Message
 from dpo_core.render.formats.thinking import CLOSE, OPEN, read_thought, split_thought
 from dpo_core.render.message_pieces import Marker, Pieces, Turn
-from dpo_core.render.renderer import Renderer, Reply
+from dpo_core.render.renderer import ParsedResponse, Renderer
 
 SYSTEM, USER, ASSISTANT = Marker("<|im_system|>"), Marker("<|im_user|>"), Marker("<|im_assistant|>")
 MIDDLE, END = Marker("<|im_middle|>"), Marker("<|im_end|>")
@@ -39,7 +39,7 @@ class KimiK2(Renderer):
         produced = all(message["role"] != "user" for message in messages[index:])
         return Turn(header, (OPEN, *((reasoning,) if produced and reasoning else ()), CLOSE, said, END))
 
-    def read(self, ids: Sequence[int], ended: bool) -> Reply:
+    def read(self, ids: Sequence[int], ended: bool) -> ParsedResponse:
         """The answer, and the reasoning before it."""
         reasoning, said = read_thought(self.decode(ids), gap="")
-        return Reply({"role": "assistant", "content": said}, ended, reasoning)
+        return ParsedResponse({"role": "assistant", "content": said}, ended, reasoning)

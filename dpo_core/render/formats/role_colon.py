@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dpo_core.data.preference import Message
 from dpo_core.render.message_pieces import Turn
-from dpo_core.render.renderer import Renderer, Reply
+from dpo_core.render.renderer import ParsedResponse, Renderer
 
 STOP = "\n\nUser:"
 
@@ -21,7 +21,7 @@ class RoleColon(Renderer):
         overlap = ("User:",) if role == "assistant" else ()
         return Turn((f"{role.capitalize()}:",), (f" {content}\n\n",), overlap)
 
-    def read(self, ids: Sequence[int], ended: bool) -> Reply:
+    def read(self, ids: Sequence[int], ended: bool) -> ParsedResponse:
         """Cut at the stop string, strip one leading space."""
         text, stop, _ = self.decode(ids).partition(STOP)
-        return Reply({"role": "assistant", "content": text.removeprefix(" ")}, ended or bool(stop))
+        return ParsedResponse({"role": "assistant", "content": text.removeprefix(" ")}, ended or bool(stop))

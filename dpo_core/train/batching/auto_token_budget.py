@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from dpo_core.config.recipe import TrainSettings
 from dpo_core.errors import OutOfMemoryError
 from dpo_core.pair import Pair
-from dpo_core.render.token_dataset import Ids, Rows
+from dpo_core.render.token_dataset import Ids, TokenDataset
 from dpo_core.system import gpus
 from dpo_core.system.device import free_memory
 from dpo_core.train import data_order
 from dpo_core.train.batching import budget_note
-from dpo_core.train.batching.memory_estimate import Footprint, Workload, measure
+from dpo_core.train.batching.memory_estimate import MemoryEstimate, Workload, measure
 from dpo_core.train.batching.packing import Layout, microbatches, padded_microbatches
 
 # The part of what is free that ``auto`` may plan with.
@@ -30,7 +30,7 @@ Wanted = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BudgetPlan:
     """A token budget. ``auto``: found by memory. ``expected``: bytes of the peak; ``available``: those that this
     process may hold. ``news``: lines about it for the user."""
 
@@ -47,14 +47,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Past:
+class BudgetHistory:
     """What is known of earlier tries: the budget that was kept, and the one that memory ended."""
 
     kept: int | None = None
     failed: int | None = None
 
 
-def plan(work: Workload, wanted: Wanted, past: Past, batches: Sequence[Sequence[int]]) -> Plan:
+def plan(work: Workload, wanted: Wanted, past: BudgetHistory, batches: Sequence[Sequence[int]]) -> BudgetPlan:
     """The budget for this work on this device. ``batches``: the pairs of the first optimizer steps.
 
     Raises OutOfMemoryError when the weights and what belongs to them alone do not fit.
@@ -72,10 +72,10 @@ def plan(work: Workload, wanted: Wanted, past: Past, batches: Sequence[Sequence[
             f"Warning: about {expected / 1e9:.1f} GB are expected with token_budget={tokens}, and"
             f" {available / 1e9:.1f} GB are available; {fitting(footprint, SHARE * available)} would fit."
         )
-    return Plan(tokens, wanted == "auto", expected, available, tuple(news))
+    return BudgetPlan(tokens, wanted == "auto", expected, available, tuple(news))
 
 
-def found(footprint: Footprint, available: int, past: Past) -> tuple[int, list[str]]:
+def found(footprint: MemoryEstimate, available: int, past: BudgetHistory) -> tuple[int, list[str]]:
     """What ``auto`` stands for, and lines about it: half of what failed, else what was kept, else what fits."""
     if past.failed:
         tokens = halved(past.failed)
@@ -85,7 +85,7 @@ def found(footprint: Footprint, available: int, past: Past) -> tuple[int, list[s
     return past.kept or fitting(footprint, SHARE * available), []
 
 
-def fitting(footprint: Footprint, room: float) -> int:
+def fitting(footprint: MemoryEstimate, room: float) -> int:
     """The most tokens, a multiple of STEP, whose peak is within ``room`` bytes; never less than LEAST."""
     steps = range(LEAST // STEP, MOST[footprint.device] // STEP + 1)
     fit = np.searchsorted([footprint.peak(STEP * step) for step in steps], room, side="right")
@@ -97,7 +97,7 @@ def halved(tokens: int) -> int:
     return max(LEAST, tokens // 2 // STEP * STEP)
 
 
-def check(footprint: Footprint, available: int) -> None:
+def check(footprint: MemoryEstimate, available: int) -> None:
     """Raises OutOfMemoryError when weights, gradients and the optimizer's state alone exceed what is available."""
     if footprint.certain <= available:
         return
@@ -131,7 +131,7 @@ def groups(layout: Layout, costs: NDArray[np.int64], tokens: int) -> int:
     return int(max((costs[group].max() * len(group) for group in every), default=0))
 
 
-def of_pairs(rows: Rows, layout: Layout, sides: int) -> NDArray[np.int64]:
+def of_pairs(rows: TokenDataset, layout: Layout, sides: int) -> NDArray[np.int64]:
     """Tokens that every pair takes in a layout, (N,); of the longer side alone where ``sides`` is 1."""
     prompt, both = rows.lengths()
     longer = np.maximum(both.chosen, both.rejected)

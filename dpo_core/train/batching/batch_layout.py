@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dpo_core.errors import RecipeError
 from dpo_core.pair import Pair
 from dpo_core.records import ReferenceSet, RenderedSet
-from dpo_core.render.token_dataset import Completion, Rows, TokenPair, open_split
+from dpo_core.render.token_dataset import CompletionTokens, TokenDataset, TokenPair, open_split
 from dpo_core.system.device import flex_obstacle
 from dpo_core.train.batching.packing import Batch, Layout, branches, build
 from dpo_core.train.logps import hidden_states, plain
@@ -62,7 +62,7 @@ def signature(model: nn.Module) -> str:
     return f"{causal.device.type} {type(causal).__name__} {shape}"
 
 
-def obstacle(model: nn.Module, rows: Rows) -> str | None:
+def obstacle(model: nn.Module, rows: TokenDataset) -> str | None:
     """Why this model cannot attend over trees, or None when it can.
 
     Tried on the beginning of some of these pairs, against padded rows: the hidden states of the first layers, computed
@@ -125,11 +125,11 @@ def layers_of_every_kind(causal: Any) -> int:
 def beginning(pair: TokenPair) -> TokenPair:
     """The end of a pair's prompt and the beginnings of its completions, of different lengths."""
     sides = (pair.sides.chosen.ids[:COMPLETION_TOKENS], pair.sides.rejected.ids[: COMPLETION_TOKENS // 2])
-    chosen, rejected = (Completion(ids, np.ones(len(ids), dtype=np.bool_)) for ids in sides)
+    chosen, rejected = (CompletionTokens(ids, np.ones(len(ids), dtype=np.bool_)) for ids in sides)
     return TokenPair(pair.prompt[-PROMPT_TOKENS:], Pair(chosen, rejected))
 
 
-def longest(rows: Rows) -> int:
+def longest(rows: TokenDataset) -> int:
     """Tokens of the longest full sequence."""
     prompt, sides = rows.lengths()
     return int((prompt + np.maximum(sides.chosen, sides.rejected)).max(initial=0))

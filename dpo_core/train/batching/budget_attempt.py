@@ -14,7 +14,7 @@ from dpo_core.train.batching.budget_note import LEAST, forget
 
 
 @dataclass
-class Attempt:
+class BudgetAttempt:
     """The note, which is there from the first step's beginning to the end of the process, however it ends but by
     being killed. ``path`` None: a budget that the recipe gives, of which nothing is noted."""
 
@@ -28,13 +28,13 @@ class Attempt:
 
 
 @contextmanager
-def attempted(path: Path | None, tokens: int) -> Iterator[Attempt]:
+def attempted(path: Path | None, tokens: int) -> Iterator[BudgetAttempt]:
     """Try a budget inside the block.
 
     Raises DiedError in place of OutOfMemoryError where the budget was found by memory and a smaller one helps: the
     next try takes half. Any other OutOfMemoryError passes: another try would end like this one.
     """
-    attempt = Attempt(path, tokens)
+    attempt = BudgetAttempt(path, tokens)
     attempt.note()
     try:
         yield attempt

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dpo_core.render.token_dataset import Completion, Rows
+from dpo_core.render.token_dataset import CompletionTokens, TokenDataset
 from dpo_core.system import host_memory
 from dpo_core.system.malloc_tuning import trim
 from dpo_core.train.batching.packing import Branches, Layout, branches, build
@@ -26,7 +26,7 @@ WORKING = {"cpu": 150_000_000, "cuda": 300_000_000}
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryEstimate:
     """Bytes. ``held`` before the first step (weights, the reference, libraries); ``trained`` weights; ``saved`` for a
     checkpoint that is written while training goes on; ``copies`` of weights in the compute type; ``token`` for the
     activations of one; ``layer`` for one in a layer's backward pass; ``logits`` of one, of which ``at_once`` exist;
@@ -69,7 +69,7 @@ class Workload:
     """
 
     policy: nn.Module
-    rows: Rows
+    rows: TokenDataset
     layout: Layout
     precision: str
     sides: int = 2
@@ -89,7 +89,7 @@ class Workload:
         return plain(self.policy).config.get_text_config()
 
 
-def measure(work: Workload) -> Footprint:
+def measure(work: Workload) -> MemoryEstimate:
     """The footprint of a policy as it is loaded now, from its sizes and what two short forward passes keep."""
     token, copies = activations(work)
     held = held_now(work.device)
@@ -101,7 +101,7 @@ def measure(work: Workload) -> Footprint:
     weight = plain(work.policy).get_output_embeddings().weight
     computed = 2 if work.precision == "bf16" else weight.element_size()
     cast = weight.element_size() if computed < weight.element_size() else 0
-    return Footprint(
+    return MemoryEstimate(
         device=work.device.type,
         held=held,
         trained=trained,
@@ -194,7 +194,7 @@ def probe(work: Workload) -> Branches:
         return max(1, int(length * share))
 
     completions = tuple(
-        Completion(side.ids[: cut(len(side.ids))], side.mask[: cut(len(side.ids))])
+        CompletionTokens(side.ids[: cut(len(side.ids))], side.mask[: cut(len(side.ids))])
         for side in pair.completions[: work.sides]
     )
     return Branches(pair.prompt[: cut(len(pair.prompt))], completions)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpo_core.pair import Pair
-from dpo_core.render.token_dataset import Completion, Ids, TokenPair
+from dpo_core.render.token_dataset import CompletionTokens, Ids, TokenPair
 
 Layout = Literal["tree", "padded"]
 
@@ -24,7 +24,7 @@ class Branches:
     """A prompt and the completions that go on from it: two for a pair, one for supervised training."""
 
     prompt: Ids
-    completions: tuple[Completion, ...]
+    completions: tuple[CompletionTokens, ...]
 
     @property
     def tokens(self) -> int:

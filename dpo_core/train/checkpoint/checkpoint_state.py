@@ -145,7 +145,7 @@ def load(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> Non
 
 
 @dataclass(frozen=True)
-class Found:
+class LatestCheckpoint:
     """A checkpoint that can be continued from, and newer ones that cannot, by name and reason."""
 
     step: int
@@ -153,14 +153,14 @@ class Found:
     state: dict[str, Any]
 
 
-def latest(log_path: Path) -> tuple[Found | None, dict[str, str]]:
+def latest(log_path: Path) -> tuple[LatestCheckpoint | None, dict[str, str]]:
     """The newest whole checkpoint whose journal still has what it had then; and what is wrong with newer ones."""
     wrong: dict[str, str] = {}
     for path in newest_first(log_path):
         told = read_state(path)
         cause = "its state.json is damaged" if told is None else damage(log_path, path, told)
         if told is not None and cause is None:
-            return Found(told["step"], path, told), wrong
+            return LatestCheckpoint(told["step"], path, told), wrong
         wrong[path.name] = str(cause)
     return None, wrong
 
@@ -181,7 +181,7 @@ def read_state(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def final_row(log_path: Path, found: Found) -> dict[str, Any] | None:
+def final_row(log_path: Path, found: LatestCheckpoint) -> dict[str, Any] | None:
     """The journal's line of a run's last step, which comes after its checkpoint: as it was written when the model was
     exported or, where it was not, as training left it. None for a checkpoint of any other step."""
     row: dict[str, Any] | None = found.state.get(ROW)
@@ -207,7 +207,7 @@ def damage(log_path: Path, path: Path, told: dict[str, Any]) -> str | None:
     return None
 
 
-def cut_back(log_path: Path, found: Found | None) -> None:
+def cut_back(log_path: Path, found: LatestCheckpoint | None) -> None:
     """Take out what came after a checkpoint, and what was being written: of the journals to the byte.
 
     Without a checkpoint that is everything.

@@ -19,7 +19,7 @@ from dpo_core.train.checkpoint.checkpoint_state import Snapshot
 METRIC = "best_metric"
 
 
-class Saver:
+class CheckpointWriter:
     """Writes snapshots in the background, at most one at a time; a failure is told at the next step.
 
     Leaving the block waits for what is being written. ``say`` tells the user a line.

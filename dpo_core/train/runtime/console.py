@@ -11,7 +11,7 @@ from rich.text import Text
 
 from dpo_core.records import StepMetrics
 from dpo_core.render.renderer import Renderer
-from dpo_core.render.token_dataset import Completion, TokenPair
+from dpo_core.render.token_dataset import CompletionTokens, TokenPair
 from dpo_core.system import progress
 
 LINE = ("dpo_loss", "accuracy", "margin", "learning_rate", "batch_time", "test/accuracy", "test/nll")
@@ -26,7 +26,7 @@ def readable(value: float) -> str:
     return f"{value:.1e}" if abs(value) < 1e-3 or abs(value) >= 1e6 else f"{value:,.4f}"
 
 
-class Display:
+class TrainingConsole:
     """A terminal gets tables and a bar, anything else one plain line a step; ``logs.log`` gets the plain lines.
 
     Both tell the time left. Of a step that takes long, so does a line now and then.
@@ -48,7 +48,7 @@ class Display:
         self.shown = progress.now()
         self.pulse = progress.repeating(self.still_here)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "TrainingConsole":
         self.bar.start()
         self.pulse.__enter__()
         return self
@@ -131,7 +131,7 @@ def step_table(metrics: StepMetrics) -> Table:
     return table
 
 
-def coloured(renderer: Renderer, side: Completion, colour: str) -> Text:
+def coloured(renderer: Renderer, side: CompletionTokens, colour: str) -> Text:
     """A completion's text: trained tokens in colour, others dim."""
     text = Text()
     for trained in runs(side):
@@ -145,7 +145,7 @@ def decoded(renderer: Renderer, ids: list[int]) -> str:
     return str(renderer.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
-def runs(side: Completion) -> list[slice]:
+def runs(side: CompletionTokens) -> list[slice]:
     """Stretches of tokens that are all trained or all not."""
     borders = [
         0,

@@ -18,7 +18,7 @@ SIDE = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class StepFlops:
     """Of one step. tokens: true ones, a prompt in each of its two sequences. useful, conventional: FLOP."""
 
     pairs: int
@@ -29,7 +29,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelSizes:
     """Sizes of a causal language model. body: parameters in matrices, but for the head's ``head`` = V · D."""
 
     body: int
@@ -40,7 +40,7 @@ class Shape:
     adapted: bool
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Shape":
+    def of(cls, model: nn.Module) -> "ModelSizes":
         """A transformers model's, perhaps with adapters."""
         causal = plain(model)
         config = causal.config.get_text_config()
@@ -57,7 +57,7 @@ class Shape:
             adapted=not head.requires_grad,
         )
 
-    def cost(self, pairs: Sequence[TokenPair], micros: Sequence[Batch]) -> Cost:
+    def cost(self, pairs: Sequence[TokenPair], micros: Sequence[Batch]) -> StepFlops:
         """Of these pairs, computed in these microbatches.
 
         useful: forward (2 FLOP a weight and token) and backward (4; 2 under LoRA, whose frozen weights have no
@@ -72,7 +72,7 @@ class Shape:
         attention = 4 * self.attention_width * self.layers * sum(span.attended for span in spans)
         computed = sum(micro.size for micro in micros)
         real = trunk if micros and micros[0].spans else sum(pair.tokens for pair in pairs)
-        return Cost(
+        return StepFlops(
             pairs=len(pairs),
             tokens=tokens,
             padding_share=1 - real / computed,

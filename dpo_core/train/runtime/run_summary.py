@@ -7,14 +7,14 @@ from dpo_core.inference.decoding import context
 from dpo_core.stages.train import TrainRequest
 from dpo_core.system.device import device, note
 from dpo_core.train.logps import plain
-from dpo_core.train.runtime.console import Display
+from dpo_core.train.runtime.console import TrainingConsole
 from dpo_core.train.runtime.setup import Session
 
 EXAMPLES_SHOWN = 2
 BYTES_A_WEIGHT = 4
 
 
-def introduce(session: Session, display: Display) -> None:
+def introduce(session: Session, display: TrainingConsole) -> None:
     """The run's facts and two example pairs."""
     request, rendered = session.request, session.request.rendered
     parameters = list(session.run.policy.parameters())

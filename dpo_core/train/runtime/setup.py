@@ -16,30 +16,30 @@ from dpo_core.model.lora import trainable
 from dpo_core.records import StepMetrics
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.renderer import Renderer
-from dpo_core.render.token_dataset import Rows, open_split
+from dpo_core.render.token_dataset import TokenDataset, open_split
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.stages.train import TrainRequest
 from dpo_core.train import data_order
 from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note
-from dpo_core.train.batching.auto_token_budget import Past, Plan
+from dpo_core.train.batching.auto_token_budget import BudgetHistory, BudgetPlan
 from dpo_core.train.batching.batch_layout import settled
 from dpo_core.train.batching.memory_estimate import Workload
 from dpo_core.train.batching.packing import Layout
 from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir
 from dpo_core.train.logps import plain
 from dpo_core.train.loop import Run
-from dpo_core.train.reference import OnTheFly, Reference, References, open_references
+from dpo_core.train.reference import CachedReference, OnTheFlyReference, Reference, open_references
 from dpo_core.train.runtime.compile_layers import compiled
 from dpo_core.train.runtime.flops import matmul_peak
 from dpo_core.train.runtime.signals import StopFlag
-from dpo_core.train.validation import HeldOut
+from dpo_core.train.validation import ValidationResult
 
 WIDTH = {"float32": 4, "bfloat16": 2}  # bytes
-Watch = Callable[[nn.Module, Renderer], dict[str, float]]
+PolicyMetrics = Callable[[nn.Module, Renderer], dict[str, float]]
 
 
-def unwatched(policy: nn.Module, renderer: Renderer) -> dict[str, float]:
-    """Nobody asks the policy anything of their own."""
+def no_metrics(policy: nn.Module, renderer: Renderer) -> dict[str, float]:
+    """A run without an evaluator: its infrequent evaluations measure nothing else."""
     return {}
 
 
@@ -53,15 +53,15 @@ class Session:
 
     request: TrainRequest
     run: Run
-    test_split: tuple[Rows, References]
+    test_split: tuple[TokenDataset, CachedReference]
     renderer: Renderer
     done: int
     stop: StopFlag
     news: list[str]
-    plan: Plan
-    watch: Watch = unwatched
+    plan: BudgetPlan
+    policy_metrics: PolicyMetrics = no_metrics
     last: StepMetrics | None = None
-    measured: dict[int, HeldOut] = field(default_factory=dict)
+    measured: dict[int, ValidationResult] = field(default_factory=dict)
 
     @property
     def log_path(self) -> Path:
@@ -133,26 +133,26 @@ def reference(request: TrainRequest, policy: nn.Module) -> Reference:
         return open_references(request.reference.path, "train")
     source, precision = request.reference.model, request.train.precision
     if request.settings.lora_rank and source.fingerprint == request.model.fingerprint:
-        return OnTheFly(policy, precision)
+        return OnTheFlyReference(policy, precision)
     frozen = load_model(source.path, request.train.seed, source.trust_remote_code, request.frozen_dtype)
-    return OnTheFly(frozen.requires_grad_(False), precision)
+    return OnTheFlyReference(frozen.requires_grad_(False), precision)
 
 
-def settled_budget(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layout) -> Plan:
+def settled_budget(request: TrainRequest, policy: nn.Module, rows: TokenDataset, layout: Layout) -> BudgetPlan:
     """The recipe's token budget; ``auto`` is found once and kept with the run, whose continuation must be the same."""
     train, batches = request.train, auto_token_budget.batches_of(len(rows), request.train)
     work = workload(request, policy, rows, layout)
     if train.token_budget != "auto":
-        return auto_token_budget.plan(work, train.token_budget, Past(), batches)
+        return auto_token_budget.plan(work, train.token_budget, BudgetHistory(), batches)
     told = run_dir.read_config(request.log_path) or {}
-    past = Past(told.get("token_budget"), budget_attempt.failed(request.log_path / budget_note.NOTE))
+    past = BudgetHistory(told.get("token_budget"), budget_attempt.failed(request.log_path / budget_note.NOTE))
     plan = auto_token_budget.plan(work, "auto", past, batches)
     if plan.tokens != past.kept:
         run_dir.write_config(request.log_path, told | {"token_budget": plan.tokens})
     return plan
 
 
-def workload(request: TrainRequest, policy: nn.Module, rows: Rows, layout: Layout) -> Workload:
+def workload(request: TrainRequest, policy: nn.Module, rows: TokenDataset, layout: Layout) -> Workload:
     """What the run will ask of memory."""
     train = request.train
     return Workload(

@@ -9,7 +9,7 @@ import nltk
 import pytest
 from inspect_ai.scorer import SampleScore, Score
 
-from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, Row, Verdict, score
+from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, FollowedInstructions, IFEvalPrompt, score
 from dpo_core.evaluate.ifeval.ifeval_task import accuracies, counts
 
 CAPITALS = "change_case:english_capital"
@@ -19,8 +19,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def row(name: str, **arguments: Any) -> Row:
-    return Row(key=1, prompt="Do.", instruction_id_list=[name], kwargs=[arguments])
+def row(name: str, **arguments: Any) -> IFEvalPrompt:
+    return IFEvalPrompt(key=1, prompt="Do.", instruction_id_list=[name], kwargs=[arguments])
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def official(ifeval_data: Path) -> dict[int, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def verdicts(ifeval_data: Path, punkt: Path) -> dict[int, Verdict]:
+def verdicts(ifeval_data: Path, punkt: Path) -> dict[int, FollowedInstructions]:
     """Our verdicts on GPT-4's responses to all 541 prompts (2 s)."""
     nltk.data.path.insert(0, str(punkt))
     rows = [ROW.validate_python(told) for told in lines(ifeval_data / "input_data_20231215.jsonl")]
@@ -42,7 +42,9 @@ def verdicts(ifeval_data: Path, punkt: Path) -> dict[int, Verdict]:
     return found
 
 
-def test_verdicts_are_the_official_ones(verdicts: dict[int, Verdict], official: dict[int, dict[str, Any]]) -> None:
+def test_verdicts_are_the_official_ones(
+    verdicts: dict[int, FollowedInstructions], official: dict[int, dict[str, Any]]
+) -> None:
     """Every instruction of the 539 prompts whose arguments are all given, strict and loose."""
     assert len(verdicts) == 541
     ours = {key: (list(verdict.strict), list(verdict.loose)) for key, verdict in verdicts.items()}
@@ -52,7 +54,7 @@ def test_verdicts_are_the_official_ones(verdicts: dict[int, Verdict], official: 
 
 
 @pytest.fixture(scope="module")
-def scores(verdicts: dict[int, Verdict]) -> list[SampleScore]:
+def scores(verdicts: dict[int, FollowedInstructions]) -> list[SampleScore]:
     return [SampleScore(score=Score(value=counts(verdict))) for verdict in verdicts.values()]
 
 
@@ -94,7 +96,7 @@ def test_arguments_left_out_are_drawn_the_same_way_every_time() -> None:
     assert random.getstate() == before
 
 
-def seeded(seed: int, asked: Row, text: str) -> Verdict:
+def seeded(seed: int, asked: IFEvalPrompt, text: str) -> FollowedInstructions:
     random.seed(seed)
     return score(asked, text)
 
@@ -105,7 +107,7 @@ def test_language_detection_does_not_vary() -> None:
 
 
 def test_an_empty_response_follows_nothing() -> None:
-    assert score(row("punctuation:no_comma"), " \n") == Verdict(strict=(False,), loose=(False,))
+    assert score(row("punctuation:no_comma"), " \n") == FollowedInstructions(strict=(False,), loose=(False,))
 
 
 @pytest.mark.parametrize(
@@ -118,12 +120,12 @@ def test_an_empty_response_follows_nothing() -> None:
     ],
 )
 def test_loose_forgives_the_first_and_the_last_line(response: str, strict: bool) -> None:
-    assert score(row("punctuation:no_comma"), response) == Verdict(strict=(strict,), loose=(True,))
+    assert score(row("punctuation:no_comma"), response) == FollowedInstructions(strict=(strict,), loose=(True,))
 
 
 def test_loose_forgives_asterisks() -> None:
     asked = row("startend:end_checker", end_phrase="The end.")
-    assert score(asked, "It was so. **The end.**\n*") == Verdict(strict=(False,), loose=(True,))
+    assert score(asked, "It was so. **The end.**\n*") == FollowedInstructions(strict=(False,), loose=(True,))
 
 
 def test_the_prompt_s_text_reaches_the_checker_that_compares_with_it() -> None:

@@ -17,7 +17,7 @@ from inspect_ai._util.file import safe_filename
 from dpo_core.cache.store import Store
 from dpo_core.config.recipe import Recipe
 from dpo_core.errors import DataError, EvaluationError, from_json
-from dpo_core.evaluate.ifeval.ifeval_checkers import Row
+from dpo_core.evaluate.ifeval.ifeval_checkers import IFEvalPrompt
 from dpo_core.evaluate.ifeval.ifeval_prompts import HUB_ID, HUB_REVISION, kept_by_inspect, read, run
 from dpo_core.pipeline.evaluation_plan import prompts_source
 from dpo_core.records import PromptSet
@@ -27,7 +27,7 @@ PromptFile = Callable[[dict[str, dict[str, Any]]], Path]
 GOOD = {"key": 7, "prompt": "Write.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 
 
-def fetch(place: Path, source: str, limit: int | None = None, seed: int = 0) -> tuple[PromptSet, list[Row]]:
+def fetch(place: Path, source: str, limit: int | None = None, seed: int = 0) -> tuple[PromptSet, list[IFEvalPrompt]]:
     """The published record and the rows that its file holds."""
     store = Store(place / "store")
     with store.write("prompts", "key") as draft:

@@ -24,12 +24,12 @@ from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.inspect import inspect_plugin
 from dpo_core.evaluate.inspect.inspect_errors import Unusable
-from dpo_core.inference.generator import Answer, Answerer, Question, Sampling, open_answerer
-from dpo_core.inference.load_engine import How
+from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_answerer
+from dpo_core.inference.load_engine import EngineConfig
 from dpo_core.model.load import load_model
 from dpo_core.model.lora import merged, no_deprecations
 from dpo_core.model.save_model import save_model
-from dpo_core.render.token_dataset import Completion
+from dpo_core.render.token_dataset import CompletionTokens
 from dpo_core.train.batching.packing import Branches, build
 from dpo_core.train.logps import completion_logps
 
@@ -57,11 +57,11 @@ class Recorder:
         self.batches: list[int] = []
         self.failures = failures
 
-    def attempt(self, questions: Sequence[Question], sampling: Sampling) -> list[Answer | Exception]:
+    def attempt(self, questions: Sequence[Conversation], sampling: Sampling) -> list[Response | Exception]:
         self.batches.append(len(questions))
         if len(self.batches) <= self.failures:
             raise MemoryError("the batch does not fit")
-        return [Answer(asked.messages[-1]["content"], "stop", 3, sampling.max_new_tokens) for asked in questions]
+        return [Response(asked.messages[-1]["content"], "stop", 3, sampling.max_new_tokens) for asked in questions]
 
 
 def recorded(recorder: Recorder) -> Model:
@@ -89,11 +89,11 @@ def ask(model: Model, texts: Sequence[str], *configs: GenerateConfig) -> list[Mo
 
 
 @pytest.fixture(scope="module")
-def answerer(stories: Path) -> Answerer:
-    return open_answerer(stories, How(batch_size=8))
+def answerer(stories: Path) -> ResponseGenerator:
+    return open_answerer(stories, EngineConfig(batch_size=8))
 
 
-def test_answers_reasons_and_counts_are_the_model_s(stories: Path, answerer: Answerer) -> None:
+def test_answers_reasons_and_counts_are_the_model_s(stories: Path, answerer: ResponseGenerator) -> None:
     model = get_model(f"dpo/{stories}", memoize=False, renderer_name="role_colon")
     outputs = ask(model, TEXTS, GenerateConfig(max_tokens=15, max_connections=8))
     expected = answerer.answer([[{"role": "user", "content": text}] for text in TEXTS], Sampling(15))
@@ -111,7 +111,7 @@ def test_a_full_context_is_not_called_a_stop(stories: Path) -> None:
     assert output.stop_reason == "model_length"
 
 
-def test_system_messages_reach_the_renderer(stories: Path, answerer: Answerer) -> None:
+def test_system_messages_reach_the_renderer(stories: Path, answerer: ResponseGenerator) -> None:
     model = get_model(f"dpo/{stories}", memoize=False)
 
     async def answered() -> str:
@@ -152,7 +152,7 @@ def test_settings_that_it_does_not_have_are_refused(setting: dict[str, Any]) -> 
     assert "does not know" in error.found
 
 
-def test_one_prompt_that_fails_takes_no_other_with_it(answerer: Answerer) -> None:
+def test_one_prompt_that_fails_takes_no_other_with_it(answerer: ResponseGenerator) -> None:
     """A token that the model has no embedding for."""
     prompts = [[1, 5], [1, 6], [1, 9999], [1, 7], [1, 8]]
     outcomes = answerer.continue_all(prompts, [str(prompt) for prompt in prompts], Sampling(5))
@@ -160,7 +160,7 @@ def test_one_prompt_that_fails_takes_no_other_with_it(answerer: Answerer) -> Non
     assert outcomes == answerer.answer_ids([*prompts[:2], *prompts[3:]], Sampling(5))
 
 
-def test_choices_and_log_probabilities(stories: Path, answerer: Answerer) -> None:
+def test_choices_and_log_probabilities(stories: Path, answerer: ResponseGenerator) -> None:
     """Greedy choices are all the same; the log-probabilities are those of the answer's tokens."""
     model = get_model(f"dpo/{stories}", memoize=False)
     config = GenerateConfig(max_tokens=8, num_choices=2, logprobs=True, top_logprobs=2)
@@ -216,8 +216,8 @@ def test_log_probabilities_are_the_trainer_s(stories: Path) -> None:
         assert output.choices[0].logprobs is not None
         content = output.choices[0].logprobs.content
         ids = np.array(tokenizer.convert_tokens_to_ids([one.token for one in content]), dtype=np.int32)
-        prompt = np.array(answerer.prompt(Question([{"role": "user", "content": text}])), dtype=np.int32)
-        items.append(Branches(prompt, (Completion(ids, np.ones(len(ids), dtype=np.bool_)),)))
+        prompt = np.array(answerer.prompt(Conversation([{"role": "user", "content": text}])), dtype=np.int32)
+        items.append(Branches(prompt, (CompletionTokens(ids, np.ones(len(ids), dtype=np.bool_)),)))
         told += [one.logprob for one in content]
     expected = completion_logps(load_model(stories), build("padded", items, torch.device("cpu")))
     assert told == pytest.approx(expected.tolist(), abs=2e-4)

@@ -6,18 +6,18 @@ import pytest
 
 from dpo_core.records import ModelVersion, Promotion
 from flows.cli.final_summary import show
-from flows.pipeline import Outcome
+from flows.pipeline import PipelineOutcome
 from flows.registry.versions import Candidate
 from tests.flows import fake
 
 
-def outcome(candidate: Candidate, failed: int) -> Outcome:
+def outcome(candidate: Candidate, failed: int) -> PipelineOutcome:
     version = ModelVersion(
         name="dpo-hhh", version=2, run_id="r", experiment_id="1", tracking_uri="there", model_uri="models:/dpo-hhh/2"
     )
     promotion = Promotion(promoted=True, reason="it is better.", name="dpo-hhh", version=2, champion_version=2)
     trained = candidate.after.model_copy(update={"failed": failed})
-    return Outcome(
+    return PipelineOutcome(
         checkpoint=candidate.checkpoint, base=candidate.before, trained=trained, version=version, promotion=promotion
     )
 

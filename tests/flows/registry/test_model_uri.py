@@ -10,11 +10,11 @@ from dpo_core.config.recipe import Recipe
 from dpo_core.errors import RecipeError, TrackingError
 from dpo_core.model.locate import check_directory
 from flows.registry.model_uri import directory
-from flows.registry.versions import CHAMPION, About, Candidate, register
+from flows.registry.versions import CHAMPION, Candidate, VersionNotes, register
 from flows.tracking import mlflow_run
 from tests.flows import fake
 
-ABOUT = About({}, "")
+ABOUT = VersionNotes({}, "")
 
 
 @pytest.fixture

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.registry.logged_model import measurements
-from flows.registry.promotion_rule import Measured, decide, follows, mcnemar, prefers
+from flows.registry.promotion_rule import ModelMeasurements, decide, follows, mcnemar, prefers
 from tests.flows.fake import evaluation
 
 Z = 1.959964
 
 
-def measured(name: str, followed: str, accuracy: float, num_pairs: int = 1000, **other: str) -> Measured:
+def measured(name: str, followed: str, accuracy: float, num_pairs: int = 1000, **other: str) -> ModelMeasurements:
     """A model that follows the prompts marked 1."""
     marks = {str(key): mark == "1" for key, mark in enumerate(followed)}
     low, high = wilson(accuracy, num_pairs)
     asked = {"IFEval": "1", "max_new_tokens": other.get("tokens", "96")}
     on = other.get("prompts", "p"), marks, other.get("pairs", "q")
-    return Measured(name, *on, accuracy, low, high, num_pairs, asked)
+    return ModelMeasurements(name, *on, accuracy, low, high, num_pairs, asked)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
@@ -103,7 +103,7 @@ def test_an_evaluation_says_how_its_prompts_were_asked(tmp_path: Path) -> None:
     assert other.asked == one.asked | {"max_new_tokens": "32"}
 
 
-def noisy(name: str, accuracy: float, certain: float, noise: float = 0.5) -> Measured:
+def noisy(name: str, accuracy: float, certain: float, noise: float = 0.5) -> ModelMeasurements:
     """A model of which exporting moved the margins; ``certain`` is its accuracy with those within that as ties."""
     known = (certain, *wilson(certain, 1000))
     return replace(measured(name, "", accuracy), margin_noise=noise, beyond_noise=known)

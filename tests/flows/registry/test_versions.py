@@ -18,12 +18,12 @@ from dpo_core.errors import RecipeError, TrackingError
 from dpo_core.records import ModelVersion, Promotion
 from flows.registry import versions
 from flows.registry.champion import case, promote
-from flows.registry.versions import About, Candidate, register, registered_name
+from flows.registry.versions import Candidate, VersionNotes, register, registered_name
 from flows.tracking import mlflow_run
 from tests.conftest import shared
 from tests.flows.fake import evaluation, served, wait_for
 
-ABOUT = About({"dpo.data": "d"}, "### Results")
+ABOUT = VersionNotes({"dpo.data": "d"}, "### Results")
 MESSAGES = [{"role": "user", "content": "Once upon a time"}]
 
 

@@ -172,7 +172,7 @@ def test_experiments_that_cannot_be_listed(own: Experiment, recipe: Recipe) -> N
         run_table.open_experiment(recipe.track)
 
 
-def compared(experiment: Experiment, *texts: str) -> comparing.Comparison:
+def compared(experiment: Experiment, *texts: str) -> comparing.RunComparison:
     return comparing.compare(experiment, comparing.resolved(experiment, texts))
 
 

@@ -12,11 +12,11 @@ from dpo_core.config.recipe import Recipe
 from dpo_core.errors import RecipeError, TrainingError
 from dpo_core.records import EvalResult, ModelVersion, Promotion
 from dpo_core.train.checkpoint.run_dir import write_config
-from flows.pipeline import Outcome
+from flows.pipeline import PipelineOutcome
 from flows.registry.versions import Candidate
 from flows.sweep import sweep_flow, sweep_report
-from flows.sweep.member_processes import Crew, Result, Running
-from flows.sweep.sweep_plan import Plan, plan, read
+from flows.sweep.member_processes import Result, Running, WorkerPool
+from flows.sweep.sweep_plan import SweepPlan, plan, read
 from flows.tracking import mlflow_run
 from tests.flows.fake import evaluation
 
@@ -24,23 +24,23 @@ AXES = {"learning_rate": ("1e-6", "5e-6"), "dpo_beta": ("0.05", "0.1")}
 
 
 @pytest.fixture
-def planned(recipe: Recipe, tmp_path: Path) -> Plan:
+def planned(recipe: Recipe, tmp_path: Path) -> SweepPlan:
     track = recipe.track.model_copy(update={"runs_dir": tmp_path / "runs"})
     return plan(recipe.model_copy(update={"track": track}), AXES)
 
 
-def outcome(candidate: Candidate, trained: EvalResult, version: int = 1) -> Outcome:
+def outcome(candidate: Candidate, trained: EvalResult, version: int = 1) -> PipelineOutcome:
     made = ModelVersion(
         name="m", version=version, run_id="r", experiment_id="1", tracking_uri="", model_uri=f"models:/m/{version}"
     )
     kept = Promotion(promoted=False, reason="", name="m", version=version, champion_version=None)
-    return Outcome(
+    return PipelineOutcome(
         checkpoint=candidate.checkpoint, base=candidate.before, trained=trained, version=made, promotion=kept
     )
 
 
 @pytest.fixture
-def results(planned: Plan, candidate: Candidate, tmp_path: Path) -> list[Result]:
+def results(planned: SweepPlan, candidate: Candidate, tmp_path: Path) -> list[Result]:
     """Fewer prompts but a higher accuracy; more prompts; as many and a higher accuracy; one that failed."""
     told = [(80, 0.99), (90, 0.8), (90, 0.85)]
     done = [
@@ -63,7 +63,7 @@ def test_no_member_finished_is_an_error_that_says_why(results: list[Result]) -> 
         sweep_flow.choose(results[3:])
 
 
-def test_the_sweeps_run_is_found_again(planned: Plan) -> None:
+def test_the_sweeps_run_is_found_again(planned: SweepPlan) -> None:
     with sweep_flow.parent(planned) as first:
         pass
     run = first.client.get_run(first.run_id)
@@ -75,19 +75,21 @@ def test_the_sweeps_run_is_found_again(planned: Plan) -> None:
     assert first.client.get_run(first.run_id).info.status == "FAILED"
 
 
-def test_a_members_run_becomes_a_child_and_keeps_its_first_parent(planned: Plan, run: mlflow_run.RunHandle) -> None:
+def test_a_members_run_becomes_a_child_and_keeps_its_first_parent(
+    planned: SweepPlan, run: mlflow_run.RunHandle
+) -> None:
     member = planned.members[0]
-    adopter = sweep_flow.Adopter(replace(run, run_id="sweep"))
+    adopter = sweep_flow.MemberNester(replace(run, run_id="sweep"))
     adopter.watch(member)
     assert not adopter.known
     member.log_path.mkdir(parents=True)
     write_config(member.log_path, {"fingerprint": "f00d", "origin": "f00d", "lineage": "l", "recipe": {}})
     adopter.watch(member)
-    sweep_flow.Adopter(replace(run, run_id="another")).watch(member)
+    sweep_flow.MemberNester(replace(run, run_id="another")).watch(member)
     assert run.client.get_run(run.run_id).data.tags["mlflow.parentRunId"] == "sweep"
 
 
-def test_one_process_at_a_time_runs_a_sweep(planned: Plan) -> None:
+def test_one_process_at_a_time_runs_a_sweep(planned: SweepPlan) -> None:
     again = sweep_flow.alone(planned)
     with sweep_flow.alone(planned), pytest.raises(RecipeError, match="Another process runs this sweep"), again:
         pass
@@ -95,7 +97,7 @@ def test_one_process_at_a_time_runs_a_sweep(planned: Plan) -> None:
         pass
 
 
-def test_the_command_repeats_the_sweep(planned: Plan) -> None:
+def test_the_command_repeats_the_sweep(planned: SweepPlan) -> None:
     words = shlex.split(sweep_report.command(planned))
     assert words[:2] == ["dpo", "sweep"]
     recipe, axes = read(None, words[2:])
@@ -103,7 +105,7 @@ def test_the_command_repeats_the_sweep(planned: Plan) -> None:
     assert plan(recipe, axes).fingerprint == planned.fingerprint
 
 
-def test_what_is_said_and_drawn(planned: Plan, results: list[Result], tmp_path: Path) -> None:
+def test_what_is_said_and_drawn(planned: SweepPlan, results: list[Result], tmp_path: Path) -> None:
     told = sweep_report.description(planned, results, results[2], "version 3 is promoted.")
     assert told.startswith("- **learning_rate=5e-6_dpo_beta=0.05** (best): IFEval 0.900, held-out accuracy 0.850\n")
     assert "- learning_rate=5e-6_dpo_beta=0.1: failed: the loss is not a number." in told
@@ -125,8 +127,8 @@ def test_what_is_said_and_drawn(planned: Plan, results: list[Result], tmp_path: 
         (0, None, "failed", "the last word. Do this."),
     ],
 )
-def test_what_became_of_a_member(planned: Plan, code: int, why: str | None, state: str, told: str) -> None:
-    crew = Crew(planned.members, planned.place, {}, lambda _: None, print)
+def test_what_became_of_a_member(planned: SweepPlan, code: int, why: str | None, state: str, told: str) -> None:
+    crew = WorkerPool(planned.members, planned.place, {}, lambda _: None, print)
     planned.place.mkdir(parents=True)
     member = planned.members[0]
     crew.file(member, "log").write_text("step 3\nerror: the last word. Do this.\nbye\n")

@@ -20,13 +20,13 @@ from dpo_core.config.settings import read_recipe
 from dpo_core.errors import RecipeError, TrainingError
 from dpo_core.records import StepMetrics
 from flows.sweep.early_stop import hopeless
-from flows.sweep.sweep_plan import Plan, plan, read, what
+from flows.sweep.sweep_plan import SweepPlan, plan, read, what
 from tests.conftest import pair_rows, shared
 
 GRID = ("model_name=m", "learning_rate=1e-6,5e-6", "dpo_beta=0.05,0.1", "seed=3")
 
 
-def planned(*words: str) -> Plan:
+def planned(*words: str) -> SweepPlan:
     return plan(*read(None, words))
 
 

@@ -11,14 +11,14 @@ from dpo_core.config.recipe import Recipe
 from flows.tracking import mlflow_run
 from flows.tracking.journal_follower import Follower
 from flows.tracking.mlflow_run import RunHandle
-from flows.tracking.system_metrics import Machine
+from flows.tracking.system_metrics import SystemMetrics
 from tests.flows.fake import steps_of, wait_for, write_journal
 
 CPU, MEMORY = "system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"
 
 
 def test_a_sample_is_what_the_system_says() -> None:
-    machine = Machine(every=0.3)
+    machine = SystemMetrics(every=0.3)
 
     def work() -> None:
         end = time.monotonic() + 0.5
@@ -35,7 +35,7 @@ def test_a_sample_is_what_the_system_says() -> None:
 
 def test_samples_keep_their_distance_and_their_seconds_of_the_run() -> None:
     now = [1000.0]
-    machine = Machine(every=10, clock=lambda: now[0])
+    machine = SystemMetrics(every=10, clock=lambda: now[0])
     for _ in range(26):
         machine.look()
         now[0] += 1
@@ -45,7 +45,7 @@ def test_samples_keep_their_distance_and_their_seconds_of_the_run() -> None:
 
 def test_the_follower_logs_them_and_the_journal_still_comes_whole(run: RunHandle, tmp_path: Path) -> None:
     follower = Follower(lambda: run, tmp_path, pause=0.01)
-    follower.machine = Machine(every=0.05)
+    follower.machine = SystemMetrics(every=0.05)
     with follower:
         write_journal(tmp_path, 5)
         # Seconds, not steps: they must not be taken for the journal's last one.
@@ -66,7 +66,7 @@ def test_a_run_without_a_server_keeps_its_samples_for_later(recipe: Recipe, tmp_
         return handle[0]
 
     follower = Follower(opened, tmp_path, pause=0.01)
-    follower.machine = Machine(every=0.05)
+    follower.machine = SystemMetrics(every=0.05)
     write_journal(tmp_path, last)
     with follower:
         wait_for(lambda: len(follower.machine.waiting) > 2)

@@ -22,14 +22,14 @@ from dpo_core.model.lora import trainable
 from dpo_core.render.token_dataset import write_split
 from dpo_core.system import gpus
 from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note, memory_estimate
-from dpo_core.train.batching.auto_token_budget import Past
-from dpo_core.train.batching.memory_estimate import Footprint, Workload, measure
+from dpo_core.train.batching.auto_token_budget import BudgetHistory
+from dpo_core.train.batching.memory_estimate import MemoryEstimate, Workload, measure
 from dpo_core.train.runtime import setup
 from tests import tiny
 from tests.conftest import ROOT, shared
 
 GB = 10**9
-PLAIN = Footprint(
+PLAIN = MemoryEstimate(
     "cpu", held=GB, trained=GB, saved=0, copies=0, token=1e6, layer=1e5, logits=2 * 10**5, at_once=500, head=0, aside=0
 )
 
@@ -107,7 +107,7 @@ def test_weights_that_cannot_fit_are_an_error_that_names_who_holds_the_memory(mo
     auto_token_budget.check(PLAIN, 4 * GB)
     with pytest.raises(OutOfMemoryError, match=r"take 4.0 GB, and 3.9 GB are available\. They must fit"):
         auto_token_budget.check(PLAIN, int(3.9 * GB))
-    busy = gpus.Gpu("H100", (9, 0), GB, 80 * GB, (gpus.Holder(77, "python", 70 * GB),))
+    busy = gpus.Gpu("H100", (9, 0), GB, 80 * GB, (gpus.GpuProcess(77, "python", 70 * GB),))
     monkeypatch.setattr(gpus, "find", lambda: busy)
     with pytest.raises(OutOfMemoryError, match=r"process 77 \(python\) holds 70.0 GB"):
         auto_token_budget.check(replace(PLAIN, device="cuda"), GB)
@@ -117,11 +117,11 @@ def test_an_explicit_budget_is_obeyed_with_a_warning_of_what_would_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_memory(monkeypatch, free=10**12)
-    quiet = auto_token_budget.plan(work(tmp_path), 100_000, Past(), [range(8)])
+    quiet = auto_token_budget.plan(work(tmp_path), 100_000, BudgetHistory(), [range(8)])
     assert (quiet.tokens, quiet.auto, quiet.news) == (100_000, False, ())
     assert "100,000 tokens a microbatch, about 0." in str(quiet)
     with_memory(monkeypatch, free=10**7)
-    told = auto_token_budget.plan(work(tmp_path), 100_000, Past(), [range(8)])
+    told = auto_token_budget.plan(work(tmp_path), 100_000, BudgetHistory(), [range(8)])
     assert told.tokens == 100_000
     assert re.search(r"Warning: about .* GB are expected with token_budget=100000, .* 256 would fit", told.news[0])
 
@@ -174,7 +174,7 @@ def test_a_run_that_memory_ended_goes_on_with_half(tmp_path: Path, monkeypatch: 
     asked, split = request(tmp_path), tiny.rows(tmp_path, tiny.token_pairs(8))
     with_memory(monkeypatch, free=10**12)
     setup.settled_budget(asked, tiny.llama(), split, "tree")
-    budget_attempt.Attempt(tmp_path / budget_note.NOTE, 2048).note(ran_out=True)
+    budget_attempt.BudgetAttempt(tmp_path / budget_note.NOTE, 2048).note(ran_out=True)
     again = setup.settled_budget(asked, tiny.llama(), split, "tree")
     assert again.tokens == 1024
     assert "Memory ended the last try with token_budget=2048: this one takes 1024." in again.news[0]

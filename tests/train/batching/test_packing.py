@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from dpo_core.pair import Pair
-from dpo_core.render.token_dataset import Completion, TokenPair
+from dpo_core.render.token_dataset import CompletionTokens, TokenPair
 from dpo_core.train.batching.packing import (
     branches,
     by_side,
@@ -18,8 +18,8 @@ CPU = torch.device("cpu")
 
 
 def token_pair(prompt: int, chosen: int, rejected: int) -> TokenPair:
-    def completion(start: int, length: int) -> Completion:
-        return Completion(np.arange(start, start + length, dtype=np.int32), np.ones(length, dtype=np.bool_))
+    def completion(start: int, length: int) -> CompletionTokens:
+        return CompletionTokens(np.arange(start, start + length, dtype=np.int32), np.ones(length, dtype=np.bool_))
 
     return TokenPair(np.arange(1, prompt + 1, dtype=np.int32), Pair(completion(100, chosen), completion(200, rejected)))
 
@@ -69,7 +69,7 @@ def test_padded_rows_predict_the_same_targets() -> None:
 
 
 def test_untrained_tokens_have_no_predictor() -> None:
-    side = Completion(np.array([7, 8, 9], dtype=np.int32), np.array([True, False, True]))
+    side = CompletionTokens(np.array([7, 8, 9], dtype=np.int32), np.array([True, False, True]))
     pair = TokenPair(np.array([1, 2], dtype=np.int32), Pair(side, side))
     for batch in (tree([branches(pair)]), padded([branches(pair)])):
         assert batch.targets.tolist() == [7, 9, 7, 9]

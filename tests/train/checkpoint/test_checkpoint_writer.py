@@ -11,7 +11,7 @@ from dpo_core.errors import RecipeError, TrainingError
 from dpo_core.records import StepMetrics
 from dpo_core.train.checkpoint import checkpoint_state, checkpoint_writer, journal
 from dpo_core.train.checkpoint.checkpoint_state import Snapshot
-from dpo_core.train.checkpoint.checkpoint_writer import Saver
+from dpo_core.train.checkpoint.checkpoint_writer import CheckpointWriter
 
 
 def held(step: int, **facts: Any) -> Snapshot:
@@ -24,7 +24,7 @@ def kept(path: Path) -> list[int]:
 
 
 def saved(path: Path, values: list[float], **settings: Any) -> list[int]:
-    with Saver(path, TrainSettings(**settings), print) as writer:
+    with CheckpointWriter(path, TrainSettings(**settings), print) as writer:
         for step, value in enumerate(values, 1):
             writer.save(held(step, **{checkpoint_writer.METRIC: {"test/accuracy": value}}))
         writer.settle()
@@ -45,14 +45,14 @@ def test_a_best_step_is_saved_whenever_it_is_measured(tmp_path: Path) -> None:
     """Values rise, fall and rise again; a saver that starts anew knows what the checkpoints have noted."""
     settings = TrainSettings(best_metric="-test/nll", save_every=0)
 
-    def best(writer: Saver, values: list[float]) -> list[bool]:
+    def best(writer: CheckpointWriter, values: list[float]) -> list[bool]:
         return [writer.is_best(StepMetrics(step=1, time=0.0, values={"test/nll": value})) for value in values]
 
-    with Saver(tmp_path, settings, print) as first:
+    with CheckpointWriter(tmp_path, settings, print) as first:
         assert not first.is_best(StepMetrics(step=1, time=0.0, values={"accuracy": 1.0}))
         assert best(first, [1.0, 0.9, 0.9, 0.95]) == [True, True, False, False]
         first.save(held(4, **{checkpoint_writer.METRIC: {"test/nll": 0.9}}))
-    with Saver(tmp_path, settings, print) as second:
+    with CheckpointWriter(tmp_path, settings, print) as second:
         assert best(second, [0.95, 0.8]) == [False, True]
 
 
@@ -74,9 +74,9 @@ def test_a_checkpoint_notes_the_metric_of_its_step_if_the_step_has_it() -> None:
 
 
 def test_cadences_by_step_and_by_clock(tmp_path: Path) -> None:
-    with Saver(tmp_path, TrainSettings(save_every=3), print) as by_step:
+    with CheckpointWriter(tmp_path, TrainSettings(save_every=3), print) as by_step:
         assert [step for step in range(1, 7) if by_step.due(step)] == [3, 6]
-    with Saver(tmp_path, TrainSettings(save_every=0, save_every_minutes=1), print) as by_clock:
+    with CheckpointWriter(tmp_path, TrainSettings(save_every=0, save_every_minutes=1), print) as by_clock:
         assert not by_clock.due(1)
         by_clock.last -= 61
         assert by_clock.due(2)
@@ -89,7 +89,7 @@ def refuse(*_: object) -> None:
 def test_a_full_disk_stops_the_run_and_the_checkpoint_before_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Saver(tmp_path, TrainSettings(), print) as writer:
+    with CheckpointWriter(tmp_path, TrainSettings(), print) as writer:
         writer.save(held(1))
         writer.settle()
         monkeypatch.setattr(checkpoint_state, "save_file", refuse)
@@ -102,7 +102,7 @@ def test_a_full_disk_stops_the_run_and_the_checkpoint_before_stands(
 
 def test_or_the_run_goes_on_if_the_recipe_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    with Saver(tmp_path, TrainSettings(on_save_error="continue"), told.append) as writer:
+    with CheckpointWriter(tmp_path, TrainSettings(on_save_error="continue"), told.append) as writer:
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint_state, "save_file", refuse)
             writer.save(held(1))

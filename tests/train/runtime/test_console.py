@@ -6,7 +6,7 @@ import pytest
 
 from dpo_core.records import StepMetrics
 from dpo_core.system import progress
-from dpo_core.train.runtime.console import Display
+from dpo_core.train.runtime.console import TrainingConsole
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def steps(display: Display, clock: list[float], *numbers: int) -> None:
+def steps(display: TrainingConsole, clock: list[float], *numbers: int) -> None:
     """A minute a step, and an hour before step 0."""
     for number in numbers:
         clock[0] += 60 if number else 3600
@@ -27,7 +27,7 @@ def steps(display: Display, clock: list[float], *numbers: int) -> None:
 def test_each_steps_line_tells_the_time_left(
     tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    display = Display(tmp_path / "logs.log", total=4, done=0, show_every=10)
+    display = TrainingConsole(tmp_path / "logs.log", total=4, done=0, show_every=10)
     steps(display, clock, 0, 1, 2, 3, 4)
     assert capsys.readouterr().out.splitlines() == [
         "step 0/4 dpo_loss 0.5000",
@@ -41,7 +41,7 @@ def test_each_steps_line_tells_the_time_left(
 def test_a_run_that_continues_counts_its_own_steps_alone(
     tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps(Display(tmp_path / "logs.log", total=100, done=90, show_every=10), clock, 91, 92)
+    steps(TrainingConsole(tmp_path / "logs.log", total=100, done=90, show_every=10), clock, 91, 92)
     assert [line.partition(", ")[2] for line in capsys.readouterr().out.splitlines()] == [
         "9 m 0 s left",
         "8 m 0 s left",
@@ -51,7 +51,7 @@ def test_a_run_that_continues_counts_its_own_steps_alone(
 def test_a_step_that_takes_long_is_spoken_of(
     tmp_path: Path, clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    display = Display(tmp_path / "logs.log", total=4, done=0, show_every=10)
+    display = TrainingConsole(tmp_path / "logs.log", total=4, done=0, show_every=10)
     steps(display, clock, 0, 1)
     clock[0] += 20
     display.still_here()

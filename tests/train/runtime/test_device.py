@@ -17,7 +17,7 @@ from dpo_core.train.batching import block_mask, packing
 from dpo_core.train.batching.packing import Layout, branches, build, onto
 from dpo_core.train.logps import autocast, backward, completion_logps, differentiate_at_once, normalisers
 from dpo_core.train.loop import Run, steps
-from dpo_core.train.reference import OnTheFly
+from dpo_core.train.reference import OnTheFlyReference
 from dpo_core.train.runtime.compile_layers import compile_layers, decoder_layers, uncompiled
 from tests import tiny
 
@@ -122,7 +122,7 @@ def test_a_reference_without_adapters_is_the_base(tmp_path: Path) -> None:
         if "lora_B" in name:
             nn.init.normal_(value)
     batch = build("tree", [branches(pair) for pair in tiny.token_pairs(3)], CPU)
-    assert torch.equal(OnTheFly(policy, "fp32").of([0, 1, 2], batch), completion_logps(tiny.llama(), batch))
+    assert torch.equal(OnTheFlyReference(policy, "fp32").of([0, 1, 2], batch), completion_logps(tiny.llama(), batch))
     assert not torch.equal(completion_logps(policy, batch), completion_logps(tiny.llama(), batch))
 
 
