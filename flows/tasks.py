@@ -88,11 +88,11 @@ class StageTasks:
         """Run one step and return its record."""
         if step.title == EVALUATE_BASE:
             with self.recorded():
-                record = run_as_task(step.call.stage.name, step.run)
-        elif step.call.stage.name == "train":
+                record = run_as_task(step.stage.name, step.run)
+        elif step.stage.name == "train":
             record = run_as_task("train", lambda: step.run(self.followed(step)))
         else:
-            record = run_as_task(step.call.stage.name, step.run)
+            record = run_as_task(step.stage.name, step.run)
         self.records[step.title] = record
         if isinstance(record, RenderedSet):
             say((record.path / TEXT).read_text())
@@ -102,6 +102,7 @@ class StageTasks:
         """The context of training: an MLflow run that follows its journal."""
         from flows import training_run  # lazy: mlflow
 
+        assert step.call is not None
         return training_run.followed(self.recipe, step.call)
 
     def recorded(self) -> AbstractContextManager[None]:

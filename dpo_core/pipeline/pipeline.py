@@ -8,22 +8,33 @@ from dpo_core.pipeline import base_model, evaluation_plan, stage_calls
 from dpo_core.pipeline.evaluation_plan import EvaluationPlan
 from dpo_core.pipeline.preflight import RunPlan
 from dpo_core.process.run_stage import NOTHING, rerun_stage, run_stage
-from dpo_core.records import Checkpoint, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
-from dpo_core.stages.stage import StageCall, StageResult
+from dpo_core.records import (
+    Checkpoint,
+    EvalResult,
+    ModelSource,
+    PairSet,
+    PromptSet,
+    Record,
+    ReferenceSet,
+    RenderedSet,
+)
+from dpo_core.stages import warm_start
+from dpo_core.stages.stage import Stage, StageCall, StageResult
 
-STAGE_NAMES = ("acquire", "prompts", "render", "warm_start", "score_reference", "train", "evaluate")
 EVALUATE_BASE = "evaluate the base"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a run that is to be run next. ``before``: a stage that must have run before it is run.
+    """The stage that a run comes to next.
 
     ``title``: what the user reads; the stage's name, but for the evaluation of the base.
+    ``call``: what the stage is called with, None for a stage that this run skips.
     """
 
     title: str
-    call: StageCall[Any]
+    stage: Stage[Any]
+    call: StageCall[Any] | None
     run: Callable[..., StageResult[Any]]
 
 
@@ -51,8 +62,8 @@ def steps(plan: RunPlan) -> Steps:
         prompts = yield step(plan, evaluation_plan.prompts_call(recipe, plan.prompts_source))
     evaluation = evaluation_plan.plan(recipe.evaluate, prompts, plan.store, plan.eval_environment)
     rendered: RenderedSet = yield step(plan, stage_calls.render_call(recipe, pairs, model))
-    if (warm_start := stage_calls.warm_start_call(recipe, rendered, model)) is not None:
-        model = yield step(plan, warm_start)
+    warm_start_call = stage_calls.warm_start_call(recipe, rendered, model)
+    model = yield step(plan, warm_start_call) if warm_start_call else skipped(warm_start.STAGE, model)
     reference: ReferenceSet = yield step(plan, stage_calls.score_reference_call(recipe, rendered, model))
     checkpoint: Checkpoint = yield step(plan, stage_calls.train_call(recipe, rendered, reference, model, prompts))
     measured = EvaluationSteps(plan, rendered, reference, evaluation)
@@ -67,7 +78,12 @@ def step(plan: RunPlan, call: StageCall[Any]) -> Step:
     def run(while_running: Any = NOTHING) -> StageResult[Any]:
         return run_stage(plan.store, call, while_running)
 
-    return Step(call.stage.name, call, run)
+    return Step(call.stage.name, call.stage, call, run)
+
+
+def skipped(stage: Stage[Any], record: Record) -> Step:
+    """A stage that this run does not need; it hands on the record that it would have started from."""
+    return Step(stage.name, stage, None, lambda: StageResult(record, True))
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,7 @@ class EvaluationSteps:
                 (run_stage if whole else rerun_stage)(store, generation)
             return run_stage(store, call)
 
-        return Step(title, call, run)
+        return Step(title, call.stage, call, run)
 
 
 def walk(walked: Steps, run: Callable[[Step], Any]) -> PipelineOutputs:

@@ -13,7 +13,7 @@ class AcquireRequest(Record):
     seed: int
 
 
-STAGE = Stage("acquire", 4, AcquireRequest, PairSet, "dpo_core.data.acquire")
+STAGE = Stage("acquire", 4, AcquireRequest, PairSet, "dpo_core.data.acquire", is_step=True)
 
 
 def call(data: DataSettings, source: str, content: dict[str, object], seed: int) -> StageCall[PairSet]:

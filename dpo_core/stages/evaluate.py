@@ -28,6 +28,7 @@ STAGE = Stage(
     EvaluateRequest,
     EvalResult,
     "dpo_core.evaluate.evaluate",
+    is_step=True,
     uses_gpu=True,
     out_of_memory_remedy="Make memory free, set a smaller eval_batch_size or max_new_tokens",
 )

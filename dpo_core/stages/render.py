@@ -13,7 +13,7 @@ class RenderRequest(Record):
     render: RenderSettings
 
 
-STAGE = Stage("render", 5, RenderRequest, RenderedSet, "dpo_core.render.render")
+STAGE = Stage("render", 5, RenderRequest, RenderedSet, "dpo_core.render.render", is_step=True)
 
 
 def call(pairs: PairSet, model: ModelSource, render: RenderSettings, renderer: object) -> StageCall[RenderedSet]:

@@ -26,6 +26,7 @@ STAGE = Stage(
     ScoreRequest,
     ReferenceSet,
     "dpo_core.train.reference",
+    is_step=True,
     uses_gpu=True,
     out_of_memory_remedy="Make memory free, lower max_length",
 )

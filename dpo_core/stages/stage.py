@@ -19,6 +19,7 @@ class Stage(Generic[R]):
 
     ``version``: data version of the stage's code; raise it when the same inputs would give another output.
     ``entry_point``: module whose ``run(request, draft)`` makes the output; it is imported where the stage runs.
+    ``is_step``: whether ``python -m dpo_core STAGE`` can stop after it: each run has it.
     ``has_own_process``: false for a stage of a second or two that needs no torch.
     ``token_budget_decides``: whether ``token_budget`` decides how much memory it takes.
     ``out_of_memory_remedy``: what helps when memory runs out, besides a smaller model.
@@ -29,6 +30,7 @@ class Stage(Generic[R]):
     request: type[Record]
     output: type[R]
     entry_point: str
+    is_step: bool = False
     uses_gpu: bool = False
     has_own_process: bool = True
     token_budget_decides: bool = False

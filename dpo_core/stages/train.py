@@ -62,6 +62,7 @@ STAGE = Stage(
     TrainRequest,
     Checkpoint,
     "dpo_core.train.train",
+    is_step=True,
     uses_gpu=True,
     token_budget_decides=True,
     out_of_memory_remedy="Make memory free, lower max_length, train less (lora_rank)",

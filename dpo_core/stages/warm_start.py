@@ -20,6 +20,7 @@ STAGE = Stage(
     WarmStartRequest,
     ModelSource,
     "dpo_core.train.warm_start",
+    is_step=True,
     uses_gpu=True,
     token_budget_decides=True,
     out_of_memory_remedy="Make memory free, lower max_length",
