@@ -45,7 +45,7 @@ DOCUMENT = "docs/vllm.md has the commands that create one."
 # Runs on any Python, and imports nothing large. Prints a line of JSON; ``versions`` has None for a missing module.
 PROBE = """
 import json, sys
-told = {"python": list(sys.version_info[:2]), "versions": {}, "dpo_core": None, "changed": 0}
+description = {"python": list(sys.version_info[:2]), "versions": {}, "dpo_core": None, "changed": 0}
 if sys.version_info[:2] >= (3, 11):
     import os, sysconfig
     from importlib import metadata, util
@@ -59,11 +59,11 @@ if sys.version_info[:2] >= (3, 11):
             others = metadata.packages_distributions().get(module)
             return metadata.version(others[0]) if others else ""
 
-    told["versions"] = {module: version(module, package) for module, package in json.loads(sys.argv[1]).items()}
+    description["versions"] = {module: version(module, package) for module, package in json.loads(sys.argv[1]).items()}
     spec = util.find_spec("dpo_core")
-    told["dpo_core"] = os.path.realpath(spec.origin) if spec and spec.origin else None
-    told["changed"] = os.stat(sysconfig.get_path("purelib")).st_mtime_ns
-print(json.dumps(told))
+    description["dpo_core"] = os.path.realpath(spec.origin) if spec and spec.origin else None
+    description["changed"] = os.stat(sysconfig.get_path("purelib")).st_mtime_ns
+print(json.dumps(description))
 """
 
 
