@@ -241,7 +241,7 @@ def peak_gb() -> float:
 def timed(answerer: Any, seconds: list[float]) -> None:
     """Count the time that an answerer spends on generating."""
     kind = type(answerer)
-    attempt = kind.attempt
+    attempt = kind.responses_or_errors
 
     def counted(self: Any, *arguments: Any) -> Any:
         started = time.perf_counter()
@@ -250,7 +250,7 @@ def timed(answerer: Any, seconds: list[float]) -> None:
         finally:
             seconds[0] += time.perf_counter() - started
 
-    kind.attempt = counted
+    kind.responses_or_errors = counted
 
 
 def report(found: dict[str, Figures], options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    gc_tuning.none_at_the_end()
+    gc_tuning.skip_at_exit()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "--debug" in words:
         os.environ["DPO_DEBUG"] = "1"

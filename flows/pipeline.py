@@ -48,7 +48,7 @@ def import_in_background(module: str) -> None:
     """Import a module in the background: MLflow's seconds pass while the first stages' processes are at work."""
 
     def load() -> None:
-        with gc_tuning.importing():
+        with gc_tuning.paused():
             importlib.import_module(module)
 
     threading.Thread(target=load, name=f"import {module}").start()

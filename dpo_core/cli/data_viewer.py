@@ -15,7 +15,7 @@ from dpo_core.config.settings import read_recipe, split_recipe_file
 from dpo_core.data import report
 from dpo_core.data.preference import ROWS_A_BATCH, Message, Preference, from_row
 from dpo_core.data.sources import pin
-from dpo_core.model.locate import tokenizer_alone
+from dpo_core.model.locate import tokenizer_source
 from dpo_core.pipeline import stage_calls
 from dpo_core.process.run_stage import run_stage
 from dpo_core.records import ModelSource, PairSet, RenderedSet
@@ -63,7 +63,7 @@ def tokenizer_of(recipe: Recipe) -> ModelSource | None:
         return None
     if settings.model_name == "demo":
         return run_stage(store_of(recipe), demo_base.call(recipe.data.demo_pairs, recipe.train.seed)).record
-    return tokenizer_alone(settings.model_name, settings.model_revision, settings.trust_remote_code)
+    return tokenizer_source(settings.model_name, settings.model_revision, settings.trust_remote_code)
 
 
 def show(console: Console, pairs: PairSet, rendered: RenderedSet | None) -> None:

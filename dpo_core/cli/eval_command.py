@@ -20,7 +20,7 @@ from dpo_core.errors import RecipeError
 from dpo_core.evaluate import task_names
 from dpo_core.model import adapter
 from dpo_core.model.locate import describe, locate
-from dpo_core.model.model_lookup import find
+from dpo_core.model.model_lookup import find_model
 from dpo_core.pipeline import evaluation_plan
 from dpo_core.process.run_stage import run_stage
 from dpo_core.records import ModelSource, TaskResult
@@ -143,16 +143,16 @@ def model_source(name: str, recipe: Recipe) -> tuple[ModelSource, str]:
 
     Raises RecipeError when there is none.
     """
-    path = find(name)
-    own_name, own_path = adapter.whose(path, name)
+    path = find_model(name)
+    own_name, own_path = adapter.renderer_source(path, name)
     renderer = resolve(recipe.render.renderer_name, own_name, own_path)
     if not adapter.is_adapter(path):
         return describe(path, name, trust_remote_code=recipe.model.trust_remote_code), renderer
     adapter.check_weights(path)
-    base = adapter.base_name(path)
+    base = adapter.base_model_name(path)
     whole = describe(locate(base, None), base)
-    adapter.check_base(path, whole.fingerprint, base)
-    digest = fingerprint.of_value([whole.fingerprint, fingerprint.of_files(adapter.files(path), path)])
+    adapter.check_base_fingerprint(path, whole.fingerprint, base)
+    digest = fingerprint.of_value([whole.fingerprint, fingerprint.of_files(adapter.adapter_files(path), path)])
     return whole.model_copy(update={"path": path, "name": name, "fingerprint": digest}), renderer
 
 

@@ -17,7 +17,7 @@ from dpo_core.evaluate.run_task import OUTCOMES, answered, drawn, to_how, write_
 from dpo_core.evaluate.task_names import IFEVAL, label
 from dpo_core.inference import select_engine
 from dpo_core.inference.generator import ResponseGenerator
-from dpo_core.inference.load_engine import engine_of, open_engine, release
+from dpo_core.inference.load_engine import build_engine, open_engine, release_memory
 from dpo_core.model.load import load_model, load_tokenizer
 from dpo_core.records import EvalResult, SampleSet, TaskResult
 from dpo_core.render.registry import get_renderer
@@ -64,12 +64,12 @@ def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> ResponseGen
         raise missing_answers()
     source, precision = request.model, request.train.precision
     how = to_how(request.evaluate, precision, source)
-    chosen = select_engine.choose(how.engine, model.device.type, precision)
+    chosen = select_engine.choose_engine(how.engine, model.device.type, precision)
     if chosen == "vllm":
-        release(model)
+        release_memory(model)
         engine = open_engine(source.path, how).engine
     else:
-        engine = engine_of(model, chosen, precision)
+        engine = build_engine(model, chosen, precision)
     renderer = get_renderer(request.rendered.renderer_name, load_tokenizer(source.path, source.trust_remote_code))
     return ResponseGenerator(engine, renderer, how.batch_size)
 

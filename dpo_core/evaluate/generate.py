@@ -10,7 +10,7 @@ from dpo_core.cache.store import Draft
 from dpo_core.config.recipe import EvaluateSettings
 from dpo_core.evaluate.ifeval.ifeval_checkers import sentences_from
 from dpo_core.evaluate.run_task import answered, to_how, to_sampling, write_lines
-from dpo_core.inference.generator import ResponseGenerator, open_answerer
+from dpo_core.inference.generator import ResponseGenerator, open_generator
 from dpo_core.records import RenderedSet, SampleSet
 from dpo_core.render.token_dataset import open_split
 from dpo_core.stages.evaluation.generate import GenerateRequest
@@ -28,7 +28,7 @@ def run(request: GenerateRequest, draft: Draft) -> None:
     @cache
     def answerer() -> ResponseGenerator:
         how = to_how(request.evaluate, request.precision, request.model)
-        return open_answerer(request.model.path, how, request.rendered.renderer_name, request.model.name)
+        return open_generator(request.model.path, how, request.rendered.renderer_name, request.model.name)
 
     for one in request.answers:
         answered(draft.store, one, answerer)
@@ -45,7 +45,7 @@ def continued(
     if not prompts:
         return []
     opened = answerer()
-    answers = opened.answer_ids(prompts, to_sampling(settings))
+    answers = opened.responses_to_ids(prompts, to_sampling(settings))
     texts = [opened.renderer.decode(prompt) for prompt in prompts]
     told = zip(texts, answers, strict=True)
     return [line(text, answer.text, answer.stop_reason, answer.tokens) for text, answer in told]

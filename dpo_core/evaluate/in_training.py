@@ -33,7 +33,9 @@ def followed(answerer: ResponseGenerator, rows: Sequence[IFEvalPrompt], sampling
 
     A prompt that could not be answered followed nothing.
     """
-    answers = answerer.attempt([Conversation([{"role": "user", "content": row.prompt}]) for row in rows], sampling)
+    answers = answerer.responses_or_errors(
+        [Conversation([{"role": "user", "content": row.prompt}]) for row in rows], sampling
+    )
     verdicts = [
         score(row, answer.text if isinstance(answer, Response) else "")
         for row, answer in zip(rows, answers, strict=True)

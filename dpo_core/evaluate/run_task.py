@@ -15,10 +15,10 @@ from dpo_core.evaluate.inspect.inspect_errors import told_to_us
 from dpo_core.evaluate.inspect.run_inspect import TaskRun, as_model, failures, measures, run_inspect_task, version
 from dpo_core.evaluate.sample_results import SampleResult, judged, shares, to_outcome, to_sampled
 from dpo_core.evaluate.task_names import IFEVAL
-from dpo_core.inference.generator import ResponseGenerator, Sampling, open_answerer
+from dpo_core.inference.generator import ResponseGenerator, Sampling, open_generator
 from dpo_core.inference.load_engine import EngineConfig
 from dpo_core.inference.response_cache import ResponseCache
-from dpo_core.inference.select_engine import asked_for
+from dpo_core.inference.select_engine import configured_engine
 from dpo_core.records import ModelSource, TaskResult
 from dpo_core.stages.evaluation.answer import AnswerRequest, KeyedAnswers
 
@@ -29,7 +29,7 @@ def run(request: AnswerRequest, draft: Draft) -> None:
     """Open the model, ask and judge; publish a TaskResult. Raises as :func:`ask` does."""
     sentences_from(request.evaluate.nltk_data)
     how = to_how(request.evaluate, request.precision, request.model)
-    ask(open_answerer(request.model.path, how, request.renderer_name, request.model.name), request, draft)
+    ask(open_generator(request.model.path, how, request.renderer_name, request.model.name), request, draft)
 
 
 def ask(answerer: ResponseGenerator, request: AnswerRequest, draft: Draft) -> None:
@@ -39,7 +39,7 @@ def ask(answerer: ResponseGenerator, request: AnswerRequest, draft: Draft) -> No
     """
     settings = request.evaluate
     model = as_model(
-        replace(answerer, ledger=ResponseCache(unfinished(draft))), request.model.name, to_sampling(settings)
+        replace(answerer, cache=ResponseCache(unfinished(draft))), request.model.name, to_sampling(settings)
     )
     with told_to_us():
         task = ifeval(str(request.prompts.path)) if request.prompts else request.task
@@ -97,7 +97,7 @@ def to_sampling(settings: EvaluateSettings) -> Sampling:
 def to_how(settings: EvaluateSettings, precision: str, source: ModelSource) -> EngineConfig:
     """How the recipe has a model generate."""
     size = None if settings.eval_batch_size == "auto" else settings.eval_batch_size
-    return EngineConfig(precision, asked_for(settings), size, source.trust_remote_code)
+    return EngineConfig(precision, configured_engine(settings), size, source.trust_remote_code)
 
 
 def drawn(settings: EvaluateSettings, renderer_name: str, precision: str) -> dict[str, str | float | None]:

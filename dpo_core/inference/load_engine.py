@@ -1,4 +1,4 @@
-"""Models ready to be used: the weights of a directory, or of adapters added into the model that they name."""
+"""Engine loading: full weights, or LoRA adapters merged into their base, in the engine of an EngineConfig."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from dpo_core.config.recipe import EngineName
 from dpo_core.errors import DPOError, EvaluationError
-from dpo_core.inference.select_engine import DTYPES, choose
+from dpo_core.inference.select_engine import DTYPES, choose_engine
 from dpo_core.inference.torch_engine import Engine, TorchEngine
 from dpo_core.model import adapter
 from dpo_core.model.load import device, load_model
@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How a model is to generate: its compute type, its engine, and rows at a time (None: from memory)."""
+    """How a model generates: precision (fp32 or bf16), engine, and rows at a time (None: as many as fit into memory).
+
+    The fields are also the arguments (``-M``) of inspect-ai's provider.
+    """
 
     precision: str = "fp32"
     engine: EngineName = "auto"
@@ -35,93 +38,93 @@ class EngineConfig:
 
 
 class LoadedModel(NamedTuple):
-    """A model, and where its tokenizer is."""
+    """A model, and the directory of its tokenizer."""
 
     model: PreTrainedModel
     tokenizer_path: Path
 
 
 class LoadedEngine(NamedTuple):
-    """An engine with a model in it, and where the model's tokenizer is."""
+    """An engine with a loaded model, and the directory of the model's tokenizer."""
 
     engine: Engine
     tokenizer_path: Path
 
 
-def open_engine(path: Path, how: EngineConfig) -> LoadedEngine:
-    """The model in a directory of weights, or of LoRA adapters, in the engine that is asked for.
+def open_engine(path: Path, config: EngineConfig) -> LoadedEngine:
+    """The model in a directory of full weights or LoRA adapters, in the engine of ``config``.
 
-    Weights are of the compute type. Raises RecipeError for a directory that is neither or an engine that is not
-    installed, EvaluationError for one that is asked for by name and does not start.
+    Weights have the type of the precision. Raises RecipeError for a directory that is neither or an engine that is not
+    installed, EvaluationError for an engine that ``config`` names and that does not start.
     """
-    chosen = choose(how.engine, device().type, how.precision)
+    chosen = choose_engine(config.engine, device().type, config.precision)
     if chosen == "vllm":
-        ready = started(path, how)
+        ready = start_vllm(path, config)
         if ready is not None:
             return ready
         chosen = "paged"
-    model, tokenizer_path = open_weights(path, DTYPES[how.precision], how.trust_remote_code)
-    return LoadedEngine(engine_of(model, chosen, how.precision), tokenizer_path)
+    model, tokenizer_path = load_full_model(path, DTYPES[config.precision], config.trust_remote_code)
+    return LoadedEngine(build_engine(model, chosen, config.precision), tokenizer_path)
 
 
-def engine_of(model: PreTrainedModel, chosen: EngineName, precision: str) -> Engine:
-    """An open model in an engine on torch; in bf16 its weights become bfloat16, as :func:`open_engine` has them."""
+def build_engine(model: PreTrainedModel, chosen: EngineName, precision: str) -> Engine:
+    """A loaded model in the torch or paged engine; in bf16 its weights are converted in place."""
     if precision == "bf16":
         model.to(torch.bfloat16)  # type: ignore[arg-type]
     if chosen != "paged":
         return TorchEngine(model, precision)
-    # Lazy: a second of imports, which our own batches need not pay.
+    # Lazy: a second of imports, which the torch engine does not need.
     from dpo_core.inference.paged_engine import PagedEngine
 
     return PagedEngine(TorchEngine(model, precision))
 
 
-def started(path: Path, how: EngineConfig) -> LoadedEngine | None:
-    """vLLM with the model in it; None, with a warning, where nobody asked for it by name and it does not start.
+def start_vllm(path: Path, config: EngineConfig) -> LoadedEngine | None:
+    """vLLM with the model loaded; None, with a warning, when it does not start and ``config`` does not name it.
 
-    Raises EvaluationError where it was asked for.
+    Raises EvaluationError when ``config`` names it and it does not start.
     """
     from dpo_core.inference.vllm_engine import VLLMEngine  # lazy: with the package that it wraps
 
     try:
-        with whole(path, how) as (directory, tokenizer_path):
-            engine = VLLMEngine(directory, how.precision, how.batch_size, how.trust_remote_code)
+        with full_weights(path, config) as (directory, tokenizer_path):
+            engine = VLLMEngine(directory, config.precision, config.batch_size, config.trust_remote_code)
     except DPOError:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        if how.engine == "vllm":
+        if config.engine == "vllm":
             raise EvaluationError(
-                f"vLLM does not start on {path}: {reason}.", "", "Set eval_engine=torch, or see --debug."
+                f"vLLM does not start on {path}: {reason}.", "", "Set eval_engine=torch; --debug shows the traceback."
             ) from error
-        logger.warning("vLLM does not start on %s (%s); transformers' continuous batching generates.", path, reason)
+        logger.warning("vLLM does not start on %s (%s); using the paged engine instead.", path, reason)
         return None
     return LoadedEngine(engine, tokenizer_path)
 
 
 @contextmanager
-def whole(path: Path, how: EngineConfig) -> Iterator[tuple[Path, Path]]:
-    """A directory of whole weights, adapters added in, for as long as they are read; and where the tokenizer is."""
+def full_weights(path: Path, config: EngineConfig) -> Iterator[tuple[Path, Path]]:
+    """A directory of full weights and the tokenizer's directory; adapters are merged into a temporary directory."""
     if not adapter.is_adapter(path):
         check_directory(path)
         yield path, path
         return
-    model, tokenizer_path = open_weights(path, DTYPES[how.precision], how.trust_remote_code)
-    with TemporaryDirectory() as place:
-        save_model(model, tokenizer_path, None, Path(place) / "model")
-        release(model)
-        yield Path(place) / "model", tokenizer_path
+    model, tokenizer_path = load_full_model(path, DTYPES[config.precision], config.trust_remote_code)
+    with TemporaryDirectory() as directory:
+        save_model(model, tokenizer_path, None, Path(directory) / "model")
+        release_memory(model)
+        yield Path(directory) / "model", tokenizer_path
 
 
-def release(model: PreTrainedModel) -> None:
-    """Give a model's memory back, whoever still holds the model."""
+def release_memory(model: PreTrainedModel) -> None:
+    """Free the memory of a model's weights, even while references to the model exist."""
     model.to("meta")  # type: ignore[arg-type]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def open_weights(path: Path, dtype: str = "float32", trust_remote_code: bool = False) -> LoadedModel:
-    """The model in a directory of weights, or of LoRA adapters, in this type.
+def load_full_model(path: Path, dtype: str = "float32", trust_remote_code: bool = False) -> LoadedModel:
+    """The model in a directory of full weights, or of LoRA adapters merged into their base, with weights of ``dtype``.
 
     Raises RecipeError for a directory that is neither.
     """
@@ -129,13 +132,13 @@ def open_weights(path: Path, dtype: str = "float32", trust_remote_code: bool = F
         check_directory(path)
         return LoadedModel(load_model(path, trust_remote_code=trust_remote_code, dtype=dtype), path)
     # Lazy: peft costs seconds, and a served model is installed without it.
-    from dpo_core.model.lora import merged
-    from dpo_core.model.merge import adapted
+    from dpo_core.model.lora import merge_adapters
+    from dpo_core.model.merge import load_adapters
 
     adapter.check_weights(path)
-    name = adapter.base_name(path)
+    name = adapter.base_model_name(path)
     base = describe(locate(name, None), name)
-    adapter.check_base(path, base.fingerprint, name)
+    adapter.check_base_fingerprint(path, base.fingerprint, name)
     request = MergeRequest(base=base, adapter=path, name=name)
     model = load_model(base.path, trust_remote_code=trust_remote_code)
-    return LoadedModel(merged(adapted(model, request)).to(getattr(torch, dtype)).eval(), base.path)
+    return LoadedModel(merge_adapters(load_adapters(model, request)).to(getattr(torch, dtype)).eval(), base.path)

@@ -1,4 +1,4 @@
-"""What a model has said so far, on disk: an evaluation that is cut off goes on from the answers that it has."""
+"""Response cache on disk: finished completions by key, so that an interrupted evaluation continues from them."""
 
 import json
 from pathlib import Path
@@ -8,22 +8,22 @@ from dpo_core.inference.sampling import TokenLogps
 
 
 class ResponseCache:
-    """Completions by key, a JSON line each, written as they are finished; without a path nothing is kept."""
+    """Completions by key. ``path``: a JSONL file that gets a line as each completion finishes; None keeps nothing."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.known: dict[str, DecodedTokens] = {}
+        self.completions: dict[str, DecodedTokens] = {}
         if path is not None and path.is_file():
-            whole = path.read_bytes().rpartition(b"\n")[0]  # the last line may have been cut off
-            self.known = dict(parse(line) for line in whole.splitlines())
-            path.write_bytes(whole + b"\n" if whole else b"")
+            complete_lines = path.read_bytes().rpartition(b"\n")[0]  # an interruption may cut the last line off
+            self.completions = dict(parse_line(line) for line in complete_lines.splitlines())
+            path.write_bytes(complete_lines + b"\n" if complete_lines else b"")
 
     def get(self, key: str) -> DecodedTokens | None:
-        """What was said, if it was."""
-        return self.known.get(key)
+        """The completion that the file had when it was opened, or None."""
+        return self.completions.get(key)
 
     def add(self, key: str, completion: DecodedTokens) -> None:
-        """Keep what was said."""
+        """Append a completion to the file."""
         if self.path is not None:
             scores = [[score.logp, score.top] for score in completion.scores]
             line = json.dumps([key, completion.ids, completion.ended, scores])
@@ -31,8 +31,8 @@ class ResponseCache:
                 stream.write(line + "\n")
 
 
-def parse(line: bytes) -> tuple[str, DecodedTokens]:
-    """A line as it was written."""
-    key, ids, ended, scores = json.loads(line)
-    told = tuple(TokenLogps(logp, tuple((token, value) for token, value in top)) for logp, top in scores)
-    return key, DecodedTokens(tuple(ids), ended, told)
+def parse_line(line: bytes) -> tuple[str, DecodedTokens]:
+    """A line of the file as key and completion."""
+    key, ids, ended, rows = json.loads(line)
+    scores = tuple(TokenLogps(logp, tuple((token, value) for token, value in top)) for logp, top in rows)
+    return key, DecodedTokens(tuple(ids), ended, scores)

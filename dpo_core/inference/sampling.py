@@ -1,4 +1,4 @@
-"""The next token of every row: the likeliest, or one drawn; and how likely it was."""
+"""Token sampling: the next token of every row, greedy or drawn with temperature, top-k and top-p; and token logps."""
 
 import random
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ LogProb = tuple[int, float]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogps:
-    """A new token's log-probability, and those of the likeliest tokens there (as many as were asked for)."""
+    """A new token's log-probability in nats, and ``top``: the likeliest tokens there as (id, logp), likeliest first."""
 
     logp: float
     top: tuple[LogProb, ...] = ()
@@ -31,41 +31,41 @@ class SamplingDistribution:
     top_p: float | None = None
 
 
-def choose(logits: Tensor, draws: Sequence[random.Random], shape: SamplingDistribution) -> Tensor:
-    """The next token of every row, (B,) int64, from float32 logits (B, V): the likeliest, or one draw a row.
+def sample_tokens(logits: Tensor, rngs: Sequence[random.Random], distribution: SamplingDistribution) -> Tensor:
+    """The next token of every row, (B,) int64, from float32 logits (B, V) and one random stream a row.
 
     A draw inverts the cumulative distribution at one uniform number of the row's own stream.
     """
-    if shape.temperature == 0:
+    if distribution.temperature == 0:
         return logits.argmax(dim=-1)
-    cumulative = torch.softmax(cut(logits / shape.temperature, shape), dim=-1).cumsum(dim=-1)
-    uniform = torch.tensor([[draw.random()] for draw in draws], dtype=logits.dtype, device=logits.device)
+    probabilities = torch.softmax(filter_logits(logits / distribution.temperature, distribution), dim=-1)
+    cumulative = probabilities.cumsum(dim=-1)
+    uniform = torch.tensor([[rng.random()] for rng in rngs], dtype=logits.dtype, device=logits.device)
     drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return drawn.squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
-def cut(logits: Tensor, shape: SamplingDistribution) -> Tensor:
+def filter_logits(logits: Tensor, distribution: SamplingDistribution) -> Tensor:
     """Logits (B, V) with those outside of ``top_k`` and ``top_p`` at −∞."""
-    if shape.top_k is not None and shape.top_k < logits.shape[-1]:
-        least = logits.topk(shape.top_k, dim=-1).values[:, -1:]
+    if distribution.top_k is not None and distribution.top_k < logits.shape[-1]:
+        least = logits.topk(distribution.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    if shape.top_p is not None and shape.top_p < 1:
-        ordered, places = logits.sort(dim=-1, descending=True)
-        shares = ordered.softmax(dim=-1)
-        beyond = shares.cumsum(dim=-1) - shares >= shape.top_p  # the likeliest stays always
-        logits = logits.masked_fill(beyond.gather(-1, places.argsort(dim=-1)), -torch.inf)
+    if distribution.top_p is not None and distribution.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        beyond = probabilities.cumsum(dim=-1) - probabilities >= distribution.top_p  # the likeliest always stays
+        logits = logits.masked_fill(beyond.gather(-1, order.argsort(dim=-1)), -torch.inf)
     return logits
 
 
-def score(logits: Tensor, tokens: Tensor, most: int) -> list[TokenLogps]:
-    """Log-probabilities of these tokens (B,) under the model itself, temperature and cuts aside, in float32.
-
-    ``most``: how many of the likeliest tokens are told with each.
+def token_logps(logits: Tensor, tokens: Tensor, top_count: int) -> list[TokenLogps]:
+    """Float32 log-probabilities of the tokens (B,) int64 under logits (B, V): the model's own, before temperature and
+    cuts. ``top_count``: number of likeliest tokens to add to each.
     """
     logps = logits.float().log_softmax(dim=-1)
-    chosen = logps.gather(-1, tokens[:, None])[:, 0].tolist()
-    if not most:
-        return [TokenLogps(logp) for logp in chosen]
-    values, ids = logps.topk(min(most, logps.shape[-1]), dim=-1)
+    sampled = logps.gather(-1, tokens[:, None])[:, 0].tolist()
+    if not top_count:
+        return [TokenLogps(logp) for logp in sampled]
+    values, ids = logps.topk(min(top_count, logps.shape[-1]), dim=-1)
     tops = zip(ids.tolist(), values.tolist(), strict=True)
-    return [TokenLogps(logp, tuple(zip(*top, strict=True))) for logp, top in zip(chosen, tops, strict=True)]
+    return [TokenLogps(logp, tuple(zip(*top, strict=True))) for logp, top in zip(sampled, tops, strict=True)]

@@ -1,4 +1,4 @@
-"""What continues prompts, whatever does it; and the engine that is ours."""
+"""Engine protocol, and the engine that decodes with torch over our KV cache."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,46 +8,46 @@ import torch
 from transformers import PreTrainedModel
 
 from dpo_core.config.recipe import EngineName
-from dpo_core.inference.decoding import Decoding, Finished, context, decode
+from dpo_core.inference.decoding import Decoding, OnFinished, context_length, decode
 
 
 class Engine(Protocol):
-    """Something that continues prompts of token ids."""
+    """Completes prompts of token ids."""
 
     @property
     def name(self) -> EngineName:
-        """What it is called in settings."""
+        """The engine's name in the settings."""
 
     @property
-    def context(self) -> int | None:
-        """How many tokens it can attend to at most, None where its model does not say."""
+    def context_length(self) -> int | None:
+        """Most tokens that the model can attend to, None where the model does not state it."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str], finished: Finished
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str], on_finished: OnFinished
     ) -> None:
-        """Continue every prompt, and tell of each as soon as it is done, by its index.
+        """Complete every prompt; ``on_finished`` gets a prompt's index and its completion as soon as it is finished.
 
-        ``streams``: what each row's draws are made from, beside the seed. Raises what kept it from going on; rows that
-        were told of are done.
+        ``streams``: a name for each prompt; with the seed it determines the prompt's random draws. Raises any error of
+        the model; completions that ``on_finished`` got before it are valid.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class TorchEngine:
-    """Our own batches, see :func:`dpo_core.inference.decoding.decode`. ``precision`` bf16 computes under autocast."""
+    """Batches over our KV cache, see :func:`dpo_core.inference.decoding.decode`. Precision bf16 runs under autocast."""
 
     model: PreTrainedModel
     precision: str = "fp32"
     name: ClassVar[EngineName] = "torch"
 
     @property
-    def context(self) -> int | None:
+    def context_length(self) -> int | None:
         """The model's ``max_position_embeddings``."""
-        return context(self.model)
+        return context_length(self.model)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str], finished: Finished
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, streams: Sequence[str], on_finished: OnFinished
     ) -> None:
-        """As :class:`Engine` says."""
+        """As in :class:`Engine`."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            decode(self.model, prompts, decoding, streams, finished)
+            decode(self.model, prompts, decoding, streams, on_finished)

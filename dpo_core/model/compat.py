@@ -1,4 +1,4 @@
-"""What differs between the releases of torch, transformers and peft that pyproject.toml allows, in this one place."""
+"""Compatibility with all releases of torch, transformers and peft that pyproject.toml allows."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Have a transformers model compute its layers' activations again in the backward pass (training mode only).
+    """Turn gradient checkpointing on: activations are recomputed in the backward pass (training mode only).
 
     transformers 5.23 calls it ``activation_checkpointing_enable``, older releases ``gradient_checkpointing_enable``.
     """
@@ -18,12 +18,13 @@ def recompute_activations(model: nn.Module) -> None:
     enable()
 
 
-def page_settings(model: PreTrainedModel, rows: int | None, share: float) -> ContinuousBatchingConfig:
-    """Continuous batching over ``share`` of the free memory, of at most ``rows`` if any, without flash for float32.
+def continuous_batching_config(model: PreTrainedModel, max_rows: int | None, share: float) -> ContinuousBatchingConfig:
+    """Continuous batching over ``share`` of the free memory, with at most ``max_rows`` rows (None: no limit).
 
-    flash attention's kernels do not take float32. transformers before 5.19 has no setting for it and asks the model.
+    Flash attention is off for float32, which its kernels do not support. transformers before 5.19 has no setting for
+    this and reads an attribute of the model.
     """
-    settings = ContinuousBatchingConfig(max_requests_per_batch=rows, max_memory_percent=share)
+    settings = ContinuousBatchingConfig(max_requests_per_batch=max_rows, max_memory_percent=share)
     if model.dtype == torch.float32:
         if hasattr(settings, "auto_switch_to_flash"):
             settings.auto_switch_to_flash = False

@@ -1,4 +1,4 @@
-"""The demo's base: a tokenizer trained on the demo's text, and the architecture of a small Llama without weights."""
+"""Demo base model: a tokenizer trained on the demo's text, and the configuration of a small Llama without weights."""
 
 import json
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ def run(request: DemoBaseRequest, draft: Draft) -> None:
 def write_base(path: Path, texts: Iterable[str]) -> None:
     """Write tokenizer, chat template, configuration and renderer name to ``path``, in transformers' format.
 
-    There are no weights: whoever loads the directory draws them from its seed.
+    There are no weights: :func:`dpo_core.model.load.load_model` initializes them from its seed.
     """
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts)
@@ -67,7 +67,7 @@ def write_base(path: Path, texts: Iterable[str]) -> None:
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A byte-level BPE of exactly VOCABULARY entries, or fewer where the text has no more pairs to merge."""
+    """A byte-level BPE of VOCABULARY entries, or fewer where the text has no more pairs to merge."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""Where a model is: a local directory, the hub, or the built-in demo; and the fingerprint of what is there."""
+"""Model location: a local directory or the hub, and the fingerprints of weights and tokenizer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +25,12 @@ TOKENIZER_HUB_FILES = [*TOKENIZER_FILES, "config.json"]
 
 @ticking("reading the weights for their fingerprint")
 def describe(path: Path, name: str, final: Path | None = None, trust_remote_code: bool = False) -> ModelSource:
-    """The record of the model directory ``path``, which will be at ``final`` (None: it stays).
+    """The record of the model directory ``path``; ``final``: the path that it will be moved to, if any.
 
     Raises RecipeError when configuration or tokenizer are missing, or the weights are not safetensors.
     """
     check_directory(path)
-    weights = sorted(found for pattern in WEIGHT_FILES for found in path.glob(pattern))
+    weights = sorted(file for pattern in WEIGHT_FILES for file in path.glob(pattern))
     return ModelSource(
         path=final or path,
         name=name,
@@ -41,8 +41,8 @@ def describe(path: Path, name: str, final: Path | None = None, trust_remote_code
     )
 
 
-def tokenizer_alone(name: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
-    """A model's tokenizer without its weights, from a local directory or the hub, for what reads no weights.
+def tokenizer_source(name: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
+    """The record of a model's tokenizer without its weights, from a local directory or the hub.
 
     Raises RecipeError when there is none.
     """
@@ -60,7 +60,7 @@ def tokenizer_alone(name: str, revision: str | None, trust_remote_code: bool) ->
 
 
 def check_directory(path: Path) -> None:
-    """Raises RecipeError unless the directory is a model that can be loaded without running or unpickling anything."""
+    """Raises RecipeError unless the directory holds a configuration, a tokenizer and no pickled weights alone."""
     if not (path / "config.json").is_file():
         raise RecipeError(
             f"{path} holds no config.json.", "A model is a directory in transformers' format.", "Check the path."
@@ -68,7 +68,7 @@ def check_directory(path: Path) -> None:
     if not any(path.glob("tokenizer*.json")) and not any(path.glob("*.model")):
         raise RecipeError(
             f"The model in {path} has no tokenizer.",
-            "Weights and tokenizer come together.",
+            "A model directory holds the tokenizer beside the weights.",
             "Save the tokenizer there (tokenizer.save_pretrained).",
         )
     if any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
@@ -80,23 +80,23 @@ def check_directory(path: Path) -> None:
 
 
 def tokenizer_fingerprint(path: Path) -> str:
-    """Digest of the files that make the tokenizer."""
-    files = sorted({found for pattern in TOKENIZER_FILES for found in path.glob(pattern) if found.is_file()})
+    """Digest of the tokenizer's files."""
+    files = sorted({file for pattern in TOKENIZER_FILES for file in path.glob(pattern) if file.is_file()})
     return fingerprint.of_files(files, path)
 
 
 def locate(name: str, revision: str | None, files: Sequence[str] = HUB_FILES) -> Path:
-    """The directory of a model: the local one of this name, else these files of the hub's, downloaded to its cache.
+    """The directory of a model: the local one of this name, else the hub model's ``files``, downloaded to its cache.
 
-    Raises RecipeError when there is neither.
+    Raises RecipeError when neither exists.
     """
     return local_directory(name) or download(name, revision, files)
 
 
 def check_exists(name: str, revision: str | None) -> Path | None:
-    """The local directory of this name; None for a model on the hub, of which nothing is downloaded yet.
+    """The local directory of this name; None for a model on the hub, which is not downloaded.
 
-    Raises RecipeError when there is neither.
+    Raises RecipeError when neither exists.
     """
     path = local_directory(name)
     if path is None:
@@ -107,7 +107,7 @@ def check_exists(name: str, revision: str | None) -> Path | None:
 def local_directory(name: str) -> Path | None:
     """The local directory of this name, None where the name is a hub id.
 
-    Raises RecipeError when it is neither.
+    Raises RecipeError when the name is neither.
     """
     local = Path(name).expanduser()
     if local.is_dir():
@@ -122,14 +122,14 @@ def local_directory(name: str) -> Path | None:
 
 
 def hub_model(name: str, revision: str | None) -> HubRepository:
-    """A model on the hub."""
+    """The hub repository of a model."""
     return HubRepository("model", name, revision, "model_name=<local directory>")
 
 
 def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
-    """A hub model's snapshot: from the cache if the hub cannot be reached."""
+    """The directory of a hub model's snapshot; from the local cache when the hub cannot be reached."""
     commit = check_reachable(hub_model(name, revision))
-    # Lazy: the hub's client costs half a second that a local model need not pay.
+    # Lazy: the hub's client costs half a second, which a local model does not need.
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(name, revision=commit, allow_patterns=list(files)))

@@ -1,4 +1,4 @@
-"""Writing models in transformers' format, so that anything can load them."""
+"""Model saving in transformers' format, so that any tool can load the result."""
 
 import json
 import shutil
@@ -12,12 +12,12 @@ from dpo_core.system.progress import ticking
 
 
 @ticking("writing the model")
-def save_model(model: PreTrainedModel, tokenizer_from: Path, renderer_name: str | None, path: Path) -> None:
-    """Weights as safetensors, the tokenizer's own files as they are, the renderer's name, if known, in ``dpo.json``."""
+def save_model(model: PreTrainedModel, tokenizer_path: Path, renderer_name: str | None, path: Path) -> None:
+    """Write the weights as safetensors, the tokenizer's files, and the renderer's name (None: none) to ``path``."""
     model.save_pretrained(path)
     for pattern in TOKENIZER_FILES:
-        for found in tokenizer_from.glob(pattern):
-            if found.is_file():
-                shutil.copyfile(found, path / found.name)
+        for file in tokenizer_path.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, path / file.name)
     if renderer_name is not None:
         (path / STORED).write_text(json.dumps({"renderer_name": renderer_name}))

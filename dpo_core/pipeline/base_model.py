@@ -66,7 +66,7 @@ def find_checkpoint(settings: ModelSettings, path: Path) -> InitialModel:
         )
     if adapter.is_adapter(path):
         adapter.check_weights(path)
-        name = settings.model_name or adapter.base_name(path)
+        name = settings.model_name or adapter.base_model_name(path)
         check_exists(name, settings.model_revision)
         return InitialModel("adapter", name, path)
     check_directory(path)
@@ -100,8 +100,8 @@ def merge_adapter(recipe: Recipe, base: InitialModel, store: Store) -> ModelSour
     whole = describe(
         locate(base.name, settings.model_revision), base.name, trust_remote_code=settings.trust_remote_code
     )
-    adapter.check_base(path, whole.fingerprint, base.name)
-    adapter_fingerprint = fingerprint.of_files(adapter.files(path), path)
+    adapter.check_base_fingerprint(path, whole.fingerprint, base.name)
+    adapter_fingerprint = fingerprint.of_files(adapter.adapter_files(path), path)
     return run_stage(store, merge.call(whole, path, adapter_fingerprint, f"{base.name} + {path.name}")).record
 
 
@@ -126,7 +126,7 @@ def reference_model(recipe: Recipe, model: ModelSource) -> ModelSource:
 def check_renderer_and_memory(recipe: Recipe, name: str, path: Path) -> None:
     """Raises RecipeError for a model without a renderer, or one that the GPU cannot train."""
     # The renderer of merged adapters is resolved from their own directory, which notes it, or from their base's.
-    name, path = adapter.whose(path, name)
+    name, path = adapter.renderer_source(path, name)
     python_environment.check_module(recipe.evaluate, resolve(recipe.render.renderer_name, name, path))
     check_gpu(recipe, path)
 
@@ -139,7 +139,7 @@ def check_gpu(recipe: Recipe, model: Path) -> None:
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     # At least: weights that train are float32, with a gradient and two moments; frozen ones may be half as large.
     needed = 4 * size if recipe.model.lora_rank == 0 else size // 2
-    gpus.check(recipe.train.precision, needed)
-    for line in (gpus.why_on_cpu(), gpus.shortage(needed)):
+    gpus.check_gpu(recipe.train.precision, needed)
+    for line in (gpus.why_on_cpu(), gpus.memory_shortage(needed)):
         if line is not None:
             print(f"device: {line.rstrip('.')}.", flush=True)

@@ -40,8 +40,8 @@ def check_engine(settings: EvaluateSettings) -> dict[str, Any]:
     Raises RecipeError when the engine that generates is not installed, in this environment or that one.
     """
     if settings.eval_python is None:
-        select_engine.check(settings.eval_engine)
-    return python_environment.check(settings)
+        select_engine.check_installed(settings.eval_engine)
+    return python_environment.check_interpreter(settings)
 
 
 def prompts_source(recipe: Recipe) -> str | None:
@@ -76,7 +76,7 @@ def prompts_call(recipe: Recipe, source: str) -> StageCall[PromptSet]:
         limit=recipe.evaluate.ifeval_limit,
         nltk_data=recipe.evaluate.nltk_data,
     )
-    return prompts.call(request, sources.digest(source), nltk_data.found(request.nltk_data))
+    return prompts.call(request, sources.digest(source), nltk_data.is_installed(request.nltk_data))
 
 
 def plan(
@@ -92,10 +92,14 @@ def plan(
     what fails there fails before anything is trained. Raises EvaluationError.
     """
     tasks = tuple(name for name in task_names.settle(settings.tasks) if name != task_names.IFEVAL)
-    python = python_environment.located(settings)
+    python = python_environment.interpreter_path(settings)
     if python is not None:
-        print(f"eval_python={python}: {python_environment.described(eval_environment)}", file=sys.stderr, flush=True)
-        run_stage(store, check_imports.call(python, eval_environment, select_engine.asked_for(settings)))
+        print(
+            f"eval_python={python}: {python_environment.describe_versions(eval_environment)}",
+            file=sys.stderr,
+            flush=True,
+        )
+        run_stage(store, check_imports.call(python, eval_environment, select_engine.configured_engine(settings)))
     if judge is not None and python is not None:  # a judge is asked from this interpreter, whatever generates responses
         digest_tasks((), judge, None)
         judge = None
@@ -137,10 +141,10 @@ def answer_call(
     content = prompt_set.fingerprint if prompt_set else evaluation.task_digests.get(task)
     return answer.call(
         request,
-        select_engine.asked_for(settings),
+        select_engine.configured_engine(settings),
         identity(renderer),
         (task_names.identity(task), content, is_ifeval),
-        python_environment.located(settings),
+        python_environment.interpreter_path(settings),
     )
 
 
@@ -150,7 +154,7 @@ def generate_call(
     """All that ``eval_python`` generates with a model, in one process since an engine may take a minute to start:
     responses to tasks and, where no task is IFEval, to held-out prompts. None without ``eval_python``."""
     settings = recipe.evaluate
-    python = python_environment.located(settings)
+    python = python_environment.interpreter_path(settings)
     if python is None:
         return None
     request = GenerateRequest(
@@ -161,7 +165,7 @@ def generate_call(
         evaluate=settings,
         precision=recipe.train.precision,
     )
-    return generate.call(request, select_engine.asked_for(settings), python)
+    return generate.call(request, select_engine.configured_engine(settings), python)
 
 
 def keyed(answers: Sequence[StageCall[TaskResult]]) -> tuple[KeyedAnswers, ...]:

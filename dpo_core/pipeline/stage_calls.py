@@ -169,4 +169,4 @@ def evaluate_calls(
         dtype=frozen_dtype(recipe),
         samples=generation.cache_key if generation else None,
     )
-    return evaluate.call(request, select_engine.asked_for(recipe.evaluate)), generation, answers
+    return evaluate.call(request, select_engine.configured_engine(recipe.evaluate)), generation, answers

@@ -41,7 +41,10 @@ def launch(call: StageCall[Any], store: Store) -> None:
         request_file.write_text(call.request.model_dump_json())
         words, environment = command(stage.name, request_file, store, call.cache_key), dict(os.environ)
         if call.python is not None:
-            words[0], environment = str(call.python), python_environment.environment(call.python, Path(directory))
+            words[0], environment = (
+                str(call.python),
+                python_environment.environment_variables(call.python, Path(directory)),
+            )
         note = budget_note.place(stage.name, call.request, store.entry(stage.name, call.cache_key))
         started, kills = time.time(), host_memory.oom_kills()
         try:

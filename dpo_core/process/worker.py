@@ -26,7 +26,7 @@ def main(stage: str, request_file: Path, store: Path, key: str, parent: int) -> 
 
     ``parent`` is told and not asked for here: it may have died before this process came to ask.
     """
-    gc_tuning.none_at_the_end()
+    gc_tuning.skip_at_exit()
     threading.Thread(target=leave_with_parent, args=(parent,), daemon=True).start()
     definition = STAGES[stage]
     request = definition.request.model_validate_json(request_file.read_text())
@@ -47,7 +47,7 @@ def main(stage: str, request_file: Path, store: Path, key: str, parent: int) -> 
 
 def imported(module: str) -> Any:
     """A stage's module."""
-    with gc_tuning.importing():
+    with gc_tuning.paused():
         return importlib.import_module(module)
 
 

@@ -1,63 +1,63 @@
-"""The device that torch computes on: which it is, why it is no other, what it cannot do, and its free memory."""
+"""Compute device of torch: GPU or CPU, why it is the CPU, what the GPU does not support, and free memory."""
 
 import warnings
 
 import torch
 
-# Compute capability from which Triton, which FlexAttention and torch.compile need, has code for a GPU.
-TRITON = (7, 0)
-# What torch has warned of when it looked for a GPU (a driver too old, say): it does so once.
-WARNED: list[str] = []
+# Lowest compute capability that Triton supports; FlexAttention and torch.compile need Triton.
+TRITON_CAPABILITY = (7, 0)
+# First lines of torch's warnings about the GPU (such as a driver too old), which it gives once per process.
+CUDA_WARNINGS: list[str] = []
 
 
-def on_gpu() -> bool:
-    """Whether torch can use a GPU; what it warns of goes to WARNED."""
+def is_gpu_usable() -> bool:
+    """Whether torch can use a GPU; its warnings are added to CUDA_WARNINGS."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         usable = torch.cuda.is_available()
-    WARNED.extend(str(warning.message).split("\n")[0] for warning in caught)
+    CUDA_WARNINGS.extend(str(warning.message).split("\n")[0] for warning in caught)
     return usable
 
 
 def device() -> torch.device:
-    """The best device that is there."""
-    return torch.device("cuda" if on_gpu() else "cpu")
+    """The GPU if torch can use one, else the CPU."""
+    return torch.device("cuda" if is_gpu_usable() else "cpu")
 
 
-def note() -> str | None:
-    """Why the CPU is used although there is a GPU, or one is hidden; None where the device is what one expects."""
-    if on_gpu():
+def why_on_cpu() -> str | None:
+    """Why the CPU is used although there is a GPU, or GPUs are hidden; None on a GPU, and on a machine without one."""
+    if is_gpu_usable():
         return None
-    from dpo_core.system import gpus  # lazy: psutil and pynvml, without which a served model is installed
+    from dpo_core.system import gpus  # lazy: imports psutil and pynvml, which a served model is installed without
 
-    return gpus.why_on_cpu() or (f"torch finds no GPU that it can use ({WARNED[0]})" if WARNED else None)
+    return gpus.why_on_cpu() or (f"torch finds no GPU that it can use ({CUDA_WARNINGS[0]})" if CUDA_WARNINGS else None)
 
 
-def check(precision: str) -> None:
-    """Raises RecipeError when the device does not compute in this precision."""
-    if on_gpu():
-        from dpo_core.system import gpus  # lazy: as in :func:`note`
+def check_precision(precision: str) -> None:
+    """Raises RecipeError when the GPU that torch uses does not support this precision."""
+    if is_gpu_usable():
+        from dpo_core.system import gpus  # lazy: as in :func:`why_on_cpu`
 
         gpus.check_precision(torch.cuda.get_device_name(), torch.cuda.get_device_capability(), precision)
 
 
-def flex_obstacle() -> str | None:
-    """Why FlexAttention cannot run on the GPU that is used; None where it can, and on a CPU, where nothing needs it."""
-    if not on_gpu():
+def flex_attention_obstacle() -> str | None:
+    """Why FlexAttention cannot run on the GPU; None where it can, and on a CPU, where it is not used."""
+    if not is_gpu_usable():
         return None
     capability = torch.cuda.get_device_capability()
-    if capability >= TRITON:
+    if capability >= TRITON_CAPABILITY:
         return None
     return (
         f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, and FlexAttention"
-        f" needs {TRITON[0]}.{TRITON[1]}"
+        f" needs {TRITON_CAPABILITY[0]}.{TRITON_CAPABILITY[1]}"
     )
 
 
-def free_memory(where: torch.device) -> int:
-    """Bytes that are free on a device now; on a CPU those that this process may still take."""
-    if where.type == "cuda":
-        return int(torch.cuda.mem_get_info(where)[0])
-    from dpo_core.system import host_memory  # lazy: as in :func:`note`
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device now; on a CPU, the bytes that this process may still allocate."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    from dpo_core.system import host_memory  # lazy: as in :func:`why_on_cpu`
 
     return host_memory.available()

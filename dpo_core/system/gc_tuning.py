@@ -1,6 +1,6 @@
-"""The garbage collector, kept from looking through what large libraries bring: it finds nothing, and takes seconds.
+"""Garbage collection tuning: no collection while large libraries are imported, nor at exit, where it frees nothing.
 
-Measured in LAB.md (2026-11-27): a fifth of a stage's import time, and most of the time that its process takes to end.
+It takes a fifth of a stage's import time, and most of the time that its process takes to exit (LAB.md, 2026-11-27).
 """
 
 import atexit
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def importing() -> Iterator[None]:
-    """Import inside without collecting; what was imported stays for good, and is not looked through again."""
+def paused() -> Iterator[None]:
+    """For imports: no collection inside; all objects that exist at the end are frozen, so never searched again."""
     atexit.register(thaw)
     gc.disable()
     try:
@@ -22,18 +22,18 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-def none_at_the_end() -> None:
-    """Let this process end without a search through its modules; what was registered for its end still runs."""
+def skip_at_exit() -> None:
+    """Skip the final collection when this process exits; other functions registered with atexit still run."""
     atexit.register(freeze)
 
 
 def freeze() -> None:
-    """Nothing is searched, unless Triton is loaded."""
+    """Freeze all objects, unless Triton is loaded."""
     if "triton" not in sys.modules:
         gc.freeze()
 
 
 def thaw() -> None:
-    """Everything is searched after all where Triton is loaded: it reports what was not as leaked, on standard error."""
+    """Unfreeze all objects if Triton is loaded: at exit it reports uncollected objects as leaks on standard error."""
     if "triton" in sys.modules:
         gc.unfreeze()

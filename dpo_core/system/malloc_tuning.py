@@ -1,7 +1,7 @@
-"""Memory that a CPU process keeps for the next step.
+"""malloc tuning for CPU processes: freed memory stays with the process for the next step.
 
-glibc hands every large block back to the kernel when it is freed, and each step gets it again page by page, zeroed:
-a training step on a CPU is made of such blocks.
+By default glibc returns every large block to the kernel when it is freed, and the next step gets it again page by
+page, zeroed. A training step on a CPU allocates mostly such blocks.
 """
 
 import ctypes
@@ -9,14 +9,14 @@ from functools import cache
 
 from dpo_core.system import host_memory
 
-# mallopt(3)'s parameters, and values: no block is mapped on its own, none is given back.
+# mallopt(3)'s parameters: no block gets a mapping of its own (M_MMAP_MAX), and the heap is never trimmed.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST_INT = 2**31 - 1
 
 
 @cache
 def keep_heap() -> None:
-    """Freed memory stays with this process, for its next allocation; nothing happens where malloc is not glibc's."""
+    """Keep freed memory in this process for its next allocations. Does nothing where malloc is not glibc's."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
@@ -24,17 +24,17 @@ def keep_heap() -> None:
 
 
 def trim() -> None:
-    """Give the system back what is free in this process's heap now; nothing happens where malloc is not glibc's."""
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if give_back is not None:
-        give_back(0)
+    """Return the heap's free memory to the system now. Does nothing where malloc is not glibc's."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 def trim_above(limit: int) -> None:
-    """Give back what is free once this process holds more than ``limit`` bytes.
+    """Return the heap's free memory to the system if this process holds more than ``limit`` bytes.
 
-    Blocks of ever other sizes leave gaps between them, so that a kept heap grows from microbatch to microbatch; to give
-    it back always would cost a small model more than the step.
+    Blocks of varying sizes fragment a kept heap, so that it grows from microbatch to microbatch. Trimming after each
+    microbatch would cost a small model more time than the step.
     """
     if host_memory.resident() > limit:
         trim()

@@ -1,4 +1,4 @@
-"""Where NLTK's sentence splitter is, which some of IFEval's checkers need. Imports nothing large."""
+"""NLTK data: where NLTK finds its sentence splitter, which some of IFEval's checkers need. Does not import NLTK."""
 
 import os
 import sys
@@ -8,19 +8,21 @@ DATA = "tokenizers/punkt_tab"
 SYSTEM = ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
 
 
-def found(place: Path | None) -> bool:
-    """Whether the splitter's data are in ``place``, or where NLTK looks for them by itself."""
-    return any((one / f"{DATA}{form}").exists() for one in places(place) for form in ("/english", ".zip"))
+def is_installed(directory: Path | None) -> bool:
+    """Whether the splitter's data are in ``directory`` or in one of NLTK's own search paths."""
+    return any(
+        (path / f"{DATA}{suffix}").exists() for path in search_paths(directory) for suffix in ("/english", ".zip")
+    )
 
 
-def places(place: Path | None) -> list[Path]:
-    """The directories in which NLTK looks, the one of the settings first."""
-    told = [Path(one) for one in os.environ.get("NLTK_DATA", "").split(os.pathsep) if one]
-    own = [Path(sys.prefix) / part for part in ("nltk_data", "share/nltk_data", "lib/nltk_data")]
+def search_paths(directory: Path | None) -> list[Path]:
+    """The directories that NLTK searches: ``directory`` (the setting nltk_data), NLTK_DATA, and its defaults."""
+    configured = [Path(name) for name in os.environ.get("NLTK_DATA", "").split(os.pathsep) if name]
+    prefixed = [Path(sys.prefix) / part for part in ("nltk_data", "share/nltk_data", "lib/nltk_data")]
     return [
-        *([place.expanduser()] if place else []),
-        *told,
+        *([directory.expanduser()] if directory else []),
+        *configured,
         Path("~/nltk_data").expanduser(),
-        *own,
-        *(Path(one) / "nltk_data" for one in SYSTEM),
+        *prefixed,
+        *(Path(name) / "nltk_data" for name in SYSTEM),
     ]

@@ -15,7 +15,7 @@ from dpo_core.errors import TrainingError
 from dpo_core.model.adapter import BASE_FINGERPRINT
 from dpo_core.model.load import load_model
 from dpo_core.model.locate import describe
-from dpo_core.model.lora import merged
+from dpo_core.model.lora import merge_adapters
 from dpo_core.model.save_model import save_model
 from dpo_core.records import Checkpoint
 from dpo_core.render.registry import STORED
@@ -123,10 +123,10 @@ def merge(session: Session) -> PreTrainedModel:
     """
     policy = session.run.policy
     if not isinstance(policy, PeftModel):
-        return merged(policy)
+        return merge_adapters(policy)
     make_room(policy, nbytes(policy, torch.float32) - nbytes(policy))
     before = scores(session, policy.float())
-    whole = merged(policy)
+    whole = merge_adapters(policy)
     check_merged(before, scores(session, whole), session)
     return whole
 

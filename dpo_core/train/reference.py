@@ -25,7 +25,7 @@ from dpo_core.model.load import load_model
 from dpo_core.records import ReferenceSet
 from dpo_core.render.token_dataset import TokenDataset, open_split
 from dpo_core.stages.score_reference import ScoreRequest
-from dpo_core.system.device import check
+from dpo_core.system.device import check_precision
 from dpo_core.system.progress import Progress, repeating, say
 from dpo_core.train import data_order
 from dpo_core.train.batching.batch_layout import choose, signature
@@ -162,7 +162,7 @@ def score_missing(
 ) -> dict[str, Layout]:
     """Open the reference and add its log-probabilities of the missing pairs of each split; returns its layout."""
     train, source = request.train, request.model
-    check(train.precision)
+    check_precision(train.precision)
     model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
     layout = choose(model, train.layout, request.rendered)
     progress = Progress("scoring the reference", sum(map(len, missing.values())), "pairs")

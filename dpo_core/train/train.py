@@ -14,7 +14,7 @@ from dpo_core.errors import OutOfMemoryError, StoppedError
 from dpo_core.inference.decoding import Decoding, decode
 from dpo_core.records import Checkpoint, StepMetrics
 from dpo_core.stages.train import TrainRequest
-from dpo_core.system.device import check, device
+from dpo_core.system.device import check_precision, device
 from dpo_core.system.progress import Progress
 from dpo_core.train.batching.budget_attempt import BudgetAttempt, attempted
 from dpo_core.train.batching.budget_note import NOTE
@@ -53,7 +53,7 @@ def run(request: TrainRequest, draft: Draft) -> None:
     Raises StoppedError, with a checkpoint saved, when asked to stop or when its time is up.
     """
     stop = StopFlag(request.train.max_minutes)
-    check(request.train.precision)
+    check_precision(request.train.precision)
     with claimed(request, draft):
         session = begin(request, stop)
         if request.evaluator:
@@ -223,7 +223,7 @@ def sample(session: Session, step: int) -> None:
         on_step=progress.beat,
     )
     with autocast(device(), request.train.precision):
-        answers = decode(session.run.policy, prompts, decoding, finished=progress.one)  # type: ignore[arg-type]
+        answers = decode(session.run.policy, prompts, decoding, on_finished=progress.advance_one)  # type: ignore[arg-type]
     for prompt, answer in zip(prompts, answers, strict=True):
         said = renderer.parse_response(answer.ids).message["content"]
         row = {"step": step, "prompt": renderer.tokenizer.decode(prompt), "reply": said, "ended": answer.ended}

@@ -17,7 +17,7 @@ from dpo_core.model.locate import describe
 from dpo_core.model.save_model import save_model
 from dpo_core.render.token_dataset import TokenDataset, open_split
 from dpo_core.stages.warm_start import WarmStartRequest
-from dpo_core.system.device import check
+from dpo_core.system.device import check_precision
 from dpo_core.system.progress import Progress
 from dpo_core.train import schedule
 from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note
@@ -154,7 +154,7 @@ def run(request: WarmStartRequest, draft: Draft) -> None:
     Raises OutOfMemoryError, or DiedError where the budget was found by memory, when memory runs out.
     """
     source, rendered, train = request.model, request.rendered, request.train
-    check(train.precision)
+    check_precision(train.precision)
     model = load_model(source.path, train.seed, source.trust_remote_code)
     rows = open_split(rendered.path, "train")
     check_vocabulary(model, rows.largest_id())

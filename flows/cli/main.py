@@ -93,7 +93,7 @@ def start(recipe: "Recipe") -> None:
     """The flow, on a recipe that can work."""
     plan = refuse_early(recipe)
     end_by_sigterm()
-    with gc_tuning.importing():
+    with gc_tuning.paused():
         # Lazy, each of these: prefect and mlflow come after the checks.
         from flows.cli.final_summary import show
         from flows.pipeline import CHECKED, pipeline
@@ -215,7 +215,7 @@ def sweep(words: tuple[str, ...]) -> None:
     planned = plans.plan(recipe, axes)
     refuse_early(recipe)
     end_by_sigterm()
-    with gc_tuning.importing():
+    with gc_tuning.paused():
         from flows.sweep.sweep_flow import sweep as sweeping
         from flows.tracking import mlflow_server
 
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     ``--debug`` anywhere (or DPO_DEBUG=1) shows tracebacks, here and in the stages' processes.
     """
-    gc_tuning.none_at_the_end()
+    gc_tuning.skip_at_exit()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "--debug" in words:
         os.environ["DPO_DEBUG"] = "1"

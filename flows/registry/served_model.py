@@ -24,10 +24,10 @@ class ServedModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the checkpoint, with the renderer that it was trained with."""
         # Lazy: torch costs seconds that registering the model, which imports this file too, must not pay.
-        from dpo_core.inference.generator import open_answerer
+        from dpo_core.inference.generator import open_generator
         from dpo_core.inference.load_engine import EngineConfig
 
-        self.answerer = open_answerer(
+        self.answerer = open_generator(
             Path(context.artifacts["checkpoint"]), EngineConfig(engine="torch", batch_size=BATCH_SIZE)
         )
 
@@ -41,7 +41,7 @@ class ServedModel(PythonModel):
         """
         from dpo_core.inference.generator import Sampling  # lazy: as above
 
-        answers = self.answerer.answer(conversations(model_input), Sampling(**(params or {})))
+        answers = self.answerer.responses(conversations(model_input), Sampling(**(params or {})))
         return [answer.text for answer in answers]
 
 

@@ -16,13 +16,13 @@ from dpo_core.system import gc_tuning
 
 def main(request: Path, outcome: Path) -> int:
     """Run the member, and return its exit code; an error goes to stderr, its last line."""
-    gc_tuning.none_at_the_end()
+    gc_tuning.skip_at_exit()
     # A parent started in the background hands SIGINT down as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from flows import prefect_setup  # lazy: before Prefect is imported, which reads what this sets
 
     prefect_setup.quieten(bool(os.environ.get("DPO_DEBUG")))
-    with gc_tuning.importing():
+    with gc_tuning.paused():
         from prefect import tags
 
         from flows.pipeline import pipeline

@@ -6,10 +6,10 @@ from peft import LoraConfig, get_peft_model
 
 from dpo_core.evaluate.ifeval.ifeval_checkers import FollowedInstructions, IFEvalPrompt, score
 from dpo_core.evaluate.in_training import followed, shares
-from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_answerer
+from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_generator
 from dpo_core.inference.torch_engine import TorchEngine
 from dpo_core.model.load import load_model
-from dpo_core.model.lora import no_deprecations
+from dpo_core.model.lora import ignore_deprecations
 
 ROWS = [
     IFEvalPrompt(key=1, prompt="Tell me of the park.", instruction_id_list=["punctuation:no_comma"], kwargs=[{}]),
@@ -28,11 +28,11 @@ def test_shares_are_of_prompts_and_of_instructions() -> None:
 
 
 def test_a_policy_with_adapters_is_judged_on_what_it_says(stories: Path) -> None:
-    answerer = open_answerer(stories)
+    answerer = open_generator(stories)
     questions = [Conversation([{"role": "user", "content": row.prompt}]) for row in ROWS]
-    answers = answerer.attempt(questions, Sampling(12))
+    answers = answerer.responses_or_errors(questions, Sampling(12))
     verdicts = [score(row, one.text) for row, one in zip(ROWS, answers, strict=True) if isinstance(one, Response)]
-    with no_deprecations():
+    with ignore_deprecations():
         policy = get_peft_model(load_model(stories), LoraConfig(r=2, target_modules="all-linear"))
     told = followed(ResponseGenerator(TorchEngine(policy), answerer.renderer), ROWS, Sampling(12))
     assert told == {f"test/ifeval_{name}": value for name, value in shares(verdicts).items()}

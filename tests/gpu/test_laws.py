@@ -20,7 +20,7 @@ from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dpo_core.config.recipe import ModelSettings, TrainSettings
-from dpo_core.model.lora import trainable
+from dpo_core.model.lora import make_trainable
 from dpo_core.pair import Pair
 from dpo_core.render.token_dataset import CompletionTokens, TokenPair
 from dpo_core.train.batching import auto_token_budget
@@ -64,7 +64,7 @@ def llama(device: torch.device = GPU, dtype: torch.dtype = torch.float32) -> nn.
 
 def new_policy(lora_rank: int, train: TrainSettings) -> nn.Module:
     dtype = torch.bfloat16 if lora_rank and train.precision == "bf16" else torch.float32
-    policy = trainable(llama(dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
+    policy = make_trainable(llama(dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
     return compiled(setup.prepared(policy, train), train)
 
 
@@ -195,7 +195,7 @@ def test_the_predicted_peak_is_the_measured_one(tmp_path: Path, lora_rank: int) 
     torch.cuda.empty_cache()
     base = LlamaForCausalLM(config).to(GPU, torch.bfloat16 if lora_rank else torch.float32).eval()
     split = tiny.rows(tmp_path, [long_pair(seed) for seed in range(128)])
-    policy = setup.prepared(trainable(base, ModelSettings(lora_rank=lora_rank), seed=0), train)
+    policy = setup.prepared(make_trainable(base, ModelSettings(lora_rank=lora_rank), seed=0), train)
     work = Workload(policy, split, "tree", "bf16")
     plan = auto_token_budget.plan(
         work, 16_384, auto_token_budget.BudgetHistory(), auto_token_budget.batches_of(len(split), train)

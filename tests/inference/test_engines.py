@@ -1,4 +1,4 @@
-"""What generates: which engine is taken, and that each gives what ours gives."""
+"""Engines: which one is chosen, and that each generates the same tokens as the torch engine."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from dpo_core.config.recipe import EngineName
 from dpo_core.errors import EvaluationError, RecipeError
 from dpo_core.inference import load_engine, select_engine
-from dpo_core.inference.decoding import DecodedTokens, Decoding, own_streams
+from dpo_core.inference.decoding import DecodedTokens, Decoding, default_streams
 from dpo_core.inference.load_engine import EngineConfig, open_engine
 from dpo_core.inference.paged_engine import PagedEngine
 from dpo_core.inference.torch_engine import Engine, TorchEngine
@@ -22,15 +22,15 @@ PROMPTS = [[1, 5, 6, 7], [1, 9] * 20, [1, 40], [1], [1, 60, 61, 62, 63]]
 
 
 def generate(engine: Engine, decoding: Decoding, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[DecodedTokens]:
-    """In the prompts' order, each told of exactly once."""
-    told: dict[int, DecodedTokens] = {}
+    """The completions in the prompts' order, each finished exactly once."""
+    completions: dict[int, DecodedTokens] = {}
 
-    def finished(index: int, completion: DecodedTokens) -> None:
-        assert index not in told
-        told[index] = completion
+    def on_finished(index: int, completion: DecodedTokens) -> None:
+        assert index not in completions
+        completions[index] = completion
 
-    engine.generate(prompts, decoding, own_streams(prompts), finished)
-    return [told[index] for index in range(len(prompts))]
+    engine.generate(prompts, decoding, default_streams(prompts), on_finished)
+    return [completions[index] for index in range(len(prompts))]
 
 
 @pytest.mark.parametrize(
@@ -45,22 +45,22 @@ def generate(engine: Engine, decoding: Decoding, prompts: Sequence[Sequence[int]
         ("vllm", "cpu", "fp32", True, "vllm"),
     ],
 )
-def test_the_engine_that_is_taken(
+def test_the_engine_that_is_chosen(
     name: EngineName, device: str, precision: str, installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(select_engine, "find_spec", lambda package: object() if installed else None)
-    assert select_engine.choose(name, device, precision) == expected
+    assert select_engine.choose_engine(name, device, precision) == expected
 
 
 def test_an_engine_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select_engine, "find_spec", lambda package: None)
     with pytest.raises(RecipeError, match="vLLM is not installed"):
-        select_engine.check("vllm")
+        select_engine.check_installed("vllm")
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights whose best token is best by far, with heads of 64, as wide as vLLM's kernels want them."""
+    """Random weights whose likeliest token is far ahead, with heads of 64, which vLLM's kernels require."""
     return tiny.directory(tmp_path_factory.mktemp("wide"), hidden_size=256, spread=0.2)
 
 
@@ -75,17 +75,17 @@ def paged(model: PreTrainedModel) -> PagedEngine:
 
 
 @pytest.mark.slow
-def test_pages_give_our_greedy_tokens(
+def test_the_paged_engine_generates_the_torch_engines_greedy_tokens(
     model: PreTrainedModel, paged: PagedEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Some end by a stop token, most at their limit, one at the end of the context and one has no room at all."""
+    """Some end at a stop token, most at their limit, one at the end of the context, and one has no room at all."""
     first = generate(TorchEngine(model), Decoding(30))
     stop = first[0].ids[11]
     decoding = Decoding(30, frozenset({stop}))
     prompts = [*PROMPTS, [1] * 244, [1] * 256]
     expected = generate(TorchEngine(model), decoding, prompts)
     assert generate(paged, decoding, prompts) == expected
-    assert [len(one.ids) for one in expected[-2:]] == [12, 0]
+    assert [len(completion.ids) for completion in expected[-2:]] == [12, 0]
     assert expected[0].ended
     assert model.config._attn_implementation == "sdpa"
     assert not [record for record in caplog.records if record.name.startswith("dpo_core")]  # old releases warn
@@ -95,33 +95,33 @@ def test_pages_give_our_greedy_tokens(
     "decoding",
     [Decoding(6, temperature=1.0, seed=3), Decoding(6, logprobs=2)],
 )
-def test_what_pages_cannot_do_is_done_without_them(
+def test_decoding_that_paging_does_not_support_uses_the_torch_engine(
     model: PreTrainedModel, paged: PagedEngine, decoding: Decoding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PagedEngine, "in_pages", None)
+    monkeypatch.setattr(PagedEngine, "generate_paged", None)
     assert generate(paged, decoding) == generate(TorchEngine(model), decoding)
 
 
-def test_where_pages_fail_the_rest_is_done_without_them(
+def test_after_a_paging_failure_the_torch_engine_generates_the_rest(
     model: PreTrainedModel, paged: PagedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = generate(TorchEngine(model), Decoding(6))
 
-    def failing(self: Any, prompts: Any, limits: Any, decoding: Any, done: Any) -> None:
-        done(2, expected[2])
+    def failing(self: Any, prompts: Any, limits: Any, decoding: Any, on_finished: Any) -> None:
+        on_finished(2, expected[2])
         raise RuntimeError("its thread has ended")
 
-    monkeypatch.setattr(PagedEngine, "in_pages", failing)
+    monkeypatch.setattr(PagedEngine, "generate_paged", failing)
     assert generate(paged, Decoding(6)) == expected
     assert "its thread has ended" in caplog.text
 
 
-def test_an_engine_that_does_not_start_is_replaced_unless_it_was_asked_for(
+def test_an_engine_that_does_not_start_is_replaced_unless_the_settings_name_it(
     wide: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on a GPU, with a vLLM that does not know the model."""
-    monkeypatch.setattr(load_engine, "choose", lambda *how: "vllm")
-    monkeypatch.setattr("dpo_core.inference.vllm_engine.VLLMEngine", lambda *how: 1 / 0)
+    """As on a GPU, with a vLLM that does not support the model."""
+    monkeypatch.setattr(load_engine, "choose_engine", lambda *config: "vllm")
+    monkeypatch.setattr("dpo_core.inference.vllm_engine.VLLMEngine", lambda *config: 1 / 0)
     assert open_engine(wide, EngineConfig()).engine.name == "paged"
     assert "vLLM does not start" in caplog.text
     with pytest.raises(EvaluationError, match="division by zero"):
@@ -130,12 +130,12 @@ def test_an_engine_that_does_not_start_is_replaced_unless_it_was_asked_for(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM")
-@pytest.mark.filterwarnings("ignore")  # its own and those of what it brings
-def test_vllm_gives_our_tokens_ends_and_scores(wide: Path) -> None:
-    """One after the other in one process: vLLM cannot be opened twice in it."""
+@pytest.mark.filterwarnings("ignore")  # its own and those of its dependencies
+def test_vllm_generates_the_torch_engines_tokens_ends_and_scores(wide: Path) -> None:
+    """One test in one process: vLLM cannot be loaded twice in it."""
     ours, theirs = (open_engine(wide, EngineConfig(engine=name)).engine for name in ("torch", "vllm"))
     assert theirs.name == "vllm"
-    assert ours.context == theirs.context == 256
+    assert ours.context_length == theirs.context_length == 256
     first = generate(ours, Decoding(40))
     tokenizer = AutoTokenizer.from_pretrained(wide)
     prompts = [*PROMPTS, [1] * 244, [1] * 256]
@@ -148,11 +148,13 @@ def test_vllm_gives_our_tokens_ends_and_scores(wide: Path) -> None:
         assert generate(theirs, decoding, prompts) == generate(ours, decoding, prompts)
 
     scored, expected = (generate(engine, Decoding(10, logprobs=2)) for engine in (theirs, ours))
-    for one, other in zip(scored, expected, strict=True):
-        assert one.ids == other.ids
-        assert [told.logp for told in one.scores] == pytest.approx([told.logp for told in other.scores], abs=2e-4)
-        assert [[token for token, _ in told.top] for told in one.scores] == [
-            [token for token, _ in told.top] for told in other.scores
+    for actual, reference in zip(scored, expected, strict=True):
+        assert actual.ids == reference.ids
+        assert [score.logp for score in actual.scores] == pytest.approx(
+            [score.logp for score in reference.scores], abs=2e-4
+        )
+        assert [[token for token, _ in score.top] for score in actual.scores] == [
+            [token for token, _ in score.top] for score in reference.scores
         ]
 
     drawing = Decoding(20, temperature=1.0, seed=3)

@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.errors import OutOfMemoryError, TrainingError
 from dpo_core.model import compat
-from dpo_core.model.load import without_dropout
-from dpo_core.model.lora import trainable
+from dpo_core.model.load import disable_dropout
+from dpo_core.model.lora import make_trainable
 from dpo_core.pair import Pair
 from dpo_core.records import StepMetrics
 from dpo_core.render.token_dataset import CompletionTokens, TokenPair
@@ -72,7 +72,7 @@ def test_the_first_step_starts_at_ln_2(
     model = tiny.llama()
     run = run_over(tmp_path, model, tiny.token_pairs(8), precision=precision)
     known: Reference = tiny.references(tmp_path, model, run.rows, layout, precision)
-    policy = trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
+    policy = make_trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
     if how == "on_the_fly":
         known = OnTheFlyReference(policy if lora_rank else tiny.llama(), precision)
     first = next(steps(Run(policy, run.optimizer, run.rows, known, run.settings, layout)))
@@ -243,7 +243,7 @@ def test_dropout_is_off_in_training_mode_too(tmp_path: Path) -> None:
     model = tiny.llama()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
-    without_dropout(model)
+    disable_dropout(model)
     model.train()
     run = run_over(tmp_path, model, tiny.token_pairs(8))
     assert next(steps(run)).values["dpo_loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -255,7 +255,7 @@ def test_dropout_is_off_in_training_mode_too(tmp_path: Path) -> None:
 def test_what_trains_gets_a_gradient_and_what_is_frozen_stays(tmp_path: Path, lora_rank: int) -> None:
     model = tiny.llama()
     run = run_over(tmp_path, model, tiny.token_pairs(8))
-    policy = trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
+    policy = make_trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
     for name, value in policy.named_parameters():
         if "lora_B" in name:  # at zero, it would keep A's gradient at zero in the first step
             torch.nn.init.normal_(value, std=0.01)
@@ -271,7 +271,7 @@ def test_what_trains_gets_a_gradient_and_what_is_frozen_stays(tmp_path: Path, lo
 def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, lora_rank: int, below: float) -> None:
     model = tiny.llama()
     run = run_over(tmp_path, model, tiny.token_pairs(8), num_epochs=30)
-    policy = trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
+    policy = make_trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
     history: list[StepMetrics] = list(steps(Run(policy, optimizer, run.rows, run.references, run.settings)))
     assert history[-1].values["accuracy"] == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpo_core.config.recipe import ModelSettings, TrainSettings
-from dpo_core.model.lora import trainable
+from dpo_core.model.lora import make_trainable
 from dpo_core.render.token_dataset import TokenDataset
 from dpo_core.train.checkpoint import checkpoint_state, journal
 from dpo_core.train.loop import Run, steps
@@ -18,7 +18,7 @@ SETTINGS = TrainSettings(batch_size=4, num_epochs=2, learning_rate=1e-2)
 
 
 def fresh(split: TokenDataset, known: CachedReference, lora_rank: int) -> Run:
-    policy = trainable(tiny.llama(), ModelSettings(lora_rank=lora_rank), seed=0)
+    policy = make_trainable(tiny.llama(), ModelSettings(lora_rank=lora_rank), seed=0)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     return Run(policy, torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, fused=True), split, known, SETTINGS)
 

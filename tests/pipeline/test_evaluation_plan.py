@@ -79,7 +79,12 @@ def test_another_interpreter_has_the_key_of_the_engine_that_it_is_for(model: Mod
     there = {"eval_python": "/elsewhere/bin/python"}
     assert keys(model, evaluate=there) == keys(model, evaluate={"eval_engine": "vllm"}) != keys(model)
     assert keys(model, evaluate=there | {"eval_engine": "torch"}) == keys(model, evaluate={"eval_engine": "torch"})
-    assert sampling_in_key(EvaluateSettings(), select_engine.asked_for(EvaluateSettings())) == [1280, 0.0, None, "auto"]
+    assert sampling_in_key(EvaluateSettings(), select_engine.configured_engine(EvaluateSettings())) == [
+        1280,
+        0.0,
+        None,
+        "auto",
+    ]
 
 
 def test_answers_are_given_by_the_interpreter_of_the_settings(
@@ -144,16 +149,16 @@ def test_prompts_that_were_checked_elsewhere_are_checked_where_data_are_missing(
 
     monkeypatch.setattr("dpo_core.process.run_stage.launch", launch)
     for there, expected in ((True, 1), (True, 1), (False, 2)):
-        monkeypatch.setattr(nltk_data, "found", lambda place, there=there: there)
+        monkeypatch.setattr(nltk_data, "is_installed", lambda directory, there=there: there)
         run_stage(store_of(recipe), evaluation_plan.prompts_call(recipe, str(tmp_path / "prompts.jsonl")))
         assert len(made) == expected
 
 
 def test_the_splitter_is_found_where_nltk_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nltk_data, "places", lambda place: [tmp_path / "a", tmp_path / "b"])
-    assert not nltk_data.found(None)
+    monkeypatch.setattr(nltk_data, "search_paths", lambda directory: [tmp_path / "a", tmp_path / "b"])
+    assert not nltk_data.is_installed(None)
     (tmp_path / "b" / "tokenizers" / "punkt_tab" / "english").mkdir(parents=True)
-    assert nltk_data.found(None)
+    assert nltk_data.is_installed(None)
 
 
 def test_every_place_that_nltk_knows_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +167,7 @@ def test_every_place_that_nltk_knows_is_looked_at(monkeypatch: pytest.MonkeyPatc
     words = [sys.executable, "-c", "import nltk.data; print(*nltk.data.path, sep='\\n')"]
     known = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
     assert known[:2] == ["/some/place", "/another"]
-    assert [str(place) for place in nltk_data.places(None)] == known
+    assert [str(place) for place in nltk_data.search_paths(None)] == known
 
 
 def test_tasks_are_looked_at_once_and_only_where_there_are_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

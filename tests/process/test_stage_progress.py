@@ -11,7 +11,7 @@ import pytest
 from dpo_core.cache.store import Store
 from dpo_core.config.recipe import DataSettings, RenderSettings, WarmStartSettings
 from dpo_core.data import acquire
-from dpo_core.inference.generator import Sampling, open_answerer
+from dpo_core.inference.generator import Sampling, open_generator
 from dpo_core.model.locate import describe
 from dpo_core.records import PairSet, RenderedSet
 from dpo_core.render import render
@@ -84,8 +84,8 @@ def test_an_evaluation_on_held_out_pairs(tmp_path: Path, said: list[str], monkey
 
 def test_answers(stories: Path, said: list[str]) -> None:
     conversations = [[{"role": "user", "content": f"Tell me about {name}."}] for name in ("Tom", "Lily", "a dog")]
-    open_answerer(stories).answer(conversations, Sampling(6))
+    open_generator(stories).responses(conversations, Sampling(6))
     # From the first step on, long before an answer is done.
     lines = [line for line in said if line.startswith("generating")]
-    assert lines[0] == "generating: 0 of 3 answers, T left"
-    assert lines[-1] == "generating: 3 answers in T"
+    assert lines[0] == "generating: 0 of 3 responses, T left"
+    assert lines[-1] == "generating: 3 responses in T"

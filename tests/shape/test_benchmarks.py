@@ -18,7 +18,7 @@ SETUP = {
     "compiled",
     "compile_layers",
     "prepared",
-    "trainable",
+    "make_trainable",
     "choose",
     "find",
 }

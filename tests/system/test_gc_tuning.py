@@ -1,4 +1,4 @@
-"""No search for garbage when a process ends, except where it would be noticed."""
+"""No garbage collection when a process exits, unless Triton would report leaks."""
 
 import subprocess
 import sys
@@ -8,16 +8,16 @@ import pytest
 PROGRAM = """
 import atexit, gc, sys
 atexit.register(lambda: print("kept" if gc.get_freeze_count() else "searched"))
-from dpo_core.system import gc_tuning as garbage
-garbage.none_at_the_end()
-with garbage.importing():
+from dpo_core.system import gc_tuning
+gc_tuning.skip_at_exit()
+with gc_tuning.paused():
     import decimal
 sys.modules.update(dict.fromkeys(sys.argv[1:]))
 """
 
 
 @pytest.mark.parametrize(("modules", "expected"), [([], "kept"), (["triton"], "searched")])
-def test_what_was_imported_is_not_searched_at_the_end_unless_triton_would_call_it_leaked(
+def test_imported_objects_are_not_collected_at_exit_unless_triton_would_report_leaks(
     modules: list[str], expected: str
 ) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, *modules], capture_output=True, text=True, check=True)

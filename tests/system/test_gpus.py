@@ -1,4 +1,4 @@
-"""GPUs that cannot do the job, each told before any work is done. NVIDIA's driver and torch are stood in for."""
+"""GPUs that a run cannot use are reported before any work starts. NVIDIA's driver and torch are replaced by fakes."""
 
 import subprocess
 import sys
@@ -27,8 +27,8 @@ def driver(
     holders: tuple[tuple[int, int | None], ...] = (),
 ) -> None:
     """A machine with one GPU, and torch built for CUDA 12.8."""
-    monkeypatch.delenv(gpus.VISIBLE, raising=False)
-    answers: dict[str, Any] = {
+    monkeypatch.delenv(gpus.VISIBLE_DEVICES, raising=False)
+    results: dict[str, Any] = {
         "nvmlInit": None,
         "nvmlShutdown": None,
         "nvmlDeviceGetCount": 1,
@@ -42,18 +42,18 @@ def driver(
         ],
         "nvmlSystemGetCudaDriverVersion": cuda,
     }
-    for name, answer in answers.items():
-        monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
+    for name, result in results.items():
+        monkeypatch.setattr(pynvml, name, lambda *_, result=result: result)
     monkeypatch.setattr(gpus, "torch_build", lambda: ("12.8", "2.13.0+cu128"))
 
 
-def test_a_gpu_that_another_process_holds_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_shortage_names_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     own = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         driver(monkeypatch, free=3, holders=((2**30, None), (own.pid, 70)))
-        gpus.check("bf16", 16 * GB)  # by its turn the other may have ended
-        line = str(gpus.shortage(16 * GB))
-        assert gpus.shortage(2 * GB) is None
+        gpus.check_gpu("bf16", 16 * GB)  # the other process may have ended when this run starts
+        line = str(gpus.memory_shortage(16 * GB))
+        assert gpus.memory_shortage(2 * GB) is None
     finally:
         own.communicate()
     assert "has 3.0 of 80.0 GB free now" in line
@@ -62,37 +62,37 @@ def test_a_gpu_that_another_process_holds_names_it(monkeypatch: pytest.MonkeyPat
     assert "holds 70.0 GB; process 1073741824 (of another user or container) holds memory." in line
 
 
-def test_a_gpu_that_is_too_small_even_for_this_run_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_with_too_little_total_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     driver(monkeypatch)
-    with pytest.raises(RecipeError, match=r"has 80\.0 GB, and the model with what trains needs 81\.0 GB"):
-        gpus.check("bf16", 81 * GB)
+    with pytest.raises(RecipeError, match=r"has 80\.0 GB, and training needs 81\.0 GB"):
+        gpus.check_gpu("bf16", 81 * GB)
 
 
 def test_a_gpu_too_old_for_bf16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     driver(monkeypatch, capability=(7, 5))
-    gpus.check("fp32", 0)
+    gpus.check_gpu("fp32", 0)
     with pytest.raises(RecipeError, match=r"NVIDIA Card\) has compute capability 7.5.*8.0.*Set precision=fp32"):
-        gpus.check("bf16", 0)
+        gpus.check_gpu("bf16", 0)
 
 
-def test_a_driver_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_too_old_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     driver(monkeypatch, cuda=11040)
     assert gpus.why_on_cpu() == (
         "the NVIDIA driver is too old (it is for CUDA 11.4, torch 2.13.0+cu128 for 12.8): training on the CPU; update"
         " the driver, or install a torch for CUDA 11"
     )
-    gpus.check("bf16", 10**15)  # it is not used
+    gpus.check_gpu("bf16", 10**15)  # the GPU is not used
     driver(monkeypatch, cuda=12010)
     assert gpus.why_on_cpu() is None
 
 
-def test_torch_without_cuda_beside_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_without_cuda_beside_a_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     driver(monkeypatch)
     monkeypatch.setattr(gpus, "torch_build", lambda: (None, "2.13.0+cpu"))
     assert gpus.why_on_cpu() == "torch 2.13.0+cpu is built without CUDA: training on the CPU, beside a GPU"
 
 
-def test_a_driver_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_does_not_respond_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
@@ -100,31 +100,33 @@ def test_a_driver_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pynvml, "nvmlInit", fails)
     monkeypatch.setattr(gpus, "DRIVER", tmp_path / "version")
     assert gpus.why_on_cpu() is None
-    assert gpus.find() is None
+    assert gpus.find_gpu() is None
     (tmp_path / "version").touch()
     assert "does not answer" in str(gpus.why_on_cpu())
 
 
 @pytest.mark.parametrize("value", ["", "-1", " "])
-def test_hidden_gpus_are_told(value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hidden_gpus_are_reported(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     driver(monkeypatch, free=0)
-    monkeypatch.setenv(gpus.VISIBLE, value)
-    gpus.check("bf16", GB)
+    monkeypatch.setenv(gpus.VISIBLE_DEVICES, value)
+    gpus.check_gpu("bf16", GB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device.note() == "CUDA_VISIBLE_DEVICES names no GPU: training on the CPU"
+    assert device.why_on_cpu() == "CUDA_VISIBLE_DEVICES names no GPU: training on the CPU"
     base_model.check_gpu(Recipe(), Path("nowhere"))
     assert capsys.readouterr().out == "device: CUDA_VISIBLE_DEVICES names no GPU: training on the CPU.\n"
 
 
 def test_the_gpu_is_the_first_that_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     driver(monkeypatch)
-    asked: list[Any] = []
+    handles: list[Any] = []
     for name in ("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByUUID"):
-        monkeypatch.setattr(pynvml, name, asked.append)
+        monkeypatch.setattr(pynvml, name, handles.append)
     for value in ("3,1", "GPU-8f6c"):
-        monkeypatch.setenv(gpus.VISIBLE, value)
-        gpus.find()
-    assert asked == [3, "GPU-8f6c"]
+        monkeypatch.setenv(gpus.VISIBLE_DEVICES, value)
+        gpus.find_gpu()
+    assert handles == [3, "GPU-8f6c"]
 
 
 def test_full_fine_tuning_needs_four_times_its_weights(
@@ -138,33 +140,33 @@ def test_full_fine_tuning_needs_four_times_its_weights(
     assert "GB free now" in capsys.readouterr().out
 
 
-def test_what_torch_warns_of_is_told_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_of_torch_are_reported_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_old() -> bool:
         warnings.warn("The NVIDIA driver on your system is too old (found version 11040).\nUpdate it.", stacklevel=1)
         return False
 
-    monkeypatch.setattr(device, "WARNED", [])
+    monkeypatch.setattr(device, "CUDA_WARNINGS", [])
     monkeypatch.setattr(torch.cuda, "is_available", too_old)
     monkeypatch.setattr(gpus, "why_on_cpu", lambda: None)
     assert device.device().type == "cpu"
-    assert device.note() == (
+    assert device.why_on_cpu() == (
         "torch finds no GPU that it can use (The NVIDIA driver on your system is too old (found version 11040).)"
     )
 
 
-def test_flex_attention_and_bf16_ask_for_a_capability(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert device.flex_obstacle() is None or torch.cuda.is_available()
+def test_flex_attention_and_bf16_need_a_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.flex_attention_obstacle() is None or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
-    assert device.flex_obstacle() == "Tesla P100 has compute capability 6.0, and FlexAttention needs 7.0"
-    assert device.note() is None
-    device.check("fp32")
+    assert device.flex_attention_obstacle() == "Tesla P100 has compute capability 6.0, and FlexAttention needs 7.0"
+    assert device.why_on_cpu() is None
+    device.check_precision("fp32")
     with pytest.raises(RecipeError, match="Tesla P100"):
-        device.check("bf16")
+        device.check_precision("bf16")
 
 
 def test_torchs_build_is_read_without_importing_it() -> None:
     script = "import sys; from dpo_core.system import gpus; print(gpus.torch_build(), 'torch' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == f"{(torch.version.cuda, torch.__version__)} False"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == f"{(torch.version.cuda, torch.__version__)} False"

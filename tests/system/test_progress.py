@@ -1,4 +1,4 @@
-"""What is said of work that takes long, by a clock that the tests set."""
+"""Progress lines of long work, with a clock that the tests set."""
 
 import os
 import sys
@@ -9,11 +9,11 @@ import pytest
 
 from dpo_core.process import launch
 from dpo_core.system import progress
-from dpo_core.system.progress import Progress, duration, repeating, ticking
+from dpo_core.system.progress import Progress, format_duration, repeating, ticking
 
 
 class Clock:
-    """A clock that goes on when it is told to."""
+    """A clock that the tests advance."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -30,27 +30,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    said: list[str] = []
-    monkeypatch.setattr(progress, "say", said.append)
-    return said
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "say", lines.append)
+    return lines
 
 
 def work(progress: Progress, clock: Clock, units: int, seconds: float) -> None:
-    """So many units, each of so many seconds."""
+    """Finish ``units`` units of ``seconds`` each."""
     for _ in range(units):
         clock.seconds += seconds
         progress.advance()
 
 
-def test_what_is_done_in_less_than_five_seconds_is_not_spoken_of(clock: Clock, said: list[str]) -> None:
+def test_work_of_less_than_five_seconds_prints_nothing(clock: Clock, lines: list[str]) -> None:
     work(Progress("scoring", 49, "pairs"), clock, 49, 0.1)
-    assert said == []
+    assert lines == []
 
 
-def test_a_line_each_ten_seconds_tells_how_many_are_done_and_the_time_left(clock: Clock, said: list[str]) -> None:
+def test_a_line_every_ten_seconds_has_the_units_done_and_the_time_left(clock: Clock, lines: list[str]) -> None:
     work(Progress("scoring", 195, "pairs"), clock, 195, 0.2)
-    assert said == [
+    assert lines == [
         "scoring: 25 of 195 pairs, 34 s left",
         "scoring: 75 of 195 pairs, 24 s left",
         "scoring: 125 of 195 pairs, 14 s left",
@@ -59,32 +59,32 @@ def test_a_line_each_ten_seconds_tells_how_many_are_done_and_the_time_left(clock
     ]
 
 
-def test_a_unit_that_takes_long_has_a_line_of_its_own(clock: Clock, said: list[str]) -> None:
+def test_a_long_unit_has_a_line_of_its_own(clock: Clock, lines: list[str]) -> None:
     work(Progress("scoring", 1_200, "pairs"), clock, 3, 60)
-    assert said == [f"scoring: {done} of 1,200 pairs, {left} left" for done, left in enumerate_left(1_200, 3)]
+    assert lines == [f"scoring: {done} of 1,200 pairs, {left} left" for done, left in enumerate_left(1_200, 3)]
 
 
 def enumerate_left(total: int, count: int) -> list[tuple[int, str]]:
-    return [(done, duration((total - done) * 60)) for done in range(1, count + 1)]
+    return [(done, format_duration((total - done) * 60)) for done in range(1, count + 1)]
 
 
-def test_nothing_done_or_no_total_tells_the_time_gone(clock: Clock, said: list[str]) -> None:
-    waiting, unknown = Progress("generating", 8, "answers"), Progress("reading", None, "rows")
+def test_nothing_done_or_no_total_prints_the_elapsed_time(clock: Clock, lines: list[str]) -> None:
+    waiting, unknown = Progress("generating", 8, "responses"), Progress("reading", None, "rows")
     clock.seconds += 7
     waiting.beat()
     unknown.advance(1_500)
-    assert said == ["generating: 0 of 8 answers, 7 s so far", "reading: 1,500 rows, 7 s so far"]
+    assert lines == ["generating: 0 of 8 responses, 7 s so far", "reading: 1,500 rows, 7 s so far"]
 
 
-def test_answers_that_are_begun_count_in_the_estimate(clock: Clock, said: list[str]) -> None:
-    generating = Progress("generating", 8, "answers")
+def test_unfinished_responses_count_in_the_estimate(clock: Clock, lines: list[str]) -> None:
+    generating = Progress("generating", 8, "responses")
     clock.seconds += 20
     generating.beat(partial=2.0)
-    assert said == ["generating: 0 of 8 answers, 1 m 0 s left"]
+    assert lines == ["generating: 0 of 8 responses, 1 m 0 s left"]
 
 
-def test_while_nothing_gets_done_the_estimate_falls_and_then_gives_way_to_the_time_gone(
-    clock: Clock, said: list[str]
+def test_while_nothing_finishes_the_estimate_falls_and_then_becomes_the_elapsed_time(
+    clock: Clock, lines: list[str]
 ) -> None:
     scoring = Progress("scoring", 16, "pairs")
     clock.seconds += 45
@@ -93,51 +93,51 @@ def test_while_nothing_gets_done_the_estimate_falls_and_then_gives_way_to_the_ti
         clock.seconds += 20
         scoring.beat()
     lefts = ["45 s left", "25 s left", "5 s left", "1 m 45 s so far"]
-    assert said == [f"scoring: 8 of 16 pairs, {left}" for left in lefts]
+    assert lines == [f"scoring: 8 of 16 pairs, {left}" for left in lefts]
 
 
-def test_what_was_done_before_does_not_count_as_speed(clock: Clock, said: list[str]) -> None:
-    work(Progress("generating", 100, "answers", done=90), clock, 2, 5)
-    assert said == ["generating: 91 of 100 answers, 45 s left"]
+def test_units_done_before_do_not_count_as_speed(clock: Clock, lines: list[str]) -> None:
+    work(Progress("generating", 100, "responses", done=90), clock, 2, 5)
+    assert lines == ["generating: 91 of 100 responses, 45 s left"]
 
 
-def test_a_note_stands_before_the_time_left(clock: Clock, said: list[str]) -> None:
+def test_a_note_comes_before_the_time_left(clock: Clock, lines: list[str]) -> None:
     phase = Progress("warm start", 10, "steps")
     clock.seconds += 6
     phase.advance(note="2.310 nats a token")
-    assert said == ["warm start: 1 of 10 steps, 2.310 nats a token, 54 s left"]
+    assert lines == ["warm start: 1 of 10 steps, 2.310 nats a token, 54 s left"]
 
 
-def test_items_are_counted_from_the_moment_the_first_is_asked_for(clock: Clock, said: list[str]) -> None:
+def test_the_clock_of_tracked_items_starts_at_the_first_request(clock: Clock, lines: list[str]) -> None:
     tracked = Progress("reading", 3, "rows").track("abc")
     clock.seconds += 1000
     for _ in tracked:
         clock.seconds += 4
-    assert said == ["reading: 2 of 3 rows, 4 s left", "reading: 3 rows in 12 s"]
+    assert lines == ["reading: 2 of 3 rows, 4 s left", "reading: 3 rows in 12 s"]
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 m 0 s"), (80, "1 m 20 s"), (7_500, "2 h 5 m")]
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
-def test_work_that_cannot_be_counted_ticks(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+def test_work_without_units_prints_the_elapsed_time(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
     monkeypatch.setattr(progress, "QUIET_S", 0.01)
     monkeypatch.setattr(progress, "EVERY_S", 0.01)
     with ticking("writing the model"):
-        wait_for(lambda: len(said) >= 2)
-    count = len(said)
+        wait_for(lambda: len(lines) >= 2)
+    count = len(lines)
     time.sleep(0.05)
-    assert set(said) == {"writing the model: 0 s so far"}
-    assert len(said) == count
+    assert set(lines) == {"writing the model: 0 s so far"}
+    assert len(lines) == count
 
 
-def test_short_work_does_not_tick(said: list[str]) -> None:
-    with repeating(lambda: said.append("")):
+def test_short_work_without_units_prints_nothing(lines: list[str]) -> None:
+    with repeating(lambda: lines.append("")):
         pass
-    assert said == []
+    assert lines == []
 
 
 def wait_for(condition: object) -> None:
@@ -154,11 +154,11 @@ progress.Progress("scoring", 2, "pairs").advance()
 """
 
 
-def test_lines_of_a_stages_process_come_where_its_parents_go_no_terminal_needed(
+def test_a_stage_process_prints_to_its_parents_standard_error_without_a_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "child.py").write_text(CHILD)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     assert launch.wait([sys.executable, str(tmp_path / "child.py")], environment) == 0
-    told = capfd.readouterr()
-    assert (told.out, told.err.partition(",")[0]) == ("", "scoring: 1 of 2 pairs")
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err.partition(",")[0]) == ("", "scoring: 1 of 2 pairs")

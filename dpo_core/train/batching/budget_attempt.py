@@ -83,6 +83,6 @@ def of_memory(told: dict[str, Any]) -> bool:
     if told["ran_out"]:
         return True
     kills, before = host_memory.oom_kills(), told["oom_kills"]
-    if kills is None or not isinstance(before, int) or told["boot"] != host_memory.boot():
+    if kills is None or not isinstance(before, int) or told["boot"] != host_memory.boot_id():
         return not told["proven"]
     return kills > before

@@ -30,7 +30,7 @@ def beside(entry: Path) -> Path:
 def write(path: Path, tokens: int, proven: bool = False, ran_out: bool = False) -> None:
     """Note a budget: whether a whole step has fitted (``proven``), whether memory ran out, what the kernel counts."""
     told: dict[str, object] = {"token_budget": tokens, "proven": proven, "ran_out": ran_out}
-    told |= {"boot": host_memory.boot(), "oom_kills": host_memory.oom_kills(), "time": time.time()}
+    told |= {"boot": host_memory.boot_id(), "oom_kills": host_memory.oom_kills(), "time": time.time()}
     atomic_files.write_text(path, json.dumps(told))
 
 

@@ -112,7 +112,7 @@ class TrainingConsole:
         """Say that a step takes long; a terminal has a bar that moves."""
         since = progress.now() - self.shown
         if since >= LONG_STEP_S and not self.console.is_terminal:
-            progress.say(f"{self.progress.count()}, {progress.duration(since)} since the last line")
+            progress.say(f"{self.progress.count()}, {progress.format_duration(since)} since the last line")
 
 
 def plain_line(metrics: StepMetrics, total: int) -> str:

@@ -3,9 +3,9 @@
 import shutil
 
 from dpo_core.data.report import over_length_warnings
-from dpo_core.inference.decoding import context
+from dpo_core.inference.decoding import context_length
 from dpo_core.stages.train import TrainRequest
-from dpo_core.system.device import device, note
+from dpo_core.system.device import device, why_on_cpu
 from dpo_core.train.logps import plain
 from dpo_core.train.runtime.console import TrainingConsole
 from dpo_core.train.runtime.setup import Session
@@ -64,7 +64,7 @@ def loss_line(session: Session) -> str:
 
 def device_line(request: TrainRequest) -> str:
     """Device and compute type, and why it is the CPU where one might expect a GPU."""
-    why = note()
+    why = why_on_cpu()
     return f"{device()}, {request.train.precision}" + (f"; {why}" if why else "")
 
 
@@ -85,7 +85,7 @@ def dropped_line(request: TrainRequest) -> str:
 
 def length_warnings(session: Session) -> list[str]:
     """Lines about pairs over max_length, and about sampled prompts that leave the model's context too little room."""
-    request, longest = session.request, context(plain(session.run.policy))
+    request, longest = session.request, context_length(plain(session.run.policy))
     rendered = request.rendered
     lines = list(over_length_warnings({"train": rendered.train_report, "test": rendered.test_report}))
     prompts = session.test_split[0].whole_prompts(request.samples) if request.train.infrequent_eval_every else []

@@ -11,8 +11,8 @@ from torch import nn
 from dpo_core.config.recipe import TrainSettings
 from dpo_core.errors import RecipeError
 from dpo_core.model import compat
-from dpo_core.model.load import check_vocabulary, device, load_model, without_dropout
-from dpo_core.model.lora import trainable
+from dpo_core.model.load import check_vocabulary, device, disable_dropout, load_model
+from dpo_core.model.lora import make_trainable
 from dpo_core.records import StepMetrics
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.renderer import Renderer
@@ -77,7 +77,7 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
     rows = open_split(request.rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
     layout = settled(model, train.layout, request.rendered, request.reference)
-    policy = prepared(trainable(model, request.settings, train.seed), train)
+    policy = prepared(make_trainable(model, request.settings, train.seed), train)
     known = reference(request, policy)
     plan = settled_budget(request, policy, rows, layout)  # its probes are not worth a compilation
     run = Run(
@@ -107,7 +107,7 @@ def deterministic(wanted: bool) -> None:
 
 def prepared(policy: nn.Module, train: TrainSettings) -> nn.Module:
     """The policy as it trains: without dropout, with recomputation if the recipe asks for it."""
-    without_dropout(policy)
+    disable_dropout(policy)
     if train.activation_checkpointing:
         # Layers are computed again only in training mode; without dropout that mode changes nothing else.
         compat.recompute_activations(plain(policy))

@@ -24,10 +24,10 @@ from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.inspect import inspect_plugin
 from dpo_core.evaluate.inspect.inspect_errors import Unusable
-from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_answerer
+from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_generator
 from dpo_core.inference.load_engine import EngineConfig
 from dpo_core.model.load import load_model
-from dpo_core.model.lora import merged, no_deprecations
+from dpo_core.model.lora import ignore_deprecations, merge_adapters
 from dpo_core.model.save_model import save_model
 from dpo_core.render.token_dataset import CompletionTokens
 from dpo_core.train.batching.packing import Branches, build
@@ -51,13 +51,13 @@ class Recorder:
     """Stands in for a model: notes each batch, answers with the question."""
 
     renderer = None
-    engine = SimpleNamespace(context=512)
+    engine = SimpleNamespace(context_length=512)
 
     def __init__(self, failures: int = 0) -> None:
         self.batches: list[int] = []
         self.failures = failures
 
-    def attempt(self, questions: Sequence[Conversation], sampling: Sampling) -> list[Response | Exception]:
+    def responses_or_errors(self, questions: Sequence[Conversation], sampling: Sampling) -> list[Response | Exception]:
         self.batches.append(len(questions))
         if len(self.batches) <= self.failures:
             raise MemoryError("the batch does not fit")
@@ -90,13 +90,13 @@ def ask(model: Model, texts: Sequence[str], *configs: GenerateConfig) -> list[Mo
 
 @pytest.fixture(scope="module")
 def answerer(stories: Path) -> ResponseGenerator:
-    return open_answerer(stories, EngineConfig(batch_size=8))
+    return open_generator(stories, EngineConfig(batch_size=8))
 
 
 def test_answers_reasons_and_counts_are_the_model_s(stories: Path, answerer: ResponseGenerator) -> None:
     model = get_model(f"dpo/{stories}", memoize=False, renderer_name="role_colon")
     outputs = ask(model, TEXTS, GenerateConfig(max_tokens=15, max_connections=8))
-    expected = answerer.answer([[{"role": "user", "content": text}] for text in TEXTS], Sampling(15))
+    expected = answerer.responses([[{"role": "user", "content": text}] for text in TEXTS], Sampling(15))
     for output, answer in zip(outputs, expected, strict=True):
         assert isinstance(output, ModelOutput)
         assert output.usage is not None
@@ -119,7 +119,7 @@ def test_system_messages_reach_the_renderer(stories: Path, answerer: ResponseGen
         return (await model.generate(told, config=GenerateConfig(max_tokens=9))).completion
 
     messages: list[Message] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}]
-    assert anyio.run(answered) == answerer.answer([messages], Sampling(9))[0].text
+    assert anyio.run(answered) == answerer.responses([messages], Sampling(9))[0].text
 
 
 def test_concurrent_requests_are_one_batch() -> None:
@@ -155,9 +155,9 @@ def test_settings_that_it_does_not_have_are_refused(setting: dict[str, Any]) -> 
 def test_one_prompt_that_fails_takes_no_other_with_it(answerer: ResponseGenerator) -> None:
     """A token that the model has no embedding for."""
     prompts = [[1, 5], [1, 6], [1, 9999], [1, 7], [1, 8]]
-    outcomes = answerer.continue_all(prompts, [str(prompt) for prompt in prompts], Sampling(5))
+    outcomes = answerer.complete_prompts(prompts, [str(prompt) for prompt in prompts], Sampling(5))
     assert isinstance(outcomes.pop(2), IndexError)
-    assert outcomes == answerer.answer_ids([*prompts[:2], *prompts[3:]], Sampling(5))
+    assert outcomes == answerer.responses_to_ids([*prompts[:2], *prompts[3:]], Sampling(5))
 
 
 def test_choices_and_log_probabilities(stories: Path, answerer: ResponseGenerator) -> None:
@@ -208,7 +208,7 @@ def test_log_probabilities_are_the_trainer_s(stories: Path) -> None:
     """Sampled answers, read back by the names of their tokens, and scored as training scores them."""
     model = get_model(f"dpo/{stories}", memoize=False, renderer_name="role_colon")
     outputs = ask(model, TEXTS, GenerateConfig(max_tokens=25, temperature=1.0, logprobs=True, max_connections=8))
-    answerer = open_answerer(stories, renderer_name="role_colon")
+    answerer = open_generator(stories, renderer_name="role_colon")
     tokenizer = answerer.renderer.tokenizer
     items, told = [], []
     for text, output in zip(TEXTS, outputs, strict=True):
@@ -216,7 +216,7 @@ def test_log_probabilities_are_the_trainer_s(stories: Path) -> None:
         assert output.choices[0].logprobs is not None
         content = output.choices[0].logprobs.content
         ids = np.array(tokenizer.convert_tokens_to_ids([one.token for one in content]), dtype=np.int32)
-        prompt = np.array(answerer.prompt(Conversation([{"role": "user", "content": text}])), dtype=np.int32)
+        prompt = np.array(answerer.encode_prompt(Conversation([{"role": "user", "content": text}])), dtype=np.int32)
         items.append(Branches(prompt, (CompletionTokens(ids, np.ones(len(ids), dtype=np.bool_)),)))
         told += [one.logprob for one in content]
     expected = completion_logps(load_model(stories), build("padded", items, torch.device("cpu")))
@@ -263,13 +263,13 @@ def test_stop_sequences_end_an_answer_and_are_not_in_it(stories: Path) -> None:
 def test_adapters_answer_as_the_model_that_they_make(stories: Path, tmp_path: Path) -> None:
     """A directory as a run leaves it: adapters, and the renderer that they were trained with."""
     torch.manual_seed(0)
-    with no_deprecations():
+    with ignore_deprecations():
         policy = get_peft_model(
             load_model(stories), LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear")
         )
     policy.save_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter" / "dpo.json").write_text('{"renderer_name": "role_colon"}')
-    save_model(merged(policy), stories, "role_colon", tmp_path / "whole")
+    save_model(merge_adapters(policy), stories, "role_colon", tmp_path / "whole")
     outputs = [
         ask(get_model(f"dpo/{path}", memoize=False), TEXTS, GenerateConfig(max_tokens=15, max_connections=8))
         for path in (tmp_path / "adapter", tmp_path / "whole", stories)

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.errors import OutOfMemoryError
-from dpo_core.model.lora import trainable
+from dpo_core.model.lora import make_trainable
 from dpo_core.render.token_dataset import write_split
 from dpo_core.system import gpus
 from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note, memory_estimate
@@ -35,7 +35,7 @@ PLAIN = MemoryEstimate(
 
 
 def work(tmp_path: Path, precision: str = "fp32", lora_rank: int = 0, layout: Any = "tree") -> Workload:
-    policy = trainable(tiny.llama(), ModelSettings(lora_rank=lora_rank), seed=0)
+    policy = make_trainable(tiny.llama(), ModelSettings(lora_rank=lora_rank), seed=0)
     return Workload(policy, tiny.rows(tmp_path, tiny.token_pairs(8)), layout, precision)
 
 
@@ -108,7 +108,7 @@ def test_weights_that_cannot_fit_are_an_error_that_names_who_holds_the_memory(mo
     with pytest.raises(OutOfMemoryError, match=r"take 4.0 GB, and 3.9 GB are available\. They must fit"):
         auto_token_budget.check(PLAIN, int(3.9 * GB))
     busy = gpus.Gpu("H100", (9, 0), GB, 80 * GB, (gpus.GpuProcess(77, "python", 70 * GB),))
-    monkeypatch.setattr(gpus, "find", lambda: busy)
+    monkeypatch.setattr(gpus, "find_gpu", lambda: busy)
     with pytest.raises(OutOfMemoryError, match=r"process 77 \(python\) holds 70.0 GB"):
         auto_token_budget.check(replace(PLAIN, device="cuda"), GB)
 

@@ -23,7 +23,7 @@ def note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kernel(monkeypatch: pytest.MonkeyPatch, kills: int | None, boot: str = "one") -> None:
     monkeypatch.setattr(host_memory, "oom_kills", lambda: kills)
-    monkeypatch.setattr(host_memory, "boot", lambda: boot)
+    monkeypatch.setattr(host_memory, "boot_id", lambda: boot)
 
 
 def test_a_process_that_the_kernel_ended_for_memory_had_too_large_a_budget(

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpo_core.config.recipe import ModelSettings, TrainSettings
-from dpo_core.model.lora import trainable
+from dpo_core.model.lora import make_trainable
 from dpo_core.train import loop, reference
 from dpo_core.train.batching import block_mask, packing
 from dpo_core.train.batching.packing import Layout, branches, build, onto
@@ -92,7 +92,7 @@ def differentiate(policy: nn.Module, layout: Layout = "padded") -> None:
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_all_layers_share_one_compilation(lora_rank: int) -> None:
     torch._dynamo.reset()
-    policy = trainable(tiny.llama(), ModelSettings(lora_rank=lora_rank), seed=0)
+    policy = make_trainable(tiny.llama(), ModelSettings(lora_rank=lora_rank), seed=0)
     counter = CompileCounter()
     compile_layers(policy, counter)
     differentiate(policy)
@@ -107,7 +107,7 @@ def test_all_layers_share_one_compilation(lora_rank: int) -> None:
 def test_compiled_lora_layers_give_the_gradients_of_plain_ones() -> None:
     told = []
     for compile_them in (False, True):
-        policy = trainable(tiny.llama(), ModelSettings(lora_rank=4), seed=0)
+        policy = make_trainable(tiny.llama(), ModelSettings(lora_rank=4), seed=0)
         if compile_them:
             torch._dynamo.reset()
             compile_layers(policy, "eager")
@@ -117,7 +117,7 @@ def test_compiled_lora_layers_give_the_gradients_of_plain_ones() -> None:
 
 
 def test_a_reference_without_adapters_is_the_base(tmp_path: Path) -> None:
-    policy = trainable(tiny.llama(), ModelSettings(lora_rank=4), seed=0)
+    policy = make_trainable(tiny.llama(), ModelSettings(lora_rank=4), seed=0)
     for name, value in policy.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(value)

@@ -70,7 +70,7 @@ def test_a_control_groups_limit_is_all_there_is(tmp_path: Path, monkeypatch: pyt
     group.mkdir(parents=True)
     membership = tmp_path / "membership"
     membership.write_text("1:cpu:/elsewhere\n0::/user/job\n")
-    monkeypatch.setattr(host_memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(host_memory, "CGROUP_ROOT", tmp_path)
     monkeypatch.setattr(host_memory, "MEMBERSHIP", membership)
     machines = host_memory.total()
     (group / "memory.max").write_text("max\n")

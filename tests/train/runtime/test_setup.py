@@ -11,7 +11,7 @@ from dpo_core.config.recipe import ModelSettings, Recipe, TrainSettings
 from dpo_core.errors import RecipeError, TrainingError
 from dpo_core.model.load import check_vocabulary
 from dpo_core.model.locate import describe
-from dpo_core.model.lora import trainable
+from dpo_core.model.lora import make_trainable
 from dpo_core.pipeline import base_model
 from dpo_core.train import export
 from dpo_core.train.runtime import setup
@@ -37,12 +37,14 @@ def test_the_determinism_flag_reaches_torch() -> None:
 
 def test_lora_without_a_matching_layer_is_refused() -> None:
     with pytest.raises(RecipeError, match="LoRA finds no layer"):
-        trainable(tiny.llama(), ModelSettings(lora_rank=4, lora_targets=("no_such_proj",)), seed=0)
+        make_trainable(tiny.llama(), ModelSettings(lora_rank=4, lora_targets=("no_such_proj",)), seed=0)
 
 
 def test_every_token_needs_an_embedding_and_spare_ones_do_no_harm() -> None:
     check_vocabulary(tiny.llama(), tiny.VOCABULARY - 1)
-    with pytest.raises(RecipeError, match=f"makes token {tiny.VOCABULARY}, and the model in .* knows"):
+    with pytest.raises(
+        RecipeError, match=f"has token id {tiny.VOCABULARY}; the model in .* has {tiny.VOCABULARY} embeddings"
+    ):
         check_vocabulary(tiny.llama(), tiny.VOCABULARY)
 
 
