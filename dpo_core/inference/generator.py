@@ -14,7 +14,7 @@ from dpo_core.inference.response_cache import ResponseCache
 from dpo_core.inference.sampling import TokenLogps
 from dpo_core.inference.torch_engine import Engine
 from dpo_core.model.adapter import whose
-from dpo_core.render.registry import advise, get_renderer, resolve
+from dpo_core.render.registry import get_renderer, resolve_renderer, warn_about_renderer
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.system.progress import Progress
@@ -183,7 +183,7 @@ def open_answerer(
     :func:`dpo_core.inference.load_engine.open_engine` does.
     """
     own = whose(path, name or path.name)
-    advise(renderer_name, *own)
+    warn_about_renderer(renderer_name, *own)
     engine, tokenizer_path = open_engine(path, how)
     tokenizer = load_tokenizer(tokenizer_path, how.trust_remote_code)
-    return ResponseGenerator(engine, get_renderer(resolve(renderer_name, *own), tokenizer), how.batch_size)
+    return ResponseGenerator(engine, get_renderer(resolve_renderer(renderer_name, *own), tokenizer), how.batch_size)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dpo_core.errors import RecipeError
 from dpo_core.model.locate import locate
-from dpo_core.render.registry import STORED
+from dpo_core.render.registry import CHECKPOINT_METADATA
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE_FINGERPRINT = "base_fingerprint"
@@ -48,7 +48,7 @@ def base_name(path: Path) -> str:
 
 def check_base(path: Path, fingerprint: str, name: str) -> None:
     """Raises RecipeError when the adapters say that they were trained on weights of another fingerprint."""
-    note = path / STORED
+    note = path / CHECKPOINT_METADATA
     wanted = json.loads(note.read_text()).get(BASE_FINGERPRINT) if note.is_file() else None
     if wanted is not None and wanted != fingerprint:
         raise RecipeError(
@@ -62,7 +62,7 @@ def whose(path: Path, name: str) -> tuple[str, Path]:
     """The name and directory that tell which renderer a model is used with: for adapters that keep no note of it, those
     of the weights they belong to.
     """
-    if not is_adapter(path) or (path / STORED).is_file():
+    if not is_adapter(path) or (path / CHECKPOINT_METADATA).is_file():
         return name, path
     base = base_name(path)
     return base, locate(base, None)

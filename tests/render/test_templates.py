@@ -67,8 +67,8 @@ def check(renderer: Renderer, talk: Talk, theirs: tuple[str, str]) -> None:
     prompt = renderer.build_generation_prompt(talk[:-1])
     assert (read(renderer, whole), read(renderer, prompt)) == theirs
     if all(plain(message["content"]) for message in talk):
-        told = [renderer.tokenizer.encode(text, add_special_tokens=False) for text in theirs]
-        assert [whole, prompt] == told
+        expected = [renderer.tokenizer.encode(text, add_special_tokens=False) for text in theirs]
+        assert [whole, prompt] == expected
 
 
 SHIPPED = [

@@ -64,7 +64,7 @@ def test_the_data_report_and_its_picture_are_logged(run: RunHandle, candidate: C
     counts = LengthCounts("tokens")
     counts.add([10, 20], [3, 4], [5, 6])
     measured = candidate.rendered.train_report.model_copy(update=dict(counts.told()))
-    report.write(candidate.rendered.path, "hhh", {"train": measured})
+    report.write_report(candidate.rendered.path, "hhh", {"train": measured})
     rendered = candidate.rendered.model_copy(update={"train_report": measured})
     run_report.log_data(run, candidate.pairs, rendered)
     assert files(run, "data") == {"data/report.json", "data/report.txt", "data/lengths.png"}
