@@ -107,7 +107,7 @@ def resolve_path(path: Path) -> str:
         raise DataError(f"There is no {path}.", "A dataset path is an existing file or directory.", "Check the path.")
     if resolved.is_file() and resolved.suffix not in tables.BUILDERS and not resolved.name.endswith(jsonl.SUFFIXES):
         raise DataError(
-            f"{path} is of no known kind.",
+            f"{path} is not a dataset file of a known kind.",
             f"Dataset files end in {', '.join([*jsonl.SUFFIXES, *tables.BUILDERS])}.",
             "Convert the file, or choose another.",
         )

@@ -111,7 +111,7 @@ def test_an_empty_directory_and_a_broken_file_do_not_load(tmp_path: Path) -> Non
         with pytest.raises(DataError, match=rf"{name} does not load: "):
             acquired(tmp_path, DataSettings(dataset=str(tmp_path / name)))
     (tmp_path / "notes.docx").write_text("?")
-    with pytest.raises(DataError, match="of no known kind"):
+    with pytest.raises(DataError, match="not a dataset file of a known kind"):
         acquire.pin_source(DataSettings(dataset=str(tmp_path / "notes.docx")))
 
 
@@ -291,11 +291,11 @@ def test_a_line_that_is_no_json_object_is_an_error_with_its_number(
     assert list((tmp_path / "store" / "acquire").iterdir()) == []
 
 
-def test_a_cut_off_gzip_file_is_not_whole(tmp_path: Path) -> None:
+def test_a_cut_off_gzip_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl.gz"
     lines = "".join(json.dumps(row | {"noise": f"{hash(str(row))}"}) + "\n" for row in pair_rows(500))
     path.write_bytes(gzip.compress(lines.encode())[:-300])
-    with pytest.raises(DataError, match=r"is not whole: after line \d+, "):
+    with pytest.raises(DataError, match=r"is cut off: after line \d+, "):
         list(jsonl.read(path, convert_by_columns))
 
 

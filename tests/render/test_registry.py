@@ -121,7 +121,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
         get_renderer("chat_template", byte_tokenizer())
 
 
-def test_a_misspelt_renderer_is_refused_with_the_nearest() -> None:
+def test_a_misspelled_renderer_is_refused_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match="Did you mean role_colon"):
         get_renderer("role_colom", byte_tokenizer())
 

@@ -65,7 +65,9 @@ def commit_on_hub(repository: HubRepository) -> str | None:
         return str(info.sha)
     except (GatedRepoError, RepositoryNotFoundError):
         raise unavailable_error(
-            repository, f"The hub has no {repository.kind} {name} that you can read: it is misspelt, private or gated."
+            repository,
+            f"The hub has no {repository.kind} {name} for you: it is misspelled, private or gated."
+            f"The hub has no {repository.kind} {name} that you can read: it is misspelled, private or gated.",
         ) from None
     except HfHubHTTPError as error:
         raise unavailable_error(repository, f"The hub refused {name}: {str(error).splitlines()[0]}.") from None

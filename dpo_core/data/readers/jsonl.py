@@ -46,7 +46,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Row]]:
                     progress.advance(bytes_read(stream) / 1e3 - progress.done)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
-            f"{path} is not whole: after line {number}, {str(error).rstrip('.')}.", RULE, "Copy the file again."
+            f"{path} is cut off: after line {number}, {str(error).rstrip('.')}.", RULE, "Copy the file again."
         ) from None
 
 

@@ -197,7 +197,7 @@ def test_a_builders_malformed_rows_are_counted(tmp_path: Path, module: Module) -
 
 def test_a_file_with_a_colon_is_a_file(tmp_path: Path, module: Module) -> None:
     path = write_rows(tmp_path / "a:b", pair_rows(2))
-    with pytest.raises(DataError, match=re.escape("of no known kind")):
+    with pytest.raises(DataError, match=re.escape("not a dataset file of a known kind")):
         acquire.pin_source(DataSettings(dataset=path.name))
 
 
