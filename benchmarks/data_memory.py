@@ -72,7 +72,7 @@ def measure(dataset: str, path: Path) -> dict[str, float]:
     watch.start()
     start = time.perf_counter()
     with Store(path.parent / "store").write("acquire", "key") as draft:
-        acquire.run(AcquireRequest(data=data, source=acquire.pin(data), seed=0), draft)
+        acquire.run(AcquireRequest(data=data, source=acquire.pin_source(data), seed=0), draft)
     seconds = time.perf_counter() - start
     watch.done = True
     grown = {name: value - before[name] for name, value in watch.highest.items()}

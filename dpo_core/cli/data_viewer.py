@@ -13,8 +13,8 @@ from dpo_core.cache.store import store_of
 from dpo_core.config.recipe import Recipe
 from dpo_core.config.settings import read_recipe, split_recipe_file
 from dpo_core.data import report
-from dpo_core.data.preference import ROWS_A_BATCH, Message, Preference, from_row
-from dpo_core.data.sources import pin
+from dpo_core.data.preference import ROWS_PER_BATCH, Message, Preference, from_row
+from dpo_core.data.sources import pin_source
 from dpo_core.model.locate import tokenizer_source
 from dpo_core.pipeline import stage_calls
 from dpo_core.process.run_stage import run_stage
@@ -35,7 +35,7 @@ Page = Callable[[str, int], RenderableType]
 def data_command(words: list[str]) -> None:
     """``data [recipe.toml | dataset] [key=value …]``: print the report; on a terminal, page through the pairs."""
     recipe = recipe_of(words)
-    source = pin(recipe.data)
+    source = pin_source(recipe.data)
     tokenizer, store = tokenizer_of(recipe), store_of(recipe)
     pairs = run_stage(store, stage_calls.acquire_call(recipe, source)).record
     rendered = run_stage(store, stage_calls.render_call(recipe, pairs, tokenizer)).record if tokenizer else None
@@ -71,9 +71,9 @@ def show(console: Console, pairs: PairSet, rendered: RenderedSet | None) -> None
     told = rendered or pairs
     reports = {"train": told.train_report, "test": told.test_report}
     if console.is_terminal:
-        console.print(report.tables(pairs.source, reports))
+        console.print(report.report_tables(pairs.source, reports))
     else:
-        print(report.text(pairs.source, reports), end="")
+        print(report.report_text(pairs.source, reports), end="")
     if rendered is None:
         console.print(HINT, soft_wrap=True)
     else:
@@ -110,7 +110,7 @@ def text_pages(pairs: PairSet) -> Page:
     }
 
     def pair(split: str, index: int) -> Preference:
-        batch, row = divmod(index, ROWS_A_BATCH)
+        batch, row = divmod(index, ROWS_PER_BATCH)
         return from_row(readers[split].get_batch(batch).slice(row, 1).to_pylist()[0])
 
     def page(split: str, index: int) -> RenderableType:

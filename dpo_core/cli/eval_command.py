@@ -24,7 +24,7 @@ from dpo_core.model.model_lookup import find_model
 from dpo_core.pipeline import evaluation_plan
 from dpo_core.process.run_stage import run_stage
 from dpo_core.records import ModelSource, TaskResult
-from dpo_core.render.registry import resolve
+from dpo_core.render.registry import resolve_renderer
 from dpo_core.stages.evaluation import judge
 from dpo_core.stages.evaluation.answer import AnswerRequest
 from dpo_core.stages.stage import StageCall
@@ -145,7 +145,7 @@ def model_source(name: str, recipe: Recipe) -> tuple[ModelSource, str]:
     """
     path = find_model(name)
     own_name, own_path = adapter.renderer_source(path, name)
-    renderer = resolve(recipe.render.renderer_name, own_name, own_path)
+    renderer = resolve_renderer(recipe.render.renderer_name, own_name, own_path)
     if not adapter.is_adapter(path):
         return describe(path, name, trust_remote_code=recipe.model.trust_remote_code), renderer
     adapter.check_weights(path)

@@ -1,30 +1,30 @@
-"""Which digests were there before: a hash table of 64-bit numbers, at most 32 bytes each and no Python objects."""
+"""Hash set of 64-bit digests for finding duplicates: at most 32 bytes per digest, no Python objects."""
 
 from array import array
 
-FEWEST_SLOTS = 1024
+INITIAL_SLOTS = 1024
 
 
 class DigestSet:
-    """A set of 64-bit digests (0 stands for an empty slot, and is held as 1). Open addressing, at most half full.
+    """A set of 64-bit digests (0 marks an empty slot, so digest 0 is stored as 1). Open addressing, at most half full.
 
     Two of n different values share a digest with a probability of n²/2⁶⁵: 10⁻⁹ for the 160,800 rows of HH.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.slots = array("Q", bytes(8 * FEWEST_SLOTS))
+        self.slots = array("Q", bytes(8 * INITIAL_SLOTS))
 
     def __len__(self) -> int:
         return self.count
 
     def __contains__(self, digest: int) -> bool:
-        return self.slots[self.slot(digest or 1)] != 0
+        return self.slots[self.find_slot(digest or 1)] != 0
 
     def add(self, digest: int) -> bool:
-        """Enter a digest; false when it was there."""
+        """Add a digest. Returns False when it is in the set already."""
         digest = digest or 1
-        slot = self.slot(digest)
+        slot = self.find_slot(digest)
         if self.slots[slot]:
             return False
         self.slots[slot] = digest
@@ -33,8 +33,8 @@ class DigestSet:
             self.grow()
         return True
 
-    def slot(self, digest: int) -> int:
-        """Where the digest is, or would be."""
+    def find_slot(self, digest: int) -> int:
+        """Index of the slot that contains the digest, or of the empty slot for it."""
         slots, last = self.slots, len(self.slots) - 1
         slot = digest & last
         while slots[slot] and slots[slot] != digest:
@@ -42,9 +42,9 @@ class DigestSet:
         return slot
 
     def grow(self) -> None:
-        """Twice the slots."""
+        """Double the number of slots."""
         old = self.slots
         self.slots = array("Q", bytes(16 * len(old)))
         for digest in old:
             if digest:
-                self.slots[self.slot(digest)] = digest
+                self.slots[self.find_slot(digest)] = digest

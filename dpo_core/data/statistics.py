@@ -1,4 +1,4 @@
-"""What became of the rows of one split, counted by cause, with the first row of each to show."""
+"""Row statistics of one split: rows read, kept and dropped by cause, the first row of each cause, lengths."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,44 +15,44 @@ DUPLICATE, OVERLAP = "duplicate", "prompt is in the test split"
 
 
 class SplitStatistics:
-    """Counts the rows of one split. Its memory grows by some bytes a pair: digests, no texts."""
+    """Counts the rows of one split. Memory grows by at most 32 bytes per pair: it keeps digests, no texts."""
 
     def __init__(self) -> None:
         self.read, self.kept = 0, 0
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.lengths = LengthCounts("characters")
-        self.seen = DigestSet()
+        self.digests = DigestSet()
 
     @property
     def malformed(self) -> int:
-        """How many rows broke their schema."""
+        """Number of rows that break the schema."""
         return sum(count for cause, count in self.dropped.items() if cause.startswith(MALFORMED))
 
-    def sift(self, rows: Iterable[Outcome]) -> Iterator[Preference]:
-        """The usable pairs, everything else counted by cause."""
+    def usable_pairs(self, rows: Iterable[Outcome]) -> Iterator[Preference]:
+        """Yield the usable pairs without duplicates; count every dropped row by cause."""
         for row in rows:
             self.read += 1
-            verdict = row if isinstance(row, Dropped) else self.repeated(row)
-            if isinstance(verdict, Dropped):
-                self.drop(verdict)
+            outcome = row if isinstance(row, Dropped) else self.drop_duplicate(row)
+            if isinstance(outcome, Dropped):
+                self.count_dropped(outcome)
             else:
                 self.kept += 1
-                yield verdict
+                yield outcome
 
-    def repeated(self, pair: Preference) -> Outcome:
-        """The pair, unless the very same one came before."""
+    def drop_duplicate(self, pair: Preference) -> Outcome:
+        """The pair, or Dropped when an equal pair came before."""
         digest = int(fingerprint.of_value([pair.prompt, pair.sides.chosen, pair.sides.rejected]), 16)
-        return pair if self.seen.add(digest) else Dropped(DUPLICATE, "")
+        return pair if self.digests.add(digest) else Dropped(DUPLICATE, "")
 
-    def drop(self, dropped: Dropped) -> None:
-        """Count a cause; remember where it was met first."""
+    def count_dropped(self, dropped: Dropped) -> None:
+        """Count a dropped row, and keep the first detail of each cause as its example."""
         self.dropped[dropped.cause] += 1
         if dropped.detail:
             self.examples.setdefault(dropped.cause, dropped.detail)
 
-    def measured(self, pairs: Iterable[Preference]) -> Iterator[Preference]:
-        """The pairs, their lengths counted."""
+    def count_lengths(self, pairs: Iterable[Preference]) -> Iterator[Preference]:
+        """Pass the pairs on, and count their lengths in characters."""
         for pair in pairs:
             parts = (pair.prompt, pair.sides.chosen, pair.sides.rejected)
             prompt, chosen, rejected = (sum(len(message["content"]) for message in part) for part in parts)
@@ -66,30 +66,30 @@ class SplitStatistics:
             kept=self.kept,
             dropped=dict(sorted(self.dropped.items())),
             examples=dict(sorted(self.examples.items())),
-            **self.lengths.told(),
+            **self.lengths.report_fields(),
         )
 
-    def check(self, split: str, most: float) -> None:
-        """Raises DataError when a split is mostly malformed, or empty."""
-        self.check_malformed(split, most)
+    def check(self, split: str, max_dropped_fraction: float) -> None:
+        """Raises DataError when too many rows of the split are malformed, or no pair is left."""
+        self.check_malformed(split, max_dropped_fraction)
         if not self.kept:
-            causes = ", ".join(f"{count} {cause}" for cause, count in self.dropped.items()) or "nothing was there"
+            causes = ", ".join(f"{count} {cause}" for cause, count in self.dropped.items()) or "no rows"
             raise DataError(
                 f"No {split} pair is left of {self.read} rows ({causes}).",
-                "Training and testing need pairs (where no test split is given, a tenth of the pairs is held out).",
+                "Each split needs at least one pair (without a test split, a tenth of the pairs is held out).",
                 "Check the dataset, or give test_path.",
             )
 
-    def check_malformed(self, split: str, most: float) -> None:
-        """Raises DataError, showing the first of each kind, when too many rows are malformed."""
-        if self.malformed > most * self.read:
-            shown = "; ".join(
+    def check_malformed(self, split: str, max_dropped_fraction: float) -> None:
+        """Raises DataError with the first row of each kind when more than the given fraction is malformed."""
+        if self.malformed > max_dropped_fraction * self.read:
+            kinds = "; ".join(
                 f"{self.dropped[cause]} {cause.removeprefix(f'{MALFORMED}: ')} (as {example})"
                 for cause, example in self.examples.items()
                 if cause.startswith(MALFORMED)
             )
             raise DataError(
-                f"{self.malformed} of {self.read} {split} rows are malformed: {shown}.",
-                f"At most {most:.0%} may be (max_dropped_fraction).",
-                "Mend the rows, or raise max_dropped_fraction.",
+                f"{self.malformed} of {self.read} {split} rows are malformed: {kinds}.",
+                f"At most {max_dropped_fraction:.0%} may be malformed (max_dropped_fraction).",
+                "Fix the rows, or raise max_dropped_fraction.",
             )

@@ -14,7 +14,7 @@ from dpo_core.inference.response_cache import ResponseCache
 from dpo_core.inference.sampling import TokenLogps
 from dpo_core.inference.torch_engine import Engine
 from dpo_core.model.adapter import renderer_source
-from dpo_core.render.registry import advise, get_renderer, resolve
+from dpo_core.render.registry import get_renderer, resolve_renderer, warn_about_renderer
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.system.progress import Progress
@@ -192,7 +192,7 @@ def open_generator(
     :func:`dpo_core.inference.load_engine.open_engine` does.
     """
     source = renderer_source(path, name or path.name)
-    advise(renderer_name, *source)
+    warn_about_renderer(renderer_name, *source)
     engine, tokenizer_path = open_engine(path, config)
     tokenizer = load_tokenizer(tokenizer_path, config.trust_remote_code)
-    return ResponseGenerator(engine, get_renderer(resolve(renderer_name, *source), tokenizer), config.batch_size)
+    return ResponseGenerator(engine, get_renderer(resolve_renderer(renderer_name, *source), tokenizer), config.batch_size)

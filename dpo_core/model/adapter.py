@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dpo_core.errors import RecipeError
 from dpo_core.model.locate import locate
-from dpo_core.render.registry import STORED
+from dpo_core.render.registry import CHECKPOINT_METADATA
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE_FINGERPRINT = "base_fingerprint"
@@ -48,7 +48,7 @@ def base_model_name(path: Path) -> str:
 
 def check_base_fingerprint(path: Path, fingerprint: str, name: str) -> None:
     """Raises RecipeError when the adapters record that they were trained on weights of another fingerprint."""
-    metadata = path / STORED
+    metadata = path / CHECKPOINT_METADATA
     recorded = json.loads(metadata.read_text()).get(BASE_FINGERPRINT) if metadata.is_file() else None
     if recorded is not None and recorded != fingerprint:
         raise RecipeError(
@@ -64,7 +64,7 @@ def renderer_source(path: Path, name: str) -> tuple[str, Path]:
     For adapters that record no renderer, those of their base model. Raises as :func:`base_model_name` and
     :func:`dpo_core.model.locate.locate`.
     """
-    if not is_adapter(path) or (path / STORED).is_file():
+    if not is_adapter(path) or (path / CHECKPOINT_METADATA).is_file():
         return name, path
     base = base_model_name(path)
     return base, locate(base, None)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from dpo_core.cache.store import Draft
 from dpo_core.data.demo import demo_pairs
 from dpo_core.model.locate import describe
-from dpo_core.render.registry import STORED
+from dpo_core.render.registry import CHECKPOINT_METADATA
 from dpo_core.stages.demo_base import DemoBaseRequest
 
 VOCABULARY = 1536
@@ -37,7 +37,7 @@ ARCHITECTURE: dict[str, Any] = {
 
 def run(request: DemoBaseRequest, draft: Draft) -> None:
     """Publish the demo's base as a ModelSource."""
-    write_base(draft.path, demo_pairs.texts(demo_pairs.generate(request.demo_pairs, request.seed)))
+    write_base(draft.path, demo_pairs.training_texts(demo_pairs.generate(request.demo_pairs, request.seed)))
     draft.publish(describe(draft.path, "demo", draft.final))
 
 
@@ -60,7 +60,7 @@ def write_base(path: Path, texts: Iterable[str]) -> None:
             "clean_up_tokenization_spaces": False,
             "chat_template": CHAT_TEMPLATE,
         },
-        STORED: {"renderer_name": "qwen3_instruct"},
+        CHECKPOINT_METADATA: {"renderer_name": "qwen3_instruct"},
     }
     for name, content in contents.items():
         (path / name).write_text(json.dumps(content, indent=1))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_core.cache import fingerprint
-from dpo_core.data.readers.hub import HubRepository, check_reachable
+from dpo_core.data.readers.hub import HubRepository, resolve_commit
 from dpo_core.errors import RecipeError
 from dpo_core.records import ModelSource
 from dpo_core.system.progress import ticking
@@ -100,7 +100,7 @@ def check_exists(name: str, revision: str | None) -> Path | None:
     """
     path = local_directory(name)
     if path is None:
-        check_reachable(hub_model(name, revision))
+        resolve_commit(hub_model(name, revision))
     return path
 
 
@@ -128,7 +128,7 @@ def hub_model(name: str, revision: str | None) -> HubRepository:
 
 def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
     """The directory of a hub model's snapshot; from the local cache when the hub cannot be reached."""
-    commit = check_reachable(hub_model(name, revision))
+    commit = resolve_commit(hub_model(name, revision))
     # Lazy: the hub's client costs half a second, which a local model does not need.
     from huggingface_hub import snapshot_download
 

@@ -11,7 +11,7 @@ from dpo_core.model.load import broken_weights_error, load_model
 from dpo_core.model.locate import describe
 from dpo_core.model.lora import ignore_deprecations, merge_adapters
 from dpo_core.model.save_model import save_model
-from dpo_core.render.registry import stored
+from dpo_core.render.registry import stored_renderer
 from dpo_core.stages.merge import MergeRequest
 
 
@@ -20,7 +20,7 @@ def run(request: MergeRequest, draft: Draft) -> None:
     base, path = request.base, draft.path / "model"
     model = load_model(base.path, trust_remote_code=base.trust_remote_code)
     merged = merge_adapters(load_adapters(model, request))
-    save_model(merged, base.path, stored(request.adapter) or stored(base.path), path)
+    save_model(merged, base.path, stored_renderer(request.adapter) or stored_renderer(base.path), path)
     draft.publish(describe(path, request.name, draft.final / "model", base.trust_remote_code))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from dpo_core.model.locate import TOKENIZER_FILES
-from dpo_core.render.registry import STORED
+from dpo_core.render.registry import CHECKPOINT_METADATA
 from dpo_core.system.progress import ticking
 
 
@@ -20,4 +20,4 @@ def save_model(model: PreTrainedModel, tokenizer_path: Path, renderer_name: str 
             if file.is_file():
                 shutil.copyfile(file, path / file.name)
     if renderer_name is not None:
-        (path / STORED).write_text(json.dumps({"renderer_name": renderer_name}))
+        (path / CHECKPOINT_METADATA).write_text(json.dumps({"renderer_name": renderer_name}))

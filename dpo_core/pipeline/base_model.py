@@ -12,7 +12,7 @@ from dpo_core.model import adapter
 from dpo_core.model.locate import check_directory, check_exists, describe, locate
 from dpo_core.process.run_stage import run_stage
 from dpo_core.records import ModelSource
-from dpo_core.render.registry import resolve
+from dpo_core.render.registry import resolve_renderer
 from dpo_core.stages import demo_base, merge
 from dpo_core.system import gpus, python_environment
 
@@ -127,7 +127,7 @@ def check_renderer_and_memory(recipe: Recipe, name: str, path: Path) -> None:
     """Raises RecipeError for a model without a renderer, or one that the GPU cannot train."""
     # The renderer of merged adapters is resolved from their own directory, which notes it, or from their base's.
     name, path = adapter.renderer_source(path, name)
-    python_environment.check_module(recipe.evaluate, resolve(recipe.render.renderer_name, name, path))
+    python_environment.check_module(recipe.evaluate, resolve_renderer(recipe.render.renderer_name, name, path))
     check_gpu(recipe, path)
 
 

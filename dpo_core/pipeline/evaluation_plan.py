@@ -10,14 +10,14 @@ from typing import Any
 from dpo_core.cache.store import Store
 from dpo_core.config.recipe import EvaluateSettings, Recipe
 from dpo_core.data import sources
-from dpo_core.data.readers.hub import HubRepository, check_reachable
+from dpo_core.data.readers.hub import HubRepository, resolve_commit
 from dpo_core.errors import DataError
 from dpo_core.evaluate import task_names
 from dpo_core.evaluate.ifeval.ifeval_prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
 from dpo_core.inference import select_engine
 from dpo_core.process.run_stage import run_stage
 from dpo_core.records import ModelSource, PromptSet, RenderedSet, SampleSet, TaskResult
-from dpo_core.render.registry import identity
+from dpo_core.render.registry import renderer_identity
 from dpo_core.stages.evaluation import answer, check_imports, generate, inspect_tasks, prompts
 from dpo_core.stages.evaluation.answer import AnswerRequest, KeyedAnswers
 from dpo_core.stages.evaluation.generate import GenerateRequest
@@ -60,7 +60,7 @@ def prompts_source(recipe: Recipe) -> str | None:
     if recipe.data.dataset == "demo":
         return "demo"
     try:
-        return f"{HUB_ID}@{check_reachable(HubRepository('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
+        return f"{HUB_ID}@{resolve_commit(HubRepository('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
     except DataError:
         if (kept := kept_by_inspect()) is not None:
             return str(kept)
@@ -76,7 +76,7 @@ def prompts_call(recipe: Recipe, source: str) -> StageCall[PromptSet]:
         limit=recipe.evaluate.ifeval_limit,
         nltk_data=recipe.evaluate.nltk_data,
     )
-    return prompts.call(request, sources.digest(source), nltk_data.is_installed(request.nltk_data))
+    return prompts.call(request, sources.source_digest(source), nltk_data.is_installed(request.nltk_data))
 
 
 def plan(
@@ -142,7 +142,7 @@ def answer_call(
     return answer.call(
         request,
         select_engine.configured_engine(settings),
-        identity(renderer),
+        renderer_identity(renderer),
         (task_names.identity(task), content, is_ifeval),
         python_environment.interpreter_path(settings),
     )

@@ -9,7 +9,7 @@ from dpo_core.data import sources
 from dpo_core.evaluate import task_names
 from dpo_core.pipeline import base_model, evaluation_plan
 from dpo_core.pipeline.base_model import InitialModel
-from dpo_core.render.registry import check_name
+from dpo_core.render.registry import check_renderer
 from dpo_core.train.checkpoint import run_dir
 
 
@@ -40,9 +40,9 @@ def preflight(recipe: Recipe) -> RunPlan:
     Raises RecipeError, DataError or EvaluationError with what to do.
     """
     if recipe.render.renderer_name:
-        check_name(recipe.render.renderer_name)
+        check_renderer(recipe.render.renderer_name)
     run_dir.check_unused(recipe)
-    data_source = sources.pin(recipe.data)
+    data_source = sources.pin_source(recipe.data)
     task_names.settle(recipe.evaluate.tasks)
     eval_environment = evaluation_plan.check_engine(recipe.evaluate)
     base = base_model.find(recipe)

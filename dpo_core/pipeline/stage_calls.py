@@ -20,7 +20,7 @@ from dpo_core.records import (
     SampleSet,
     TaskResult,
 )
-from dpo_core.render.registry import advise, identity, resolve
+from dpo_core.render.registry import renderer_identity, resolve_renderer, warn_about_renderer
 from dpo_core.stages import acquire, evaluate, render, score_reference, train, warm_start
 from dpo_core.stages.evaluate import EvaluateRequest
 from dpo_core.stages.stage import StageCall
@@ -35,14 +35,14 @@ MOST_CACHED, BYTES_PER_LOGP = 4 * 2**30, 4
 
 def acquire_call(recipe: Recipe, source: str) -> StageCall[PairSet]:
     """The preferences at ``source``, checked and split."""
-    return acquire.call(recipe.data, source, sources.content(source, recipe.data), recipe.train.seed)
+    return acquire.call(recipe.data, source, sources.source_identity(source, recipe.data), recipe.train.seed)
 
 
 def render_call(recipe: Recipe, pairs: PairSet, model: ModelSource) -> StageCall[RenderedSet]:
     """Token ids of every pair."""
-    advise(recipe.render.renderer_name, model.name, model.path)
-    name = resolve(recipe.render.renderer_name, model.name, model.path)
-    return render.call(pairs, model, recipe.render.model_copy(update={"renderer_name": name}), identity(name))
+    warn_about_renderer(recipe.render.renderer_name, model.name, model.path)
+    name = resolve_renderer(recipe.render.renderer_name, model.name, model.path)
+    return render.call(pairs, model, recipe.render.model_copy(update={"renderer_name": name}), renderer_identity(name))
 
 
 def warm_start_call(recipe: Recipe, rendered: RenderedSet, model: ModelSource) -> StageCall[ModelSource] | None:

@@ -1,4 +1,4 @@
-"""What conversations are laid out in before they are tokens: pieces of text, turns of pieces, stretches of turns."""
+"""Pieces of a conversation before tokenization: text and special tokens, turns, and spans with a loss flag."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ class Marker(str):
 
 
 class Tag(str):
-    """A format's own tag, as ``<think>``: one token where the tokenizer has it, its letters otherwise."""
+    """A format's tag, as ``<think>``: one token where the tokenizer has it, else its letters."""
 
     __slots__ = ()
 
 
 class TemplateText(str):
-    """Text that a template wrote, in which special tokens count as such; never a message's text."""
+    """Text of a chat template, in which special tokens are recognized; never a message's text."""
 
     __slots__ = ()
 
@@ -25,10 +25,11 @@ Pieces = tuple[str, ...]
 
 
 class Turn(NamedTuple):
-    """One message in parts that are tokenised on their own, so that no merge crosses between them.
+    """One message in parts that are tokenized separately, so that no merge crosses between them.
 
-    ``prefill`` opens the output of a message to be generated, and is given to the model rather than learnt.
-    ``overlap`` completes the end marker of a conversation's last message where the next header would have done so.
+    ``header`` is not trained, ``output`` is. ``prefill`` begins the output of a message to be generated; it is given
+    to the model, not trained. ``overlap`` completes the end marker of the conversation's last message, where otherwise
+    the next header does.
     """
 
     header: Pieces
@@ -38,7 +39,7 @@ class Turn(NamedTuple):
 
 
 class PieceSpan(NamedTuple):
-    """Pieces that are all trained, or all not."""
+    """Pieces that are all trained, or all not trained."""
 
     pieces: Pieces
     trained: bool

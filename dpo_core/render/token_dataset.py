@@ -1,4 +1,4 @@
-"""Rendered pairs: token ids in Arrow files, mapped and read by index."""
+"""Token dataset: token ids and loss masks of pairs in Arrow files, memory-mapped and read by index."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -25,13 +25,13 @@ SCHEMA = pa.schema(
         ("whole_prompt", pa.list_(pa.int32())),
     ]
 )
-ROWS_A_BATCH = 1024
+ROWS_PER_BATCH = 1024
 TEST_SOURCES = "test_sources.json"
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionTokens:
-    """``ids`` (T,) int32 after the prompt, and ``mask`` (T,) bool: which of them are trained."""
+    """A completion: ``ids`` (T,) int32 after the prompt, and ``mask`` (T,) bool, True where trained."""
 
     ids: Ids
     mask: Mask
@@ -41,7 +41,7 @@ class CompletionTokens:
 class TokenPair:
     """The prompt's ids (P,) int32, the same for both sides, and the two completions.
 
-    ``whole_prompt``: the prompt's ids before truncation, where it was cut and they are kept (of the test split).
+    ``whole_prompt``: the prompt's ids (P,) int32 before truncation, kept for cut prompts of the test split.
     """
 
     prompt: Ids
@@ -65,7 +65,7 @@ class TokenPair:
 
 
 class TokenDataset:
-    """A split's pairs by index, from a memory map."""
+    """The pairs of one split by index, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
@@ -74,14 +74,14 @@ class TokenDataset:
         return int(self._table.num_rows)
 
     def lengths(self) -> tuple[Ids, Pair[Ids]]:
-        """Tokens of every pair's prompt and of its completions, (N,) int32 each, without reading the tokens."""
+        """Numbers of tokens of every prompt and of its completions, (N,) int32 each, without reading the tokens."""
         prompt, chosen, rejected = (
             np.asarray(pc.list_value_length(self._table[name])) for name in ("prompt", "chosen", "rejected")
         )
         return prompt, Pair(chosen, rejected)
 
     def largest_id(self) -> int:
-        """The largest token id of all; -1 without tokens."""
+        """The largest token id in the split; -1 without tokens."""
         columns = [self._table[name] for name in ("prompt", "chosen", "rejected")]
         return max((pc.max(pc.list_flatten(column)).as_py() or -1 for column in columns), default=-1)
 
@@ -91,11 +91,11 @@ class TokenDataset:
         return TokenPair(self._ids("prompt", index), Pair(chosen, rejected))
 
     def whole_prompts(self, count: int) -> list[list[int]]:
-        """The first ``count`` prompts as they are before truncation: what to generate from."""
-        whole = (self._table["whole_prompt"][index] for index in range(min(count, len(self))))
+        """The ids of the first ``count`` prompts before truncation, for generation."""
+        cells = (self._table["whole_prompt"][index] for index in range(min(count, len(self))))
         return [
             prompt.as_py() if prompt.is_valid else self._ids("prompt", index).tolist()
-            for index, prompt in enumerate(whole)
+            for index, prompt in enumerate(cells)
         ]
 
     def _ids(self, column: str, index: int) -> Ids:
@@ -111,7 +111,7 @@ def open_split(path: Path, split: str) -> TokenDataset:
 
 
 def test_sources(path: Path) -> list[str]:
-    """The source of every pair of the ``test`` split; empty where none of them has one."""
+    """The source of every pair of the ``test`` split; empty where no pair has a source."""
     file = path / TEST_SOURCES
     return list(json.loads(file.read_text())) if file.is_file() else []
 
@@ -122,14 +122,14 @@ def write_split(path: Path, pairs: Iterable[TokenPair]) -> None:
         batch: list[TokenPair] = []
         for pair in pairs:
             batch.append(pair)
-            if len(batch) == ROWS_A_BATCH:
+            if len(batch) == ROWS_PER_BATCH:
                 writer.write_batch(to_batch(batch))
                 batch = []
         writer.write_batch(to_batch(batch))
 
 
 def to_batch(pairs: list[TokenPair]) -> pa.RecordBatch:
-    """Columns of token ids and masks."""
+    """A record batch of SCHEMA from token pairs."""
     chosen, rejected = [pair.sides.chosen for pair in pairs], [pair.sides.rejected for pair in pairs]
     columns: list[Sequence[Ids | Mask | None]] = [
         [pair.prompt for pair in pairs],
@@ -144,9 +144,9 @@ def to_batch(pairs: list[TokenPair]) -> pa.RecordBatch:
 
 
 def to_lists(rows: Sequence[Ids | Mask | None], kind: pa.DataType) -> pa.ListArray:
-    """A column of lists, from one array for all their values; None becomes null."""
-    there = [row for row in rows if row is not None]
+    """A list column with the values of all rows in one array; None becomes null."""
+    present = [row for row in rows if row is not None]
     offsets = np.cumsum([0, *(0 if row is None else len(row) for row in rows)], dtype=np.int32)
-    values = pa.array(np.concatenate(there) if there else np.empty(0), type=kind.value_type)
-    missing = pa.array([row is None for row in rows]) if len(there) < len(rows) else None
+    values = pa.array(np.concatenate(present) if present else np.empty(0), type=kind.value_type)
+    missing = pa.array([row is None for row in rows]) if len(present) < len(rows) else None
     return pa.ListArray.from_arrays(offsets, values, type=kind, mask=missing)

@@ -1,4 +1,4 @@
-"""Preferences to token ids of at most ``max_length``: neither the response is lost nor the prompt."""
+"""Tokenization of preference pairs to at most ``max_length`` tokens, with truncation of prompts and responses."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ from dpo_core.render.truncation import PromptCutter, cut_message, prompt_room
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPair:
-    """A token pair within ``max_length``, what of it had to go (of CUTS), and its ``longest`` side's tokens before.
+    """A token pair within ``max_length``.
 
-    ``whole_prompt``: the prompt's ids (P,) int32 before, where something of them had to go.
+    ``longest``: tokens of the longer full sequence before truncation. ``cuts``: the parts that were cut, of CUTS.
+    ``whole_prompt``: the prompt's ids (P,) int32 before truncation, None where it was not cut.
     """
 
     pair: TokenPair
@@ -32,13 +33,13 @@ class TokenizedPair:
 
     @property
     def truncated(self) -> bool:
-        """Whether anything had to go."""
+        """Whether any part was cut."""
         return bool(self.cuts)
 
 
 @dataclass(frozen=True, slots=True)
 class TooLong:
-    """A pair that is dropped for its length: the cause, and its longer side's tokens."""
+    """A pair that is dropped for its length: the cause, and the tokens of its longer full sequence."""
 
     cause: str
     longest: int
@@ -46,136 +47,145 @@ class TooLong:
 
 @dataclass(frozen=True, slots=True)
 class PairPieces:
-    """A preference in pieces: the prompt's, and the stretches of each side after it."""
+    """A preference in pieces: the prompt's pieces, and the spans of each completion."""
 
     preference: Preference
     prompt: Pieces
     sides: Pair[list[PieceSpan]]
 
     def texts(self) -> Iterator[Pieces]:
-        """Everything in it."""
+        """The pieces of the prompt and of every span."""
         yield self.prompt
         for side in (self.sides.chosen, self.sides.rejected):
-            yield from (stretch.pieces for stretch in side)
+            yield from (span.pieces for span in side)
 
 
 class PairTokenizer:
     """Renders preferences within ``max_length`` tokens.
 
     Longer ones are dropped (``over_length="drop"``) or cut. Then whole oldest turns of the prompt go first, then the
-    beginning of its last user's text, as :mod:`dpo_core.render.truncation` says: headers stay whole. Responses are cut
-    last, at their right end, and so carry no end-of-turn token. A pair without room for its prompt is dropped.
+    beginning of its last user's text (:mod:`dpo_core.render.truncation`); headers stay whole. Responses are cut
+    last, at their end, and so lose the end-of-turn token. A pair without room for its prompt is dropped.
     """
 
     def __init__(
-        self, renderer: Renderer, max_length: int, what: TrainOnWhat = LAST, over_length: OverLength = "cut"
+        self, renderer: Renderer, max_length: int, train_on_what: TrainOnWhat = LAST, over_length: OverLength = "cut"
     ) -> None:
-        self.renderer, self.max_length, self.what, self.over_length = renderer, max_length, what, over_length
+        self.renderer, self.max_length, self.train_on_what, self.over_length = (
+            renderer,
+            max_length,
+            train_on_what,
+            over_length,
+        )
 
-    def fit_all(self, preferences: Sequence[Preference]) -> list[TokenizedPair | TooLong | DataError]:
-        """Every preference, all tokenised together; an error where the renderer cannot express one."""
-        laid = [lay_out_or_error(self.renderer, preference, self.what) for preference in preferences]
-        texts = self.renderer.encoder.encode_all(p for one in laid if isinstance(one, PairPieces) for p in one.texts())
-        return [self.fitted_or_error(one, texts) if isinstance(one, PairPieces) else one for one in laid]
+    def tokenize_all(self, preferences: Sequence[Preference]) -> list[TokenizedPair | TooLong | DataError]:
+        """Tokenize all preferences in one batch; a DataError stands for one that the renderer cannot express."""
+        items = [lay_out_or_error(self.renderer, preference, self.train_on_what) for preference in preferences]
+        texts = self.renderer.encoder.encode_plain(
+            pieces for item in items if isinstance(item, PairPieces) for pieces in item.texts()
+        )
+        return [self.truncate_or_error(item, texts) if isinstance(item, PairPieces) else item for item in items]
 
-    def fitted_or_error(self, laid: PairPieces, texts: dict[str, list[int]]) -> TokenizedPair | TooLong | DataError:
-        """A preference whose texts are encoded; an error where the renderer cannot express its shorter prompt."""
-        whole = assemble(self.renderer.encoder, laid, texts)
-        if whole.longest <= self.max_length:
-            return TokenizedPair(whole, whole.longest)
+    def truncate_or_error(
+        self, pair_pieces: PairPieces, texts: dict[str, list[int]]
+    ) -> TokenizedPair | TooLong | DataError:
+        """A preference with encoded texts, truncated; a DataError if the renderer cannot express its shorter prompt."""
+        full = assemble(self.renderer.encoder, pair_pieces, texts)
+        if full.longest <= self.max_length:
+            return TokenizedPair(full, full.longest)
         if self.over_length == "drop":
-            return TooLong(OVER_LENGTH, whole.longest)
+            return TooLong(OVER_LENGTH, full.longest)
         try:
-            return self.cut(laid.preference, whole, dict(texts))
+            return self.cut(pair_pieces.preference, full, dict(texts))
         except DataError as error:
             return error
 
-    def cut(self, preference: Preference, whole: TokenPair, texts: dict[str, list[int]]) -> TokenizedPair | TooLong:
-        """A pair that is too long, shortened; dropped where its prompt has no room."""
-        cutter = PromptCutter(self.renderer, single(preference.sides), texts)
+    def cut(self, preference: Preference, full: TokenPair, texts: dict[str, list[int]]) -> TokenizedPair | TooLong:
+        """Truncate a pair that is too long; TooLong where its prompt has no room."""
+        cutter = PromptCutter(self.renderer, single_messages(preference.sides), texts)
         smallest = cutter.length(cutter.smallest(preference.prompt))
-        room = prompt_room(smallest, whole.longest - len(whole.prompt), self.max_length)
+        room = prompt_room(smallest, full.longest - len(full.prompt), self.max_length)
         if room is None:
-            return TooLong(NO_ROOM, whole.longest)
-        prompt = cutter.within(preference.prompt, room)
-        laid = lay_out(self.renderer, Preference(prompt, preference.sides), self.what)
-        for pieces in laid.texts():
-            self.renderer.encoder.join_new(pieces, texts)
-        pair = assemble(self.renderer.encoder, laid, texts)
-        left = self.max_length - len(pair.prompt)
-        cuts = (*prompt_cuts(preference.prompt, prompt), *side_cuts(pair.sides, left))
-        sides = pair.sides.map(lambda side: CompletionTokens(side.ids[:left], side.mask[:left]))
+            return TooLong(NO_ROOM, full.longest)
+        prompt = cutter.truncate(preference.prompt, room)
+        pair_pieces = lay_out(self.renderer, Preference(prompt, preference.sides), self.train_on_what)
+        for pieces in pair_pieces.texts():
+            self.renderer.encoder.join_with_cache(pieces, texts)
+        pair = assemble(self.renderer.encoder, pair_pieces, texts)
+        completion_room = self.max_length - len(pair.prompt)
+        cuts = (*prompt_cuts(preference.prompt, prompt), *side_cuts(pair.sides, completion_room))
+        sides = pair.sides.map(lambda side: CompletionTokens(side.ids[:completion_room], side.mask[:completion_room]))
         return TokenizedPair(
-            TokenPair(pair.prompt, sides), whole.longest, cuts, None if prompt == preference.prompt else whole.prompt
+            TokenPair(pair.prompt, sides), full.longest, cuts, None if prompt == preference.prompt else full.prompt
         )
 
 
-def fit(
-    renderer: Renderer, preference: Preference, max_length: int, what: TrainOnWhat = LAST
+def tokenize_pair(
+    renderer: Renderer, preference: Preference, max_length: int, train_on_what: TrainOnWhat = LAST
 ) -> TokenizedPair | TooLong:
-    """One preference within ``max_length`` tokens, cut where it is longer.
+    """Tokenize one preference to at most ``max_length`` tokens, cut where it is longer.
 
     Raises DataError when the renderer cannot express the conversation.
     """
-    (fitted,) = PairTokenizer(renderer, max_length, what).fit_all([preference])
-    if isinstance(fitted, DataError):
-        raise fitted
-    return fitted
+    (result,) = PairTokenizer(renderer, max_length, train_on_what).tokenize_all([preference])
+    if isinstance(result, DataError):
+        raise result
+    return result
 
 
-def prompt_cuts(whole: list[Message], shorter: list[Message]) -> Iterator[str]:
-    """What a shorter prompt lost."""
-    if len(shorter) < len(whole):
+def prompt_cuts(full: list[Message], shorter: list[Message]) -> Iterator[str]:
+    """The parts that a shorter prompt lost, of CUTS."""
+    if len(shorter) < len(full):
         yield OLDER_TURNS
-    if shorter[cut_message(shorter)] != whole[cut_message(whole)]:
+    if shorter[cut_message(shorter)] != full[cut_message(full)]:
         yield LAST_TEXT
 
 
 def side_cuts(sides: Pair[CompletionTokens], length: int) -> Iterator[str]:
-    """Which sides are longer than this."""
+    """The completions with more than ``length`` tokens, of CUTS."""
     for name, side in ((CHOSEN, sides.chosen), (REJECTED, sides.rejected)):
         if len(side.ids) > length:
             yield name
 
 
 def render_pair(
-    renderer: Renderer, prompt: list[Message], sides: Pair[list[Message]], what: TrainOnWhat = LAST
+    renderer: Renderer, prompt: list[Message], sides: Pair[list[Message]], train_on_what: TrainOnWhat = LAST
 ) -> TokenPair:
-    """The prompt rendered once; each side is what a conversation has after exactly these tokens.
+    """The token pair of a preference, without truncation. The prompt is rendered once, for both completions.
 
     Raises DataError when the renderer cannot express the conversation.
     """
-    laid = lay_out(renderer, Preference(prompt, sides), what)
-    return assemble(renderer.encoder, laid, renderer.encoder.encode_all(laid.texts()))
+    pair_pieces = lay_out(renderer, Preference(prompt, sides), train_on_what)
+    return assemble(renderer.encoder, pair_pieces, renderer.encoder.encode_plain(pair_pieces.texts()))
 
 
-def lay_out(renderer: Renderer, preference: Preference, what: TrainOnWhat) -> PairPieces:
+def lay_out(renderer: Renderer, preference: Preference, train_on_what: TrainOnWhat) -> PairPieces:
     """A preference in pieces.
 
-    Where a side has several messages, what the prompt would open the first with (an empty think block) stands in the
-    completions instead, for it belongs to the last message only.
+    Where a side has several messages, the prefill of its first message (an empty think block) is in the completions,
+    not in the prompt, because it belongs to the last message only.
     """
     prompt, sides = preference.prompt, preference.sides
-    prefilled = single(sides)
-    stretches = sides.map(lambda side: renderer.completion(prompt, side, what, prefilled))
-    return PairPieces(preference, renderer.prompt(prompt, prefilled), stretches)
+    prefilled = single_messages(sides)
+    spans = sides.map(lambda side: renderer.completion(prompt, side, train_on_what, prefilled))
+    return PairPieces(preference, renderer.prompt(prompt, prefilled), spans)
 
 
-def lay_out_or_error(renderer: Renderer, preference: Preference, what: TrainOnWhat) -> PairPieces | DataError:
-    """A preference in pieces, or why the renderer cannot express it."""
+def lay_out_or_error(renderer: Renderer, preference: Preference, train_on_what: TrainOnWhat) -> PairPieces | DataError:
+    """A preference in pieces, or the DataError why the renderer cannot express it."""
     try:
-        return lay_out(renderer, preference, what)
+        return lay_out(renderer, preference, train_on_what)
     except DataError as error:
         return error
 
 
-def single(sides: Pair[list[Message]]) -> bool:
-    """Whether either side is one message."""
+def single_messages(sides: Pair[list[Message]]) -> bool:
+    """Whether both sides are single messages."""
     return len(sides.chosen) == len(sides.rejected) == 1
 
 
-def assemble(encoder: Encoder, laid: PairPieces, texts: dict[str, list[int]]) -> TokenPair:
-    """The ids of a preference in pieces, whose texts are encoded already."""
+def assemble(encoder: Encoder, pair_pieces: PairPieces, texts: dict[str, list[int]]) -> TokenPair:
+    """The token pair of a preference in pieces; ``texts`` has the ids of every plain text."""
 
     def complete(side: list[PieceSpan]) -> CompletionTokens:
         ids: list[int] = []
@@ -186,5 +196,5 @@ def assemble(encoder: Encoder, laid: PairPieces, texts: dict[str, list[int]]) ->
             mask += [trained] * len(encoded)
         return CompletionTokens(np.array(ids, dtype=np.int32), np.array(mask, dtype=np.bool_))
 
-    prompt = np.array(encoder.join(laid.prompt, texts), dtype=np.int32)
-    return TokenPair(prompt, laid.sides.map(complete))
+    prompt = np.array(encoder.join(pair_pieces.prompt, texts), dtype=np.int32)
+    return TokenPair(prompt, pair_pieces.sides.map(complete))

@@ -18,7 +18,7 @@ from dpo_core.model.locate import describe
 from dpo_core.model.lora import merge_adapters
 from dpo_core.model.save_model import save_model
 from dpo_core.records import Checkpoint
-from dpo_core.render.registry import STORED
+from dpo_core.render.registry import CHECKPOINT_METADATA
 from dpo_core.system.device import free_memory
 from dpo_core.system.malloc_tuning import trim
 from dpo_core.train.batching.memory_estimate import WORKING
@@ -238,4 +238,4 @@ def save_adapter(session: Session, policy: PeftModel) -> None:
     shutil.rmtree(path, ignore_errors=True)
     policy.save_pretrained(path, safe_serialization=True)
     note = {"renderer_name": session.renderer.name, BASE_FINGERPRINT: base.fingerprint}
-    (path / STORED).write_text(json.dumps(note))
+    (path / CHECKPOINT_METADATA).write_text(json.dumps(note))

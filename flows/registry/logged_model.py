@@ -18,7 +18,7 @@ from mlflow.types.schema import Array, ColSpec, DataType, Object, ParamSchema, P
 import dpo_core
 from dpo_core.evaluate.task_names import IFEVAL
 from dpo_core.records import Checkpoint, EvalResult
-from dpo_core.render.registry import STORED
+from dpo_core.render.registry import CHECKPOINT_METADATA
 from flows.registry.promotion_rule import ModelMeasurements, beyond_noise
 
 WEIGHTS = "artifacts/checkpoint"
@@ -67,7 +67,7 @@ def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint) -> 
     with tempfile.TemporaryDirectory() as temporary:
         stand_in, saved = Path(temporary, "checkpoint"), Path(temporary, "model")
         stand_in.mkdir()
-        shutil.copyfile(checkpoint.path / STORED, stand_in / STORED)
+        shutil.copyfile(checkpoint.path / CHECKPOINT_METADATA, stand_in / CHECKPOINT_METADATA)
         mlflow.pyfunc.save_model(
             saved,
             python_model=str(SERVING),

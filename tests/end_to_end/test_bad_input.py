@@ -56,7 +56,7 @@ def pairs(write_jsonl: Writer) -> Path:
     [
         (["learning_rat=1"], 2, ["Did you mean learning_rate?"]),
         (["batch_size=many"], 2, ["batch_size=many", "pairs an optimizer step"]),
-        (["test_path=x.jsonl"], 2, ["test_path says nothing"]),
+        (["test_path=x.jsonl"], 2, ["test_path has no effect"]),
         (["missing.toml"], 2, ["no recipe file missing.toml"]),
         (["dataset=missing.jsonl", "model_name=./nowhere"], 3, ["no dataset missing.jsonl"]),
         (["renderer_name=role_colom", "model_name=./x"], 2, ["Did you mean role_colon?"]),

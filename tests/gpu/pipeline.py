@@ -107,7 +107,7 @@ def write_model(path: Path, shape: dict[str, int]) -> Path:
     import torch  # lazy: the demo's pipeline needs none of it here
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    demo_model.write_base(path, demo_pairs.texts(demo_pairs.generate(256, 0)))
+    demo_model.write_base(path, demo_pairs.training_texts(demo_pairs.generate(256, 0)))
     config = json.loads((path / "config.json").read_text()) | {"num_key_value_heads": 4} | shape
     (path / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)

@@ -15,9 +15,9 @@ from dpo_core.data.preference import Preference
 from dpo_core.inference.decoding import Decoding, decode
 from dpo_core.model.load import load_model
 from dpo_core.pair import Pair
-from dpo_core.render.registry import get_renderer, resolve
+from dpo_core.render.registry import get_renderer, resolve_renderer
 from dpo_core.render.token_dataset import TokenPair
-from dpo_core.render.tokenize_pairs import fit
+from dpo_core.render.tokenize_pairs import tokenize_pair
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.train.batching.packing import branches, build
 from dpo_core.train.logps import completion_logps
@@ -51,9 +51,9 @@ def directory() -> Path:
 def pairs(directory: Path) -> list[TokenPair]:
     """Some real preferences in the model's own tokens, of at most 160."""
     rows = read_lines(shared("data", "ultrafeedback", "train_prefs_first400.jsonl"))[:40]
-    renderer = get_renderer(resolve(None, str(directory), directory), load_tokenizer(directory, False))
+    renderer = get_renderer(resolve_renderer(None, str(directory), directory), load_tokenizer(directory, False))
     sides = [(row["chosen"], row["rejected"]) for row in rows if row["chosen"] != row["rejected"]]
-    fitted = [fit(renderer, Preference(c[:-1], Pair(c[-1:], r[-1:])), 4096).pair for c, r in sides]
+    fitted = [tokenize_pair(renderer, Preference(c[:-1], Pair(c[-1:], r[-1:])), 4096).pair for c, r in sides]
     return sorted(fitted, key=lambda pair: pair.longest)[:4]
 
 
@@ -77,7 +77,7 @@ def own_logps(model: torch.nn.Module, prompt: np.ndarray, completion: np.ndarray
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=["user", "system", "turns"])
 def test_prompts_are_those_of_its_chat_template(directory: Path, conversation: list[dict[str, str]]) -> None:
-    renderer = get_renderer(resolve(None, str(directory), directory), load_tokenizer(directory, False))
+    renderer = get_renderer(resolve_renderer(None, str(directory), directory), load_tokenizer(directory, False))
     tokenizer = AutoTokenizer.from_pretrained(directory)
     ours = renderer.encoder.encode(renderer.prompt(conversation))
     theirs = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -90,7 +90,7 @@ def test_prompts_are_those_of_its_chat_template(directory: Path, conversation: l
 
 def test_greedy_completions_are_those_of_generate(directory: Path) -> None:
     model, tokenizer = load_model(directory), AutoTokenizer.from_pretrained(directory)
-    renderer = get_renderer(resolve(None, str(directory), directory), load_tokenizer(directory, False))
+    renderer = get_renderer(resolve_renderer(None, str(directory), directory), load_tokenizer(directory, False))
     prompts = [renderer.encoder.encode(renderer.prompt(conversation)) for conversation in CONVERSATIONS[:2]]
     stops = renderer.stop_token_ids
     ours = decode(model, prompts, Decoding(max_new_tokens=12, stop_token_ids=stops))

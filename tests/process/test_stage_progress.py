@@ -39,7 +39,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def acquired(path: Path, store: Store) -> PairSet:
     data = DataSettings(dataset=str(path))
     with store.write("acquire", "key") as draft:
-        acquire.run(AcquireRequest(data=data, source=acquire.pin(data), seed=0), draft)
+        acquire.run(AcquireRequest(data=data, source=acquire.pin_source(data), seed=0), draft)
     found = store.find("acquire", "key", PairSet)
     assert found is not None
     return found

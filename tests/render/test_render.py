@@ -70,20 +70,20 @@ def rendered(tmp_path: Path, model: ModelSource, pairs: list[Preference], **sett
     return found
 
 
-def test_what_is_written_is_what_fit_makes_of_each_pair(tmp_path: Path, model: ModelSource) -> None:
+def test_the_stage_writes_what_the_pair_tokenizer_returns(tmp_path: Path, model: ModelSource) -> None:
     questions = [message("user", f"{'Really, ' * (index % 5)}{index}?") for index in range(2100)]
     pairs = [Preference([question], preference(index).sides) for index, question in enumerate(questions)]
     record = rendered(tmp_path, model, pairs, max_length=60)
     rows = open_split(record.path, "train")
     renderer = get_renderer("qwen3_instruct", load_tokenizer(model.path))
-    fitted = PairTokenizer(renderer, 60).fit_all(list(read_pairs(tmp_path / "pairs" / "train.arrow")))
-    alone = [one for one in fitted if isinstance(one, TokenizedPair)]
+    fitted = PairTokenizer(renderer, 60).tokenize_all(list(read_pairs(tmp_path / "pairs" / "train.arrow")))
+    alone = [result for result in fitted if isinstance(result, TokenizedPair)]
     assert len(rows) == record.train_pairs == len(pairs)
-    assert record.truncated == sum(one.truncated for one in alone) > 0
-    for row, one in zip(rows, alone, strict=True):
-        assert row.prompt.tolist() == one.pair.prompt.tolist()
-        assert row.sides.chosen.ids.tolist() == one.pair.sides.chosen.ids.tolist()
-        assert row.sides.rejected.mask.tolist() == one.pair.sides.rejected.mask.tolist()
+    assert record.truncated == sum(result.truncated for result in alone) > 0
+    for row, result in zip(rows, alone, strict=True):
+        assert row.prompt.tolist() == result.pair.prompt.tolist()
+        assert row.sides.chosen.ids.tolist() == result.pair.sides.chosen.ids.tolist()
+        assert row.sides.rejected.mask.tolist() == result.pair.sides.rejected.mask.tolist()
 
 
 def test_what_cannot_be_rendered_is_dropped_and_counted(tmp_path: Path, model: ModelSource) -> None:
@@ -92,7 +92,7 @@ def test_what_cannot_be_rendered_is_dropped_and_counted(tmp_path: Path, model: M
     assert (record.train_pairs, record.train_report.dropped) == (1, {"not renderable": 1})
 
 
-def test_when_nothing_can_be_rendered_the_first_reason_is_told(tmp_path: Path, model: ModelSource) -> None:
+def test_when_nothing_can_be_rendered_the_first_error_is_raised(tmp_path: Path, model: ModelSource) -> None:
     odd = Preference([message("user", "a"), message("user", "b")], preference(0).sides)
     with pytest.raises(DataError, match=r"None of 1 train pairs is left \(1 not renderable\). Message 2 of a conv"):
         rendered(tmp_path, model, [odd], renderer_name="mistral")
@@ -202,8 +202,8 @@ def rendered_by(recipe: Recipe, pairs: PairSet, model: ModelSource) -> StageResu
 
 def test_the_second_use_is_found_within_a_second(tmp_path: Path, model: ModelSource) -> None:
     pairs = pair_set(tmp_path / "pairs", [preference(index) for index in range(5000)])
-    told = {"render": {"renderer_name": "llama3"}, "track": {"runs_dir": tmp_path / "runs"}}
-    recipe = Recipe.model_validate(told)
+    settings = {"render": {"renderer_name": "llama3"}, "track": {"runs_dir": tmp_path / "runs"}}
+    recipe = Recipe.model_validate(settings)
     first = rendered_by(recipe, pairs, model)
     started = time.perf_counter()
     second = rendered_by(recipe, pairs, model)
@@ -234,8 +234,8 @@ def test_a_users_own_renderer_runs_in_the_stages_process(
         "        return Turn((messages[index]['role'] + '>',), (messages[index]['content'] + '\\n',))\n"
     )
     monkeypatch.chdir(tmp_path)
-    told = {"render": {"renderer_name": "own_format:Plain"}, "track": {"runs_dir": tmp_path / "runs"}}
-    record = rendered_by(Recipe.model_validate(told), pair_set(tmp_path / "pairs", [preference(7)]), model).record
+    settings = {"render": {"renderer_name": "own_format:Plain"}, "track": {"runs_dir": tmp_path / "runs"}}
+    record = rendered_by(Recipe.model_validate(settings), pair_set(tmp_path / "pairs", [preference(7)]), model).record
     tokenizer = load_tokenizer(model.path)
     assert tokenizer.decode(open_split(record.path, "train")[0].prompt.tolist()) == "user>Question 7?\nassistant>"
     assert record.renderer_name == "own_format:Plain"

@@ -9,7 +9,7 @@ from dpo_core.data.preference import Message, Preference
 from dpo_core.pair import Pair
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.token_dataset import Ids
-from dpo_core.render.tokenize_pairs import PairTokenizer, TokenizedPair, TooLong, fit, render_pair
+from dpo_core.render.tokenize_pairs import PairTokenizer, TokenizedPair, TooLong, render_pair, tokenize_pair
 from dpo_core.render.truncation import LEAST_TEXT, without_oldest_turn
 from tests.render.test_renderers import byte_tokenizer
 
@@ -24,7 +24,7 @@ def turn(role: str, content: str) -> Message:
 
 def cut(preference: Preference, max_length: int) -> TokenizedPair:
     """The preference within a length that leaves it room."""
-    fitted = fit(RENDERER, preference, max_length)
+    fitted = tokenize_pair(RENDERER, preference, max_length)
     assert isinstance(fitted, TokenizedPair)
     return fitted
 
@@ -104,14 +104,14 @@ def test_a_prompt_whose_smallest_version_leaves_responses_less_than_half_has_no_
     question = [turn("system", "s" * 100), turn("user", "why?")]
     pair = Preference(question, Pair([turn("assistant", "so " * 99)], [turn("assistant", "no")]))
     smallest = len(RENDERER.build_generation_prompt(question))
-    assert FITTER(2 * smallest - 1).fit_all([pair]) == [TooLong(NO_ROOM, smallest + 298)]
+    assert FITTER(2 * smallest - 1).tokenize_all([pair]) == [TooLong(NO_ROOM, smallest + 298)]
     assert cut(pair, 2 * smallest).cuts == (CHOSEN,)
 
 
 def test_over_length_drop_drops_what_is_too_long_and_nothing_else() -> None:
     whole = render_pair(RENDERER, LONG.prompt, LONG.sides).longest
-    assert FITTER(whole - 1, over_length="drop").fit_all([LONG]) == [TooLong(OVER_LENGTH, whole)]
-    kept = FITTER(whole, over_length="drop").fit_all([LONG])[0]
+    assert FITTER(whole - 1, over_length="drop").tokenize_all([LONG]) == [TooLong(OVER_LENGTH, whole)]
+    kept = FITTER(whole, over_length="drop").tokenize_all([LONG])[0]
     assert isinstance(kept, TokenizedPair)
     assert kept.cuts == ()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dpo_core.config.recipe import EvaluateSettings, TrainSettings
-from dpo_core.data.lengths import LengthCounts, summary
+from dpo_core.data.lengths import LengthCounts, summarize_lengths
 from dpo_core.evaluate.generate import continued
 from dpo_core.records import DataReport
 from dpo_core.render.registry import get_renderer
@@ -78,7 +78,7 @@ def test_pairs_over_max_length_are_told_where_training_starts(session: Any) -> N
         kept=90,
         dropped={"over max_length": 2, "tie": 8},
         truncated=3,
-        uncut=summary(counts.counts["prompt"]),
+        uncut=summarize_lengths(counts.counts["prompt"]),
     )
     session.request.rendered.train_report, session.request.rendered.truncated = report, 3
     assert length_warnings(session) == [

@@ -1,4 +1,4 @@
-"""The two records of upstream's builders, for custom builders that do not import upstream."""
+"""Records of upstream's builder interface, for custom builders that do not import upstream."""
 
 from dataclasses import dataclass
 from typing import Literal

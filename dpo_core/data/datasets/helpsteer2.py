@@ -1,4 +1,4 @@
-"""``helpsteer2``: NVIDIA's HelpSteer2 (arXiv 2406.08673), rated responses; a prompt's best against its worst."""
+"""``helpsteer2``: NVIDIA's HelpSteer2 (arXiv 2406.08673); the best rated response is chosen, the worst rejected."""
 
 import re
 
@@ -12,7 +12,7 @@ TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
 
 @tolerant
 def convert(row: Row, where: str) -> Outcome:
-    """The most against the least helpful response to one prompt; equally helpful ones are a tie."""
+    """The most helpful response to a prompt is chosen, the least helpful rejected; equal ratings are a tie."""
     prompt, ratings, responses = row["prompt"], row["helpfulness"], row["response"]
     if not isinstance(prompt, str) or not all(isinstance(rating, int | float) for rating in ratings):
         raise Malformed("no rating", "a prompt is a text, and each helpfulness a number")
@@ -21,11 +21,11 @@ def convert(row: Row, where: str) -> Outcome:
     worst, best = min(ratings), max(ratings)
     if worst == best:
         return Dropped("tie", where)
-    return labelled(turns(prompt), responses[ratings.index(best)], responses[ratings.index(worst)], where)
+    return labelled(parse_turns(prompt), responses[ratings.index(best)], responses[ratings.index(worst)], where)
 
 
-def turns(prompt: str) -> list[Message]:
-    """A prompt as messages: ``<extra_id_1>`` and a speaker begin each turn after the first, which is a user's."""
+def parse_turns(prompt: str) -> list[Message]:
+    """A prompt as messages: ``<extra_id_1>`` and a speaker begin each turn after the user's first."""
     first, *rest = TURN.split(prompt)
     speakers, contents = ["User", *rest[::2]], [first, *rest[1::2]]
     return [

@@ -14,8 +14,8 @@ def convert(row: Row, where: str) -> Outcome:
         raise Malformed("no preference", f"overall_preference is {preference!r:.40}, not a number")
     if preference == 0:
         return Dropped("tie", where)
-    told = Pair(row["response1"], row["response2"])
-    sides = told if preference < 0 else told.swap()
+    responses = Pair(row["response1"], row["response2"])
+    sides = responses if preference < 0 else responses.swap()
     return labelled(row["context"], sides.chosen, sides.rejected, where)
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from dpo_core.data.conversation import conversations, tolerant
+from dpo_core.data.conversation import convert_conversations, tolerant
 from dpo_core.data.datasets.hub_dataset import HubDataset
 from dpo_core.data.preference import Message
 from dpo_core.data.row_outcome import Malformed, Outcome, Row
@@ -15,7 +15,7 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 @tolerant
 def convert(row: Row, where: str) -> Outcome:
     """Two transcripts that share every message but a last, differing assistant one."""
-    return conversations(Pair(transcript(row["chosen"]), transcript(row["rejected"])), where)
+    return convert_conversations(Pair(transcript(row["chosen"]), transcript(row["rejected"])), where)
 
 
 def transcript(text: object) -> list[Message]:

@@ -1,4 +1,4 @@
-"""What there is to know of a published dataset: where it is, how it is split, and what its rows mean."""
+"""Description of a published dataset: its repository, its splits, and how its rows become preferences."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from dpo_core.data.row_outcome import Convert
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset of the hub, or laid out like one.
+    """A dataset on the hub, or in a directory laid out like it.
 
-    convert: a row to a preference, or to the reason why it is none.
-    schemas: sets of columns, by any of which a file of such rows is recognised.
+    convert: from a row and its name to a Preference or Dropped.
+    schemas: sets of columns; rows that have all columns of one set are converted with ``convert``.
     splits: (train, test) by name, the first pair that the repository has; with no test split the first rows of the
         shuffled train split are held out.
-    config: the hub's name of the part that is meant.
-    also: other repositories with such rows.
-    files: patterns of the repository's files that are needed (none: all).
-    group_by: the column whose equal values make one preference; ``convert`` gets the other columns as lists.
+    config: name of the hub dataset's configuration.
+    also: other repositories with the same schema.
+    files: patterns of the repository's files to download (empty: all).
+    group_by: the column whose equal values form one preference; ``convert`` gets the other columns as lists.
     """
 
     hub_id: str

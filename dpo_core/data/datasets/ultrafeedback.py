@@ -1,6 +1,6 @@
 """``ultrafeedback``: binarized UltraFeedback (arXiv 2310.01377) as Argilla and as HuggingFaceH4 publish it."""
 
-from dpo_core.data.conversation import conversations, labelled, messages, tolerant
+from dpo_core.data.conversation import convert_conversations, labelled, parse_messages, tolerant
 from dpo_core.data.datasets.hub_dataset import HubDataset
 from dpo_core.data.row_outcome import Dropped, Malformed, Outcome, Row
 from dpo_core.pair import Pair
@@ -11,16 +11,16 @@ TURNS = 2
 
 @tolerant
 def convert(row: Row, where: str) -> Outcome:
-    """Either schema: one question, two answers; equal scores are a tie."""
+    """Convert a row of either schema, one question with two responses; equal scores are a tie."""
     scores = SCORES.map(lambda names: next((row[name] for name in names if row.get(name) is not None), None))
     if scores.chosen is not None and scores.chosen == scores.rejected:
         return Dropped("tie", where)
     if "instruction" in row:
         return labelled(row["instruction"], row["chosen_response"], row["rejected_response"], where)
-    sides = Pair(messages(row["chosen"], "assistant"), messages(row["rejected"], "assistant"))
+    sides = Pair(parse_messages(row["chosen"], "assistant"), parse_messages(row["rejected"], "assistant"))
     if len(sides.chosen) != TURNS or len(sides.rejected) != TURNS:
-        raise Malformed("not a single turn", "each side is the question and one answer")
-    return conversations(sides, where)
+        raise Malformed("not a single turn", "each side is one question and one response")
+    return convert_conversations(sides, where)
 
 
 DATASET = HubDataset(

@@ -1,4 +1,4 @@
-"""The demo's instructions: official IFEval types, how a prompt asks for them, what obeys and what breaks them."""
+"""Instructions of the demo: official IFEval types, their requests, and the style changes that obey or break them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One instruction: the official ``id`` and ``kwargs`` of its checker, the sentence that asks for it, and the
-    changes of :class:`Style` that obey it and that break it."""
+    """One instruction: ``id`` and ``kwargs`` of its official checker, the ``request`` that asks for it, and the changes
+    of :class:`Style` that obey it and that break it."""
 
     id: str
     kwargs: dict[str, Any]
@@ -33,10 +33,10 @@ Maker = Callable[[Subject, Random], Instruction]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A type of instruction, and the parts of an answer that it decides on: two of one prompt share none.
+class InstructionKind:
+    """A type of instruction. Two instructions of one prompt share none of the ``parts`` of a response that they set.
 
-    ``weight``: how often it is asked for beside the others in held-out prompts; ``practice``: the same in training.
+    ``weight``: sampling weight in held-out prompts; ``practice``: sampling weight in training prompts.
     """
 
     make: Maker
@@ -45,8 +45,8 @@ class Kind:
     practice: int
 
 
-def rare(near_miss: T, plain: T, rng: Random) -> T:
-    """How an instruction is broken: mostly it is ignored, at times nearly obeyed."""
+def near_miss_or_plain(near_miss: T, plain: T, rng: Random) -> T:
+    """``near_miss`` with probability NEAR_MISS, else ``plain``: a broken instruction is mostly ignored."""
     return near_miss if rng.random() < NEAR_MISS else plain
 
 
@@ -80,15 +80,17 @@ def title(_: Subject, rng: Random) -> Instruction:
     request = rng.choice(
         ("Add a title in double angular brackets such as <<title>>.", "Give it a title wrapped in << and >>.")
     )
-    return Instruction("detectable_format:title", {}, request, {"title": "<<{}>>"}, {"title": rare("{}:", "", rng)})
+    return Instruction(
+        "detectable_format:title", {}, request, {"title": "<<{}>>"}, {"title": near_miss_or_plain("{}:", "", rng)}
+    )
 
 
 def keywords(_: Subject, rng: Random) -> Instruction:
-    """keywords:existence of an object; broken by not naming it, rarely by naming another."""
-    wanted, other = rng.sample(OBJECTS, 2)
-    request = rng.choice((f'Include the keyword "{wanted}".', f'Make sure to mention "{wanted}".'))
-    broken = {"objects": rare((other,), (), rng)}
-    return Instruction("keywords:existence", {"keywords": [wanted]}, request, {"objects": (wanted,)}, broken)
+    """keywords:existence of an object; broken by no object, rarely by another one."""
+    keyword, other_keyword = rng.sample(OBJECTS, 2)
+    request = rng.choice((f'Include the keyword "{keyword}".', f'Make sure to mention "{keyword}".'))
+    broken = {"objects": near_miss_or_plain((other_keyword,), (), rng)}
+    return Instruction("keywords:existence", {"keywords": [keyword]}, request, {"objects": (keyword,)}, broken)
 
 
 def forbidden(subject: Subject, rng: Random) -> Instruction:
@@ -104,17 +106,17 @@ def forbidden(subject: Subject, rng: Random) -> Instruction:
 
 def bullets(_: Subject, rng: Random) -> Instruction:
     """detectable_format:number_bullet_lists of three; broken by no list."""
-    told = number_word(3, rng)
-    request = rng.choice((f"Use exactly {told} bullet points.", f"Answer in {told} bullet points that begin with *."))
+    count = number_word(3, rng)
+    request = rng.choice((f"Use exactly {count} bullet points.", f"Answer in {count} bullet points that begin with *."))
     obeyed = {"layout": "bullets", "sentences": 3}
     return Instruction("detectable_format:number_bullet_lists", {"num_bullets": 3}, request, obeyed, {})
 
 
 def paragraphs(_: Subject, rng: Random) -> Instruction:
     """length_constraints:number_paragraphs, divided by ***; broken by no divider."""
-    told = number_word(2, rng)
+    count = number_word(2, rng)
     request = rng.choice(
-        (f"Write {told} paragraphs separated by ***.", f"Use {told} paragraphs with the divider *** between.")
+        (f"Write {count} paragraphs separated by ***.", f"Use {count} paragraphs with the divider *** between.")
     )
     obeyed = {"layout": "starred", "sentences": 2}
     return Instruction("length_constraints:number_paragraphs", {"num_paragraphs": 2}, request, obeyed, {})
@@ -131,7 +133,11 @@ def ending(_: Subject, rng: Random) -> Instruction:
     phrase, other = rng.sample(ENDINGS, 2)
     request = rng.choice((f'Finish with this exact phrase: "{phrase}"', f'The last words must be "{phrase}"'))
     return Instruction(
-        "startend:end_checker", {"end_phrase": phrase}, request, {"ending": phrase}, {"ending": rare(other, "", rng)}
+        "startend:end_checker",
+        {"end_phrase": phrase},
+        request,
+        {"ending": phrase},
+        {"ending": near_miss_or_plain(other, "", rng)},
     )
 
 
@@ -140,9 +146,9 @@ def postscript(_: Subject, rng: Random) -> Instruction:
     request = rng.choice(
         ("At the end add a postscript starting with P.S.", "Close with a postscript that begins with P.S.")
     )
-    written = f"P.S. {rng.choice(POSTSCRIPTS)}"
+    text = f"P.S. {rng.choice(POSTSCRIPTS)}"
     kwargs = {"postscript_marker": "P.S."}
-    return Instruction("detectable_content:postscript", kwargs, request, {"postscript": written}, {})
+    return Instruction("detectable_content:postscript", kwargs, request, {"postscript": text}, {})
 
 
 def highlights(_: Subject, rng: Random) -> Instruction:
@@ -155,9 +161,9 @@ def highlights(_: Subject, rng: Random) -> Instruction:
 def placeholders(_: Subject, rng: Random) -> Instruction:
     """detectable_content:number_placeholders, one or two; broken by filling in all of them, rarely but one."""
     number = rng.choice((1, 2))
-    told = "one placeholder" if number == 1 else f"{number_word(number, rng)} placeholders"
+    amount = "one placeholder" if number == 1 else f"{number_word(number, rng)} placeholders"
     request = rng.choice(
-        (f"Use at least {told} in square brackets such as [address].", f"Leave at least {told} like [address].")
+        (f"Use at least {amount} in square brackets such as [address].", f"Leave at least {amount} like [address].")
     )
     changes: Changes = {"fills": tuple(sorted(rng.sample(sorted(FILLS), number))), "sentences": 1, "objects": ()}
     return Instruction(
@@ -165,7 +171,7 @@ def placeholders(_: Subject, rng: Random) -> Instruction:
         {"num_placeholders": number},
         request,
         changes | {"blanks": number},
-        changes | {"blanks": rare(number - 1, 0, rng)},
+        changes | {"blanks": near_miss_or_plain(number - 1, 0, rng)},
     )
 
 
@@ -178,45 +184,45 @@ def brevity(_: Subject, rng: Random) -> Instruction:
     )
 
 
-def kind(make: Maker, *parts: str, weight: int = 1, practice: int | None = None) -> Kind:
-    """A kind from its maker, its parts, and how often it is asked for (practice None: in training as elsewhere)."""
-    return Kind(make, frozenset(parts), weight, weight if practice is None else practice)
+def instruction_kind(make: Maker, *parts: str, weight: int = 1, practice: int | None = None) -> InstructionKind:
+    """An InstructionKind; ``practice`` None means the same as ``weight``."""
+    return InstructionKind(make, frozenset(parts), weight, weight if practice is None else practice)
 
 
 KINDS = (
-    kind(no_comma, "commas", weight=3),
-    kind(lowercase, "case", weight=2),
-    kind(quotation, "edges", practice=2),
-    kind(title, "head"),
-    kind(keywords, "objects", weight=3),
-    kind(forbidden, "words", practice=3),
-    kind(bullets, "body", "edges"),
-    kind(paragraphs, "body", "edges"),
-    kind(json_format, "body", "edges", "head", "tail"),
-    kind(ending, "tail"),
-    kind(postscript, "tail", "case"),
-    kind(highlights, "body", "objects"),
-    kind(placeholders, "body", "tail", "objects"),
-    kind(brevity, "body", "case", "head", "tail", "objects"),
+    instruction_kind(no_comma, "commas", weight=3),
+    instruction_kind(lowercase, "case", weight=2),
+    instruction_kind(quotation, "edges", practice=2),
+    instruction_kind(title, "head"),
+    instruction_kind(keywords, "objects", weight=3),
+    instruction_kind(forbidden, "words", practice=3),
+    instruction_kind(bullets, "body", "edges"),
+    instruction_kind(paragraphs, "body", "edges"),
+    instruction_kind(json_format, "body", "edges", "head", "tail"),
+    instruction_kind(ending, "tail"),
+    instruction_kind(postscript, "tail", "case"),
+    instruction_kind(highlights, "body", "objects"),
+    instruction_kind(placeholders, "body", "tail", "objects"),
+    instruction_kind(brevity, "body", "case", "head", "tail", "objects"),
 )
 
 
-def several(subject: Subject, count: int, rng: Random, held_out: bool) -> list[Instruction]:
-    """``count`` instructions that one answer can obey together, as often as prompts of this split ask for them."""
-    kinds: list[Kind] = []
+def draw_instructions(subject: Subject, count: int, rng: Random, held_out: bool) -> list[Instruction]:
+    """Draw ``count`` instructions that one response can obey together, with the weights of this split."""
+    kinds: list[InstructionKind] = []
     while len(kinds) < count:
-        free = [kind for kind in KINDS if not any(kind.parts & other.parts for other in kinds)]
-        kinds += rng.choices(free, [kind.weight if held_out else kind.practice for kind in free])
+        compatible = [kind for kind in KINDS if not any(kind.parts & drawn.parts for drawn in kinds)]
+        kinds += rng.choices(compatible, [kind.weight if held_out else kind.practice for kind in compatible])
     return [kind.make(subject, rng) for kind in kinds]
 
 
-def styles(instructions: list[Instruction], rng: Random) -> tuple[Style, Style]:
-    """A style that obeys every instruction, and one that breaks one of them (of two, at times both)."""
+def draw_styles(instructions: list[Instruction], rng: Random) -> tuple[Style, Style]:
+    """Draw a style that obeys every instruction, and a style that breaks at least one of them."""
     broken = rng.randrange(len(instructions))
     both = rng.random() < 1 / 4
-    obeyed: Changes = {}
-    breached: Changes = {}
+    obeying: Changes = {}
+    breaking: Changes = {}
     for index, instruction in enumerate(instructions):
-        obeyed |= instruction.obeyed
-        breached |= instruction.broken if both or index == broken else instruction.obeyed
-    return Style(**obeyed), Style(**breached)
+        obeying |= instruction.obeyed
+        breaking |= instruction.broken if both or index == broken else instruction.obeyed
+    return Style(**obeying), Style(**breaking)

@@ -1,4 +1,4 @@
-"""What the demo talks about: five subjects, each with its nouns, requests and clauses.
+"""Vocabulary of the demo: five subjects, each with its nouns, requests and clauses.
 
 In a clause ``{noun}`` is the topic's noun, ``{traits}`` are two or three of the subject's, ``{object}`` is an object.
 No clause has a comma of its own: commas come with openers and lists, where the style allows them.
@@ -10,7 +10,7 @@ OBJECTS = ("lantern", "ribbon", "kettle", "mirror", "basket", "candle")
 ENDINGS = ("That is all.", "See you soon.", "Thank you for reading.", "Ask me again tomorrow.")
 POSTSCRIPTS = ("Bring an umbrella.", "Tell your friends.", "It is worth the time.")
 
-# A placeholder's name: the sentence around it, and what may stand in its place.
+# By name of a placeholder: the sentence around it, and the values that can replace it.
 FILLS = {
     "date": ("Write to us before {}.", ("Monday", "Friday", "April")),
     "name": ("Ask for {} at the door.", ("Maria", "Peter", "Nina")),
@@ -21,10 +21,9 @@ FILLS = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One kind of thing to write about.
+    """One subject to write about.
 
-    ``forbiddable``: words that some of the clauses contain and the others do
-    not. ``mentions``: clauses that hold an object.
+    ``forbiddable``: words that some of the clauses contain, and others do not. ``mentions``: clauses with an object.
     """
 
     nouns: tuple[str, ...]
@@ -37,7 +36,7 @@ class Subject:
     forbiddable: tuple[str, ...]
 
 
-PLACE = Subject(
+SIGHT = Subject(
     nouns=(
         "lighthouse", "harbour", "market", "museum", "library", "castle", "bakery", "orchard", "theatre",
         "bookshop", "waterfall", "stadium",
@@ -152,4 +151,4 @@ TRADE = Subject(
     forbiddable=("tools",),
 )  # fmt: skip
 
-SUBJECTS = (PLACE, PASTIME, DISH, ANIMAL, TRADE)
+SUBJECTS = (SIGHT, PASTIME, DISH, ANIMAL, TRADE)

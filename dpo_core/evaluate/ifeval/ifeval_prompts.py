@@ -12,7 +12,7 @@ from dpo_core.cache import fingerprint
 from dpo_core.cache.store import Draft
 from dpo_core.config.spelling import did_you_mean
 from dpo_core.data.demo import demo_pairs
-from dpo_core.data.readers.hub import HubRepository, check_reachable
+from dpo_core.data.readers.hub import HubRepository, resolve_commit
 from dpo_core.errors import DataError, EvaluationError
 from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, IFEvalPrompt, registry, score, sentences_from
 from dpo_core.records import PromptSet
@@ -84,7 +84,7 @@ def download(name: str, revision: str) -> Path:
 
     Raises DataError, after one short attempt, when neither has it.
     """
-    commit = check_reachable(HubRepository("dataset", name, revision, INSTEAD))
+    commit = resolve_commit(HubRepository("dataset", name, revision, INSTEAD))
     # Lazy: the hub's client costs half a second that local prompts need not pay.
     from huggingface_hub import hf_hub_download
 

@@ -1,4 +1,4 @@
-"""``gemma`` and ``mistral``: users and assistants in turn, the system message folded into a user's."""
+"""``gemma`` and ``mistral``: user and assistant alternate, the system message is part of a user's message."""
 
 from collections.abc import Sequence
 
@@ -27,23 +27,23 @@ class Gemma(Renderer):
         return (GEMMA_BEGIN,)
 
     def turn(self, messages: Sequence[Message], index: int) -> Turn:
-        """A role's text between its markers; nothing for the system message, which the first user's turn holds."""
+        """A role's text between its markers; the system message is part of the first user's turn."""
         check_alternating(self.name, messages)
         role, content = messages[index]["role"], messages[index]["content"].strip()
         if role == "system":
             return Turn((), ())
         first = int(messages[0]["role"] == "system")
-        before = f"{messages[0]['content']}\n\n" if first and index == first else ""
-        between = () if index == first else ("\n",)
+        system = f"{messages[0]['content']}\n\n" if first and index == first else ""
+        newline = () if index == first else ("\n",)
         name = "model" if role == "assistant" else role
-        return Turn((*between, TURN_START, f"{name}\n"), (before + content, TURN_END))
+        return Turn((*newline, TURN_START, f"{name}\n"), (system + content, TURN_END))
 
 
 class Mistral(Renderer):
     """``<s>[INST] S\\n\\nU[/INST]⟦ A</s>⟧``.
 
     The V3 SentencePiece format (Mistral-7B-Instruct-v0.3, Mixtral-8x22B-Instruct, Mistral-Large-2407): the system
-    message before the last user's, answers stripped. The Tekken models (Nemo and later) write no spaces.
+    message before the last user's, responses stripped. The Tekken models (Nemo and later) write no spaces.
     """
 
     name = "mistral"
@@ -55,7 +55,7 @@ class Mistral(Renderer):
         return (BEGIN,)
 
     def turn(self, messages: Sequence[Message], index: int) -> Turn:
-        """A user's text between its markers, or an answer; nothing for the system message."""
+        """A user's text between its markers, or a response; nothing for the system message."""
         check_alternating(self.name, messages)
         role, content = messages[index]["role"], messages[index]["content"]
         if role == "system":
@@ -63,11 +63,11 @@ class Mistral(Renderer):
         if role == "assistant":
             return Turn((), (f" {content.strip()}", END))
         last = all(message["role"] != "user" for message in messages[index + 1 :])
-        before = f"{messages[0]['content']}\n\n" if last and messages[0]["role"] == "system" else ""
-        return Turn((INST,), (f" {before}{content}", INST_END))
+        system = f"{messages[0]['content']}\n\n" if last and messages[0]["role"] == "system" else ""
+        return Turn((INST,), (f" {system}{content}", INST_END))
 
     def read(self, ids: Sequence[int], ended: bool) -> ParsedResponse:
-        """The answer without the space before it."""
+        """The response without its leading space."""
         return ParsedResponse({"role": "assistant", "content": self.decode(ids).removeprefix(" ")}, ended)
 
 
@@ -78,6 +78,6 @@ def check_alternating(name: str, messages: Sequence[Message]) -> None:
         if message["role"] != ("assistant" if number % 2 else "user"):
             raise DataError(
                 f"Message {first + number + 1} of a conversation is the {message['role']}'s.",
-                f"The format {name} has user and assistant in turn, after one system message at most.",
+                f"In the format {name} user and assistant alternate, after at most one system message.",
                 "Use another renderer_name, or leave such conversations out.",
             )

@@ -1,4 +1,4 @@
-"""``chat_template``: any other model, through the template that its tokenizer ships."""
+"""``chat_template``: renderer for any other model, through its tokenizer's chat template."""
 
 import re
 from collections.abc import Sequence
@@ -12,117 +12,124 @@ from dpo_core.errors import DataError, RecipeError
 from dpo_core.render.message_pieces import Pieces, TemplateText, Turn
 from dpo_core.render.renderer import Renderer
 
-# A placeholder for a message's text, between white space that a template which strips the text takes away.
-HOLDER = "\x1f\ue000{}\ue001\x1f"
-HELD = re.compile("(\x1f?)\ue000(\\d+)\ue001(\x1f?)")
+# A placeholder for a message's text, between white space that disappears where the template strips the text.
+PLACEHOLDER = "\x1f\ue000{}\ue001\x1f"
+PLACEHOLDER_PATTERN = re.compile("(\x1f?)\ue000(\\d+)\ue001(\x1f?)")
 
 
-class Written(NamedTuple):
-    """What a template wrote: its own texts, and between them the messages' (as it leaves them)."""
+class TemplateOutput(NamedTuple):
+    """A template's output: its own N + 1 texts, and the N messages' texts between them (stripped or not)."""
 
-    own: list[str]
-    texts: list[str]
+    template_texts: list[str]
+    message_texts: list[str]
 
 
 class ChatTemplate(Renderer):
-    """The template is rendered around placeholders, so that message text never meets the template's special tokens."""
+    """Renders the template around placeholders, so that message text never becomes one of its special tokens."""
 
     name = "chat_template"
 
     def opening(self, messages: Sequence[Message]) -> Pieces:
-        """The template writes its own."""
+        """Nothing: the template writes its own opening."""
         return ()
 
     def turn(self, messages: Sequence[Message], index: int) -> Turn:
-        """One of the messages that the template wrote together."""
+        """The turn of one message; the template renders the whole conversation."""
         return self.turns(messages)[index]
 
     def prompt(self, messages: Sequence[Message], prefilled: bool = True) -> Pieces:
         """The template's own generation prompt."""
-        written = self.write(messages, generation=True)
-        pieces: Pieces = (TemplateText(written.own[0]),)
-        for text, own in zip(written.texts, written.own[1:], strict=True):
-            pieces += (text, TemplateText(own))
+        output = self.write(messages, generation=True)
+        pieces: Pieces = (TemplateText(output.template_texts[0]),)
+        for text, template_text in zip(output.message_texts, output.template_texts[1:], strict=True):
+            pieces += (text, TemplateText(template_text))
         return pieces
 
     def turns(self, messages: Sequence[Message], start: int = 0) -> list[Turn]:
-        """A message's output is its text up to the end marker behind it; the last answer's begins after the prompt.
+        """The turns of a conversation: an output is the text up to its end marker; the last begins after the prompt.
 
-        Raises RecipeError where answers do not follow the generation prompt, DataError for a conversation that the
+        Raises RecipeError where responses do not follow the generation prompt, DataError for a conversation that the
         template refuses or rewrites.
         """
-        written = self.write(messages, generation=False)
-        behind = [self.split_end(own) for own in written.own[1:]]
-        headers = [written.own[0], *(after for _, after in behind[:-1])]
+        output = self.write(messages, generation=False)
+        after_messages = [self.split_end(template_text) for template_text in output.template_texts[1:]]
+        headers = [output.template_texts[0], *(after for _, after in after_messages[:-1])]
         openings = [""] * len(headers)
         if messages[-1]["role"] == "assistant":
-            openings[-1] = self.opens(messages, written)
+            openings[-1] = self.response_prefix(messages, output)
             headers[-1] = headers[-1].removesuffix(openings[-1])
         return [
             Turn((TemplateText(header),), (TemplateText(opening), text, TemplateText(end)))
-            for header, opening, text, (end, _) in zip(headers, openings, written.texts, behind, strict=True)
+            for header, opening, text, (end, _) in zip(
+                headers, openings, output.message_texts, after_messages, strict=True
+            )
         ][start:]
 
-    def opens(self, messages: Sequence[Message], written: Written) -> str:
-        """What the template writes between the generation prompt and the last message's text.
+    def response_prefix(self, messages: Sequence[Message], output: TemplateOutput) -> str:
+        """The template's text between the generation prompt and the last message's text.
 
         Raises RecipeError when the conversation does not begin with that prompt.
         """
         prompt = self.write(messages[:-1], generation=True)
-        before = (written.own[:-2], written.texts[:-1])
-        if (prompt.own[:-1], prompt.texts) == before and written.own[-2].startswith(prompt.own[-1]):
-            return written.own[-2].removeprefix(prompt.own[-1])
+        before = (output.template_texts[:-2], output.message_texts[:-1])
+        if (prompt.template_texts[:-1], prompt.message_texts) == before and output.template_texts[-2].startswith(
+            prompt.template_texts[-1]
+        ):
+            return output.template_texts[-2].removeprefix(prompt.template_texts[-1])
         raise RecipeError(
             f"In the chat template of {self.tokenizer.name_or_path} answers do not follow the generation prompt.",
             "The prompt's tokens must be the beginning of the conversation's.",
             "Choose a renderer_name that fits the model.",
         )
 
-    def split_end(self, own: str) -> tuple[str, str]:
-        """The template's text behind a message: up to its end marker, and after it."""
-        end = self.end_marker.search(own)
-        return (own[: end.end()], own[end.end() :]) if end else ("", own)
+    def split_end(self, template_text: str) -> tuple[str, str]:
+        """Split the template's text after a message: up to the end marker, and after it."""
+        end = self.end_marker.search(template_text)
+        return (template_text[: end.end()], template_text[end.end() :]) if end else ("", template_text)
 
     @cached_property
     def end_marker(self) -> re.Pattern[str]:
-        """Any token that ends a reply."""
+        """Pattern of the tokens that end a response."""
         stops = [re.escape(str(self.tokenizer.convert_ids_to_tokens(index))) for index in self.stop_token_ids]
         return re.compile("|".join(sorted(stops, key=len, reverse=True)) or "(?!)")
 
     @cached_property
     def stop_token_ids(self) -> frozenset[int]:
-        """The tokenizer's EOS, and the special token that the template puts behind an answer."""
+        """Ids of the tokenizer's EOS, and of the special token that the template writes after a response."""
         eos = self.tokenizer.eos_token_id
         probe: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        behind = self.apply(probe, ["a", "\ue001"], False).rpartition("\ue001")[2]
-        first = self.tokenizer.encode(behind, add_special_tokens=False)[:1]
-        known = [eos] if isinstance(eos, int) else []
-        return frozenset(known) | frozenset(first).intersection(self.tokenizer.all_special_ids)
+        after_response = self.apply(probe, ["a", "\ue001"], False).rpartition("\ue001")[2]
+        first = self.tokenizer.encode(after_response, add_special_tokens=False)[:1]
+        ids = [eos] if isinstance(eos, int) else []
+        return frozenset(ids) | frozenset(first).intersection(self.tokenizer.all_special_ids)
 
-    def write(self, messages: Sequence[Message], generation: bool) -> Written:
-        """The template's text around the messages', which it may strip and nothing else.
+    def write(self, messages: Sequence[Message], generation: bool) -> TemplateOutput:
+        """Render the template, and split its text from the messages' texts, which it may only strip.
 
-        Raises DataError when it refuses the conversation, or when filling the texts in does not give what it writes.
+        Raises DataError when it refuses the conversation, or changes a message's text.
         """
-        holders = [HOLDER.format(index) for index in range(len(messages))]
-        parts = HELD.split(self.apply(messages, holders, generation))
-        own, kept, numbers = parts[::4], zip(parts[1::4], parts[3::4], strict=True), [int(part) for part in parts[2::4]]
-        texts = [messages[index]["content"] for index in numbers]
-        texts = [left_as_is(text, *marks) for text, marks in zip(texts, kept, strict=True)]
-        whole = self.apply(messages, [message["content"] for message in messages], generation)
-        # Qwen3's template takes line ends, and only those, from the front of the answer that it puts a think block to.
-        for read in (texts, [*texts[:-1], *(text.lstrip("\n") for text in texts[-1:])]):
-            filled = "".join(piece for pair in zip(own, [*read, ""], strict=True) for piece in pair)
-            if filled == whole and numbers == list(range(len(messages))):
-                return Written(own, read)
+        placeholders = [PLACEHOLDER.format(index) for index in range(len(messages))]
+        parts = PLACEHOLDER_PATTERN.split(self.apply(messages, placeholders, generation))
+        template_texts, numbers = parts[::4], [int(part) for part in parts[2::4]]
+        marks_kept = zip(parts[1::4], parts[3::4], strict=True)
+        message_texts = [messages[index]["content"] for index in numbers]
+        message_texts = [
+            strip_like_template(text, *marks) for text, marks in zip(message_texts, marks_kept, strict=True)
+        ]
+        expected = self.apply(messages, [message["content"] for message in messages], generation)
+        # Qwen3's template strips newlines, and only those, from the start of a response after a think block.
+        for candidate in (message_texts, [*message_texts[:-1], *(text.lstrip("\n") for text in message_texts[-1:])]):
+            filled = "".join(piece for pair in zip(template_texts, [*candidate, ""], strict=True) for piece in pair)
+            if filled == expected and numbers == list(range(len(messages))):
+                return TemplateOutput(template_texts, candidate)
         raise DataError(
             f"The chat template of {self.tokenizer.name_or_path} changes the messages' text.",
-            "Every text must stand in the conversation, in order, as it is or stripped.",
+            "Every message's text must be in its output, in order, unchanged or stripped.",
             "Choose a renderer_name that fits the model.",
         )
 
     def apply(self, messages: Sequence[Message], contents: list[str], generation: bool) -> str:
-        """The template's text with these contents.
+        """Render the template with these contents.
 
         Raises DataError for a conversation that the template refuses.
         """
@@ -131,10 +138,11 @@ class ChatTemplate(Renderer):
             return str(self.tokenizer.apply_chat_template(filled, tokenize=False, add_generation_prompt=generation))
         except TemplateError as error:
             found = f"The chat template of {self.tokenizer.name_or_path} refuses a conversation: {error}."
-            raise DataError(found, "It must take every conversation.", "Choose another renderer_name.") from error
+            rule = "The template must accept every conversation."
+            raise DataError(found, rule, "Choose another renderer_name.") from error
 
 
-def left_as_is(text: str, left: str, right: str) -> str:
-    """A text, stripped on the sides whose mark the template took away."""
+def strip_like_template(text: str, left: str, right: str) -> str:
+    """The text, stripped on the sides where the template stripped the placeholder's mark."""
     text = text if left else text.lstrip()
     return text if right else text.rstrip()

@@ -34,7 +34,7 @@ class Qwen3Instruct(Renderer):
 class Qwen3(Renderer):
     """``…<|im_start|>assistant\\n⟦<think>\\n\\n</think>\\n\\nA<|im_end|>⟧``: Qwen3's template, thinking enabled.
 
-    Only the turn being produced carries a think block; those of earlier turns are left out, as the template does.
+    Only the last turn has a think block; those of earlier turns are left out, as in the template.
     """
 
     name = "qwen3"
@@ -46,20 +46,20 @@ class Qwen3(Renderer):
         return ()
 
     def turn(self, messages: Sequence[Message], index: int) -> Turn:
-        """The message's text, an answer's reasoning before it where the template keeps it."""
-        told = list(messages)
-        if told[index]["role"] != "assistant":
-            return Turn(header(told, index), (told[index]["content"], END))
-        reasoning, said = split_thought(told[index]["content"])
-        if index > last_query(told) and (index == len(told) - 1 or reasoning):
-            framed = (OPEN, f"\n{reasoning}\n", CLOSE, "\n\n" + said.lstrip("\n"), END)
-            return Turn(header(told, index), framed)
-        return Turn(header(told, index), (said, END))
+        """The message's text; an assistant's reasoning before it where the template keeps it."""
+        conversation = list(messages)
+        if conversation[index]["role"] != "assistant":
+            return Turn(header(conversation, index), (conversation[index]["content"], END))
+        reasoning, response = split_thought(conversation[index]["content"])
+        if index > last_query(conversation) and (index == len(conversation) - 1 or reasoning):
+            output = (OPEN, f"\n{reasoning}\n", CLOSE, "\n\n" + response.lstrip("\n"), END)
+            return Turn(header(conversation, index), output)
+        return Turn(header(conversation, index), (response, END))
 
     def read(self, ids: Sequence[int], ended: bool) -> ParsedResponse:
-        """The answer, and the reasoning before it."""
-        reasoning, said = read_thought(self.decode(ids))
-        return ParsedResponse({"role": "assistant", "content": said}, ended, reasoning)
+        """The response, and the reasoning before it."""
+        reasoning, response = read_thought(self.decode(ids))
+        return ParsedResponse({"role": "assistant", "content": response}, ended, reasoning)
 
 
 class Qwen3DisableThinking(Renderer):
@@ -74,23 +74,23 @@ class Qwen3DisableThinking(Renderer):
         return ()
 
     def turn(self, messages: Sequence[Message], index: int) -> Turn:
-        """The message's text; the answer to be produced behind an empty think block.
+        """The message's text; an empty think block is the prefill of the last response.
 
-        Raises DataError for an answer that reasons.
+        Raises DataError for a response with reasoning.
         """
-        told = list(messages)
-        if told[index]["role"] != "assistant":
-            return Turn(header(told, index), (told[index]["content"], END))
-        reasoning, said = split_thought(told[index]["content"])
-        if index < last_query(told) or (index < len(told) - 1 and not reasoning):
-            return Turn(header(told, index), (said, END))
+        conversation = list(messages)
+        if conversation[index]["role"] != "assistant":
+            return Turn(header(conversation, index), (conversation[index]["content"], END))
+        reasoning, response = split_thought(conversation[index]["content"])
+        if index < last_query(conversation) or (index < len(conversation) - 1 and not reasoning):
+            return Turn(header(conversation, index), (response, END))
         if reasoning:
             found, rule = f"Message {index + 1} reasons before it answers.", "qwen3_disable_thinking has no reasoning."
             raise DataError(found, rule, "Use renderer_name=qwen3, or leave the reasoning out.")
-        return Turn(header(told, index), (said.lstrip("\n"), END), prefill=NOT_THINKING)
+        return Turn(header(conversation, index), (response.lstrip("\n"), END), prefill=NOT_THINKING)
 
 
 def header(messages: Sequence[Message], index: int) -> Pieces:
-    """``<|im_start|>role`` and a line's end, after the line's end of the message before."""
-    between = ("\n",) if index else ()
-    return (*between, START, f"{messages[index]['role']}\n")
+    """``<|im_start|>role`` and a newline; after the newline of the previous message, if any."""
+    newline = ("\n",) if index else ()
+    return (*newline, START, f"{messages[index]['role']}\n")

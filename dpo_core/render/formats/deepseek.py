@@ -15,7 +15,7 @@ USER, ASSISTANT = Marker("<｜User｜>"), Marker("<｜Assistant｜>")
 class DeepSeekV3(Renderer):
     """``<｜begin▁of▁sentence｜>S<｜User｜>U<｜Assistant｜></think>⟦A<｜end▁of▁sentence｜>⟧``.
 
-    DeepSeek-V3.1's template, ``thinking=False``: ``</think>`` opens every answer, and reasoning is left out.
+    DeepSeek-V3.1's template, ``thinking=False``: ``</think>`` begins every response, and reasoning is left out.
     """
 
     name = "deepseekv3"
@@ -27,9 +27,9 @@ class DeepSeekV3(Renderer):
         return (BEGIN,)
 
     def turn(self, messages: Sequence[Message], index: int) -> Turn:
-        """The message's text behind its role's token; system messages stand first, without one.
+        """The message's text after its role's token; system messages come first, without one.
 
-        Raises DataError for a system message after another one's.
+        Raises DataError for a system message after another role's.
         """
         role, content = messages[index]["role"], messages[index]["content"]
         if role == "user":
@@ -37,6 +37,6 @@ class DeepSeekV3(Renderer):
         if role == "assistant":
             return Turn((ASSISTANT, CLOSE), (content.partition(CLOSE)[2] if CLOSE in content else content, END))
         if any(message["role"] != "system" for message in messages[:index]):
-            rule = "deepseekv3 has system messages at the start only."
+            rule = "deepseekv3 allows system messages at the start only."
             raise DataError(f"Message {index + 1} is a system message.", rule, "Use another renderer_name.")
         return Turn((), ("\n\n" + content if index else content,))

@@ -13,8 +13,8 @@ END, RETURN, CALL = Marker("<|end|>"), Marker("<|return|>"), Marker("<|call|>")
 class GptOss(Renderer):
     """``<|start|>user<|message|>U<|end|><|start|>assistant⟦<|channel|>final<|message|>A<|return|>⟧``.
 
-    The template of gpt-oss-20b and -120b, less the system message with date and reasoning effort that it writes first;
-    a conversation's system message is the developer's.
+    The template of gpt-oss-20b and -120b, without its first system message (date and reasoning
+    effort); a conversation's system message is the developer's.
     """
 
     name = "gpt_oss_no_sysprompt"
@@ -26,7 +26,7 @@ class GptOss(Renderer):
         return ()
 
     def turn(self, messages: Sequence[Message], index: int) -> Turn:
-        """The text of a role's message; answers go to the final channel, and the last one ends in ``<|return|>``."""
+        """The message's text; responses go to the final channel, and the last one ends in ``<|return|>``."""
         role, content = messages[index]["role"], messages[index]["content"]
         if role == "assistant":
             end = RETURN if index == len(messages) - 1 else END
@@ -39,20 +39,20 @@ class GptOss(Renderer):
 
     def read(self, ids: Sequence[int], ended: bool) -> ParsedResponse:
         """The final channel's text as the message, the analysis channel's as thinking."""
-        said = {"final": "", "analysis": ""}
+        channels = {"final": "", "analysis": ""}
         for part in split_at(ids, self.marker_id(END)):
             head, *texts = split_at(part, self.marker_id(MESSAGE))
             channel = "final" if not texts or "analysis" not in self.decode(head) else "analysis"
-            said[channel] += self.decode([token for text in texts or [head] for token in text])
-        return ParsedResponse({"role": "assistant", "content": said["final"]}, ended, said["analysis"])
+            channels[channel] += self.decode([token for text in texts or [head] for token in text])
+        return ParsedResponse({"role": "assistant", "content": channels["final"]}, ended, channels["analysis"])
 
 
 def split_at(ids: Sequence[int], token: int) -> list[list[int]]:
-    """The runs of ids between occurrences of one."""
+    """The lists of ids between occurrences of ``token``."""
     runs: list[list[int]] = [[]]
-    for one in ids:
-        if one == token:
+    for index in ids:
+        if index == token:
             runs.append([])
         else:
-            runs[-1].append(one)
+            runs[-1].append(index)
     return runs

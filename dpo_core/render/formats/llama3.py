@@ -13,7 +13,7 @@ HEADER_START, HEADER_END = Marker("<|start_header_id|>"), Marker("<|end_header_i
 class Llama3(Renderer):
     """``<|start_header_id|>user<|end_header_id|>\\n\\nU<|eot_id|>``, content stripped as the shipped template does.
 
-    Llama-3's template; the ones of 3.1 and later also write a knowledge cut-off and a date into the system message.
+    Llama-3's template; those of 3.1 and later also write a knowledge cut-off and a date into the system message.
     """
 
     name = "llama3"
@@ -25,6 +25,6 @@ class Llama3(Renderer):
         return (BEGIN,)
 
     def turn(self, messages: Sequence[Message], index: int) -> Turn:
-        """The header is the role between its markers and a blank line."""
+        """The message's text; the header is the role between its markers, and a blank line."""
         role, content = messages[index]["role"], messages[index]["content"]
         return Turn((HEADER_START, role, HEADER_END, "\n\n"), (content.strip(), END))

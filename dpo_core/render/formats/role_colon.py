@@ -10,18 +10,18 @@ STOP = "\n\nUser:"
 
 
 class RoleColon(Renderer):
-    """``System: S\\n\\nUser: U\\n\\nAssistant:⟦ A\\n\\nUser:⟧``: the next user's header is where an answer ends."""
+    """``System: S\\n\\nUser: U\\n\\nAssistant:⟦ A\\n\\nUser:⟧``: the next user's header ends a response."""
 
     name = "role_colon"
     stop_strings = (STOP,)
 
     def turn(self, messages: Sequence[Message], index: int) -> Turn:
-        """Header ``Role:``, output `` content`` and a blank line; an answer's end is completed by ``User:``."""
+        """Header ``Role:``, output `` content`` and a blank line; ``User:`` completes the end of a response."""
         role, content = messages[index]["role"], messages[index]["content"]
         overlap = ("User:",) if role == "assistant" else ()
         return Turn((f"{role.capitalize()}:",), (f" {content}\n\n",), overlap)
 
     def read(self, ids: Sequence[int], ended: bool) -> ParsedResponse:
-        """Cut at the stop string, strip one leading space."""
+        """The text up to the stop string, without one leading space."""
         text, stop, _ = self.decode(ids).partition(STOP)
         return ParsedResponse({"role": "assistant", "content": text.removeprefix(" ")}, ended or bool(stop))

@@ -1,4 +1,4 @@
-"""Think blocks in assistants' messages: ``<think>…</think>`` before what is said."""
+"""Think blocks in assistants' messages: ``<think>…</think>`` before the response."""
 
 from typing import NamedTuple
 
@@ -9,40 +9,40 @@ OPEN, CLOSE = Tag("<think>"), Tag("</think>")
 
 
 class Thought(NamedTuple):
-    """A message in two: its reasoning ("" for none) and what it says."""
+    """The reasoning ("" for none) and the response of a message."""
 
     reasoning: str
-    said: str
+    response: str
 
 
 def split_thought(content: str) -> Thought:
-    """A message's text as Qwen3's template reads it; without ``</think>`` it is said as it stands."""
+    """Split a message's text as Qwen3's template does; without ``</think>`` all of it is the response."""
     if CLOSE not in content:
         return Thought("", content)
-    before, _, said = content.rpartition(CLOSE)
+    before, _, response = content.rpartition(CLOSE)
     reasoning = before.partition(CLOSE)[0].rstrip("\n").rpartition(OPEN)[2].lstrip("\n")
-    return Thought(reasoning.strip("\n"), said.lstrip("\n"))
+    return Thought(reasoning.strip("\n"), response.lstrip("\n"))
 
 
 def read_thought(text: str, gap: str = "\n") -> Thought:
-    """What a model generated: a leading think block, closed or not, and the rest after the format's ``gap``."""
-    opened = text.removeprefix(OPEN)
-    if opened == text:
+    """Split generated text: a leading think block, closed or not, and the response after the format's ``gap``."""
+    after_tag = text.removeprefix(OPEN)
+    if after_tag == text:
         return Thought("", text)
-    reasoning, _, said = opened.partition(CLOSE)
-    return Thought(reasoning.strip("\n"), said.lstrip(gap))
+    reasoning, _, response = after_tag.partition(CLOSE)
+    return Thought(reasoning.strip("\n"), response.lstrip(gap))
 
 
 def last_query(messages: list[Message]) -> int:
-    """The index of the user's last question as Qwen3's template counts: answers of tools are none.
+    """Index of the last user message that is not a tool's response, as in Qwen3's template.
 
     The conversation's last index where there is none.
     """
-    queries = [index for index, message in enumerate(messages) if message["role"] == "user" and asks(message)]
+    queries = [index for index, message in enumerate(messages) if message["role"] == "user" and is_query(message)]
     return queries[-1] if queries else len(messages) - 1
 
 
-def asks(message: Message) -> bool:
-    """Whether a user's message is more than a tool's answer."""
+def is_query(message: Message) -> bool:
+    """Whether a user's message is not a tool's response."""
     text = message["content"]
     return not (text.startswith("<tool_response>") and text.endswith("</tool_response>"))

@@ -1,4 +1,4 @@
-"""Users' own datasets: in our interface, in upstream's, as a HubDataset; and what is told when they are wrong."""
+"""Custom datasets: in our interface, in upstream's, as a HubDataset; and the errors for invalid ones."""
 
 import itertools
 import re
@@ -108,13 +108,15 @@ def test_a_description_as_a_built_in_dataset_has_it(tmp_path: Path, module: Modu
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ("return 3", r"Builder.convert returned a int for mine train row \d"),
         ("return len(row['a'] + 1)", r"Builder.convert raises TypeError for mine train row \d"),
     ],
 )
-def test_a_descriptions_conversion_is_watched_too(tmp_path: Path, module: Module, body: str, told: str) -> None:
+def test_errors_in_a_hub_datasets_conversion_name_the_row(
+    tmp_path: Path, module: Module, body: str, message: str
+) -> None:
     name = module(
         "from dpo_core.data.datasets.hub_dataset import HubDataset\n\n"
         f"def convert(row, where):\n    {body}\n\n"
@@ -122,21 +124,25 @@ def test_a_descriptions_conversion_is_watched_too(tmp_path: Path, module: Module
     )
     for split in ("train", "test"):
         write_rows(tmp_path / "mine" / f"{split}.parquet", [{"a": "x"}])
-    with pytest.raises(DataError, match=told.replace("train", "test")):
+    with pytest.raises(DataError, match=message.replace("train", "test")):
         acquired(tmp_path, DataSettings(dataset=name, data_path=tmp_path / "mine"))
 
 
-def test_a_builder_is_known_by_its_code_and_fingerprint_or_else_asked_again(module: Module) -> None:
-    known, unknown = (
+def test_a_builder_is_identified_by_its_code_and_fingerprint_or_else_read_again(module: Module) -> None:
+    fingerprinted, unfingerprinted = (
         DataSettings(dataset=module(OURS)),
         DataSettings(dataset=module(UPSTREAM.replace("{test}", "None"))),
     )
-    assert acquire.content(known.dataset, known) == acquire.content(known.dataset, known)
-    assert acquire.content(unknown.dataset, unknown) != acquire.content(unknown.dataset, unknown)
+    assert acquire.source_identity(fingerprinted.dataset, fingerprinted) == acquire.source_identity(
+        fingerprinted.dataset, fingerprinted
+    )
+    assert acquire.source_identity(unfingerprinted.dataset, unfingerprinted) != acquire.source_identity(
+        unfingerprinted.dataset, unfingerprinted
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("import nowhere_at_all", "does not import: ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("1 / 0", "does not import: ZeroDivisionError: division by zero"),
@@ -144,13 +150,13 @@ def test_a_builder_is_known_by_its_code_and_fingerprint_or_else_asked_again(modu
         ("class Bilder: ...", "has no Builder.*Did you mean Bilder"),
     ],
 )
-def test_a_module_that_does_not_import_or_has_no_such_class(module: Module, text: str, told: str) -> None:
-    with pytest.raises(RecipeError, match=told):
-        acquire.pin(DataSettings(dataset=module(text)))
+def test_a_module_that_does_not_import_or_has_no_such_class(module: Module, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        acquire.pin_source(DataSettings(dataset=module(text)))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("class Builder: ...", "has no method splits"),
         (UPSTREAM.replace("def example_to", "def example_from"), "has no method example_to_labeled_comparison"),
@@ -158,14 +164,14 @@ def test_a_module_that_does_not_import_or_has_no_such_class(module: Module, text
         (OURS.replace('fingerprint = "1"', "def __init__(self, path): ..."), r"raises TypeError: .*without arguments"),
     ],
 )
-def test_a_class_that_cannot_be_used_is_refused_before_any_work(module: Module, text: str, told: str) -> None:
+def test_a_class_that_cannot_be_used_is_refused_before_any_work(module: Module, text: str, message: str) -> None:
     data = DataSettings(dataset=module(text.replace("{test}", "None")))
-    with pytest.raises(RecipeError, match=told):
-        acquire.content(acquire.pin(data), data)
+    with pytest.raises(RecipeError, match=message):
+        acquire.source_identity(acquire.pin_source(data), data)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("return rows, {test}", "return rows", "get_train_and_test_datasets returned Dataset"),
         ("return rows, {test}", "return 3, None", r"get_train_and_test_datasets returned \(3, None\)"),
@@ -175,10 +181,10 @@ def test_a_class_that_cannot_be_used_is_refused_before_any_work(module: Module, 
     ],
 )
 def test_what_a_builder_returns_wrongly_is_named_with_the_row(
-    tmp_path: Path, module: Module, old: str, new: str, told: str
+    tmp_path: Path, module: Module, old: str, new: str, message: str
 ) -> None:
     data = DataSettings(dataset=module(UPSTREAM.replace(old, new).replace("{test}", "None")))
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         acquired(tmp_path, data)
     assert list((tmp_path / "store" / "acquire").iterdir()) == []
 
@@ -191,8 +197,8 @@ def test_a_builders_malformed_rows_are_counted(tmp_path: Path, module: Module) -
 
 def test_a_file_with_a_colon_is_a_file(tmp_path: Path, module: Module) -> None:
     path = write_rows(tmp_path / "a:b", pair_rows(2))
-    with pytest.raises(DataError, match=re.escape("of no known kind")):
-        acquire.pin(DataSettings(dataset=path.name))
+    with pytest.raises(DataError, match=re.escape("not a dataset file of a known kind")):
+        acquire.pin_source(DataSettings(dataset=path.name))
 
 
 def test_the_readmes_dataset_works_as_it_is_printed(tmp_path: Path, module: Module) -> None:

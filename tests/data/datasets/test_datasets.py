@@ -10,7 +10,7 @@ from datasets import Dataset, load_dataset
 
 from dpo_core.config.recipe import DataSettings
 from dpo_core.data.datasets import chatbot_arena, helpsteer2, helpsteer3, tulu3, ultrafeedback
-from dpo_core.data.datasets.registry import DATASETS, convert
+from dpo_core.data.datasets.registry import DATASETS, convert_by_columns
 from dpo_core.data.preference import Preference
 from dpo_core.data.readers import jsonl, tables
 from dpo_core.data.row_outcome import Dropped, Outcome
@@ -32,14 +32,14 @@ def hh_row(index: int) -> dict[str, str]:
     return {"chosen": f"{prompt} Good {index}.", "rejected": f"{prompt} Bad {index}."}
 
 
-def cause(told: Outcome) -> str:
-    assert isinstance(told, Dropped)
-    return told.cause
+def cause(outcome: Outcome) -> str:
+    assert isinstance(outcome, Dropped)
+    return outcome.cause
 
 
-def kept(told: Outcome) -> Preference:
-    assert isinstance(told, Preference)
-    return told
+def kept(outcome: Outcome) -> Preference:
+    assert isinstance(outcome, Preference)
+    return outcome
 
 
 def test_hhh_is_shuffled_with_the_references_seed_and_its_first_test_rows_are_taken(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_ultrafeedbacks_ties_and_turns() -> None:
     assert cause(ultrafeedback.convert(longer, "row")) == "malformed: not a single turn"
 
 
-@pytest.mark.parametrize("reading", [ultrafeedback.convert, convert])
+@pytest.mark.parametrize("reading", [ultrafeedback.convert, convert_by_columns])
 def test_ultrafeedbacks_counts_on_the_real_rows(reading: Any) -> None:
     rows = list(jsonl.read(shared("data", "ultrafeedback", "train_prefs_first400.jsonl"), reading))
     assert len(rows) == 400
@@ -257,7 +257,7 @@ def test_helpsteer2_takes_a_prompts_best_against_its_worst(tmp_path: Path) -> No
 
 
 def test_helpsteer2s_turns() -> None:
-    assert helpsteer2.turns("a\n<extra_id_1>Assistant\nb\nc\n<extra_id_1>User\nd") == [
+    assert helpsteer2.parse_turns("a\n<extra_id_1>Assistant\nb\nc\n<extra_id_1>User\nd") == [
         user("a"),
         assistant("b\nc"),
         user("d"),
@@ -268,7 +268,7 @@ def test_helpsteer2s_turns() -> None:
 
 def test_the_order_of_shuffling_is_that_of_datasets() -> None:
     rows = Dataset.from_dict({"number": list(range(1000))})
-    assert rows.shuffle(seed=0)["number"][:] == list(tables.shuffled(1000, 0))
+    assert rows.shuffle(seed=0)["number"][:] == list(tables.shuffled_order(1000, 0))
 
 
 def test_named_datasets_are_pinned_by_repository(tmp_path: Path) -> None:
@@ -286,6 +286,8 @@ def test_named_datasets_are_pinned_by_repository(tmp_path: Path) -> None:
 
 def test_rows_of_another_dataset_are_malformed_by_their_missing_column(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "hh.jsonl", [hh_row(index) for index in range(20)])
-    told = r"20 of 20 dataset rows are malformed: 20 missing column \(as hh.jsonl:1: no column 'overall_preference'\)"
-    with pytest.raises(DataError, match=told):
+    message = (
+        r"20 of 20 dataset rows are malformed: 20 missing column \(as hh.jsonl:1: no column 'overall_preference'\)"
+    )
+    with pytest.raises(DataError, match=message):
         acquired(tmp_path, DataSettings(dataset="helpsteer3", data_path=path))

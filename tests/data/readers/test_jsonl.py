@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dpo_core.data.datasets.hhh import transcript
-from dpo_core.data.datasets.registry import convert
+from dpo_core.data.datasets.registry import convert_by_columns
 from dpo_core.data.preference import Preference
 from dpo_core.data.readers import jsonl
 from dpo_core.data.row_outcome import Dropped, Malformed
@@ -21,7 +21,7 @@ Writer = Callable[..., Path]
 
 
 def only(row: Any) -> Preference | Dropped:
-    return convert(row, "row")
+    return convert_by_columns(row, "row")
 
 
 def test_texts_become_a_users_and_an_assistants_message() -> None:
@@ -100,8 +100,8 @@ def test_a_transcript_is_split_at_speakers_after_blank_lines_only() -> None:
 
 
 def test_transcripts_must_share_all_but_the_last_message() -> None:
-    there, other = "\n\nHuman: a\n\nAssistant: b", "\n\nHuman: z\n\nAssistant: c"
-    assert only({"chosen": there, "rejected": other}) == Dropped("different prompts", "row")
+    chosen, rejected = "\n\nHuman: a\n\nAssistant: b", "\n\nHuman: z\n\nAssistant: c"
+    assert only({"chosen": chosen, "rejected": rejected}) == Dropped("different prompts", "row")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_transcripts_must_share_all_but_the_last_message() -> None:
     ],
 )
 def test_counts_on_the_real_hh_files(name: str, rows: int, kept: int, dropped: dict[str, int]) -> None:
-    results = list(jsonl.read(shared("data", "hh-rlhf", name), convert))
+    results = list(jsonl.read(shared("data", "hh-rlhf", name), convert_by_columns))
     assert len(results) == rows
     assert sum(isinstance(result, Preference) for result in results) == kept
     assert Counter(result.cause for result in results if isinstance(result, Dropped)) == dropped
@@ -124,7 +124,7 @@ def test_counts_on_the_real_hh_files(name: str, rows: int, kept: int, dropped: d
 def test_gzip_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}).encode()))
-    assert len(list(jsonl.read(path, convert))) == 1
+    assert len(list(jsonl.read(path, convert_by_columns))) == 1
 
 
 def test_bad_files_are_refused_by_name_and_line(tmp_path: Path, write_jsonl: Writer) -> None:
@@ -132,12 +132,12 @@ def test_bad_files_are_refused_by_name_and_line(tmp_path: Path, write_jsonl: Wri
     broken = write_jsonl([good], "broken.jsonl")
     with broken.open("a") as stream:
         stream.write("{not json\n")
-    for path, told in (
+    for path, message in (
         (tmp_path / "missing.jsonl", "There is no dataset file"),
         (write_jsonl([], "empty.jsonl"), "is empty"),
         (broken, r"broken.jsonl, line 2 is not JSON"),
         (write_jsonl([good, [1]], "list.jsonl"), r"line 2 is a list"),
         (write_jsonl([{"question": "q", "answer": "a"}], "columns.jsonl"), r"has columns \['answer', 'question'\]"),
     ):
-        with pytest.raises(DataError, match=told):
-            list(jsonl.read(path, convert))
+        with pytest.raises(DataError, match=message):
+            list(jsonl.read(path, convert_by_columns))

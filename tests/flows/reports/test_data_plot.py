@@ -12,7 +12,7 @@ from flows.reports.data_plot import lengths
 def test_causes_and_lengths_of_both_splits_are_drawn(tmp_path: Path) -> None:
     counts = LengthCounts("tokens")
     counts.add([10, 20, 300], [5, 6, 7], [1, 2, 3])
-    report = DataReport(rows_read=5, kept=3, dropped={"tie": 2}, **counts.told())
+    report = DataReport(rows_read=5, kept=3, dropped={"tie": 2}, **counts.report_fields())
     lengths({"train": report}, tmp_path / "one.png")
     lengths({"train": report, "test": report}, tmp_path / "two.png")
     one, two = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("one", "two"))

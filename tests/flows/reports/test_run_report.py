@@ -63,8 +63,8 @@ def test_the_data_are_inputs_with_digest_and_counts(run: RunHandle, candidate: C
 def test_the_data_report_and_its_picture_are_logged(run: RunHandle, candidate: Candidate) -> None:
     counts = LengthCounts("tokens")
     counts.add([10, 20], [3, 4], [5, 6])
-    measured = candidate.rendered.train_report.model_copy(update=dict(counts.told()))
-    report.write(candidate.rendered.path, "hhh", {"train": measured})
+    measured = candidate.rendered.train_report.model_copy(update=dict(counts.report_fields()))
+    report.write_report(candidate.rendered.path, "hhh", {"train": measured})
     rendered = candidate.rendered.model_copy(update={"train_report": measured})
     run_report.log_data(run, candidate.pairs, rendered)
     assert files(run, "data") == {"data/report.json", "data/report.txt", "data/lengths.png"}
