@@ -173,7 +173,7 @@ def page(uri: str, ids: list[str], repeats: int) -> dict[str, float]:
         "order_by": ["attributes.start_time DESC"],
     }
     chart = urlencode({"run_ids": ids[:10], "metric_key": CURVES[0], "max_results": 320}, doseq=True)
-    with ui.running(uri, free_port()) as (_, address):
+    with ui.running_server(uri, free_port()) as (_, address):
         api = f"{address}/ajax-api/2.0/mlflow"
         asked = {
             "page: table of the newest 100": Request(f"{api}/runs/search", json.dumps(table).encode(), JSON_TYPE),

@@ -66,7 +66,9 @@ def register(recipe: Recipe, candidate: Candidate) -> StageResult[ModelVersion]:
     mlflow_run.tag(handle, tags)
     log_artifacts.record(handle, recipe, Training(candidate.checkpoint, candidate.pairs, candidate.rendered))
     run_report.log_results(handle, candidate)
-    return versions.register(handle, candidate, name, versions.VersionNotes(tags, model_card.card(recipe, candidate)))
+    return versions.register(
+        handle, candidate, name, versions.VersionNotes(tags, model_card.model_card_markdown(recipe, candidate))
+    )
 
 
 def promote(recipe: Recipe, candidate: Candidate, version: ModelVersion) -> Promotion:
@@ -74,7 +76,7 @@ def promote(recipe: Recipe, candidate: Candidate, version: ModelVersion) -> Prom
     handle = open_run(recipe, candidate.checkpoint)
     case = champion.case(version, candidate.before, candidate.after)
     promotion = champion.promote(handle, case, recipe.promote, approval.asker(recipe.promote))
-    run_report.describe(handle, recipe, candidate, promotion)
+    run_report.set_description(handle, recipe, candidate, promotion)
     mlflow_run.close_run(handle, "FINISHED")
     create_markdown_artifact(f"{promotion.reason}\n\nMLflow run: {handle.url or handle.run_id}", key="promotion")
     return promotion

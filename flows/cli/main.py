@@ -1,4 +1,4 @@
-"""The command line. Heavy imports wait inside the commands, so that --help and a wrong setting are answered at once."""
+"""Command line ``dpo``. Commands import what they need when called, so that --help and errors in settings are fast."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import click
 
 from dpo_core.errors import DPOError, StoppedError, TrainingError, interrupted
 from dpo_core.system import gc_tuning
-from flows.cli.commands import COMMANDS, FREE_FORM, WORDS
+from flows.cli.commands import COMMANDS, EXPERIMENT, FREE_FORM, STORE, settings_argument
 
 if TYPE_CHECKING:
     from dpo_core.config.recipe import Recipe
@@ -21,31 +21,34 @@ DEMO_RECIPE = Path(__file__).parents[2] / "recipes" / "demo.toml"
 
 
 class RecipeCommand(click.Command):
-    """A command that takes settings as key=value, and lists them all in its help."""
+    """A command that takes settings as key=value. Its help lists every setting."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Every setting by section, with its default."""
+        """Write every setting with its default, by section."""
         from dpo_core.config.recipe import SECTIONS  # lazy: pydantic, for this help page only
 
         for section, kind in SECTIONS.items():
             with formatter.section(f"Settings: {section}"):
                 rows = [
-                    (f"{name}={shown(field.default)}", field.description or "")
+                    (f"{name}={format_default(field.default)}", field.description or "")
                     for name, field in kind.model_fields.items()
                 ]
                 formatter.write_dl(rows)
 
 
-def shown(default: object) -> str:
-    """A default as it would be typed."""
+def format_default(default: object) -> str:
+    """A default as it is typed on the command line."""
     return ",".join(str(item) for item in default) if isinstance(default, tuple) else str(default)
 
 
 class Commands(click.Group):
-    """The commands, all of which Ctrl-C stops with the same words and exit code."""
+    """Group of commands. Ctrl-C ends each of them with the same message and exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """One command."""
+        """Run a command.
+
+        Raises StoppedError on Ctrl-C.
+        """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -57,7 +60,7 @@ class Commands(click.Group):
 def cli() -> None:
     """Direct Preference Optimization as a workflow: data, training, evaluation, registry, promotion.
 
-    Start with: dpo demo. With --debug anywhere, errors show their traceback.
+    Start with: dpo demo. To see the traceback of an error, add --debug to any command.
     """
 
 
@@ -66,53 +69,58 @@ for command in COMMANDS:
 
 
 @cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
-@WORDS
+@settings_argument()
 def run(words: tuple[str, ...]) -> None:
-    """Run the whole pipeline: dpo run [recipe.toml] [key=value ...]."""
+    """Run the pipeline: data, training, evaluation, promotion."""
     from dpo_core.config.settings import split_recipe_file  # lazy: pydantic, half a second that --help need not wait
 
-    execute(*split_recipe_file(words))
+    read_and_run(*split_recipe_file(words))
 
 
 @cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
-@WORDS
+@settings_argument("[KEY=VALUE]...")
 def demo(words: tuple[str, ...]) -> None:
-    """Run the built-in demo: no network, no GPU, minutes on two cores. dpo demo [key=value ...]."""
-    execute(DEMO_RECIPE, words)
+    """Run the built-in demo (no network, no GPU).
+
+    The demo takes a few minutes on two CPU cores.
+    """
+    read_and_run(DEMO_RECIPE, words)
 
 
-def execute(recipe_file: Path | None, words: Sequence[str]) -> None:
-    """Read the recipe, refuse what cannot work, then start the flow."""
-    # Lazy, each of these: what comes first must not wait for what comes next.
-    from dpo_core.config.settings import read_recipe
+def read_and_run(recipe_file: Path | None, words: Sequence[str]) -> None:
+    """Read the recipe and run it."""
+    from dpo_core.config.settings import read_recipe  # lazy: pydantic, which --help need not import
 
-    start(read_recipe(recipe_file, words))
+    run_flow(read_recipe(recipe_file, words))
 
 
-def start(recipe: "Recipe") -> None:
-    """The flow, on a recipe that can work."""
-    plan = refuse_early(recipe)
-    end_by_sigterm()
+def run_flow(recipe: "Recipe") -> None:
+    """Check the recipe, run the flow and print its result."""
+    plan = check_before_start(recipe)
+    exit_on_sigterm()
     with gc_tuning.paused():
-        # Lazy, each of these: prefect and mlflow come after the checks.
-        from flows.cli.final_summary import show
+        # Lazy: prefect and mlflow, seconds that an error of the checks must not wait for.
+        from flows.cli.final_summary import print_summary
         from flows.pipeline import CHECKED, pipeline
         from flows.tracking import mlflow_server
 
     CHECKED.set(plan)
-    show(pipeline(mlflow_server.without_password(recipe)))
+    print_summary(pipeline(mlflow_server.without_password(recipe)))
 
 
-def end_by_sigterm() -> None:
-    """Leave in an orderly way, and the server that Prefect brings along with us: it would outlive this process.
+def exit_on_sigterm() -> None:
+    """Exit normally on SIGTERM, so that the temporary Prefect server ends too; it would outlive this process.
 
-    Prefect stops what runs first, and then hands the signal on to this.
+    Prefect first stops the running flow and then calls this handler.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(StoppedError.exit_code))
 
 
-def refuse_early(recipe: "Recipe") -> "RunPlan":
-    """What would fail later fails now, before a server is started: names, files, hubs, servers."""
+def check_before_start(recipe: "Recipe") -> "RunPlan":
+    """Check settings, files, hubs and servers before anything is started; returns the plan of the run.
+
+    Raises DPOError for what would fail later. An MLflow server that is down is only a warning.
+    """
     # Lazy: pyarrow and tokenizers.
     from dpo_core.config import redact
     from dpo_core.pipeline.preflight import preflight
@@ -122,8 +130,8 @@ def refuse_early(recipe: "Recipe") -> "RunPlan":
 
     uri = mlflow_server.tracking_uri(recipe.track)
     if mlflow_server.is_down(uri):
-        told = "Training goes on, and MLflow is brought up to date when it is back."
-        click.echo(f"warning: nobody answers at tracking_uri={redact.shown(uri)}. {told}", err=True)
+        remedy = "Training continues, and MLflow receives the journal when the server is back."
+        click.echo(f"warning: no server answers at tracking_uri={redact.shown(uri)}. {remedy}", err=True)
     else:
         mlflow_server.check_server(uri)
     prefect_setup.check_prefect()
@@ -134,133 +142,140 @@ def refuse_early(recipe: "Recipe") -> "RunPlan":
 
 
 @cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
-@WORDS
+@settings_argument("[DATASET] [KEY=VALUE]...")
 def data(words: tuple[str, ...]) -> None:
-    """Look at preferences without training: dpo data [dataset or path] [key=value ...].
+    """Show what a dataset holds, without training.
 
-    Prints what is kept and dropped and how long it is; on a terminal, then pages through the pairs.
+    Print how many pairs are kept and dropped, and their lengths. On a terminal, page through the pairs afterwards.
     """
-    become("dpo_core", "data", *words)
+    replace_process("dpo_core", "data", *words)
 
 
 @cli.command()
 @click.argument("model")
 @click.argument("prompts", nargs=-1, required=True)
-@click.option("--max-new-tokens", default=256, show_default=True, help="Tokens of an answer at most.")
+@click.option("--max-new-tokens", default=256, show_default=True, help="Maximum number of tokens in a response.")
 def generate(model: str, prompts: tuple[str, ...], max_new_tokens: int) -> None:
-    """Answer prompts with a model: a directory, as a run's final/, or models:/NAME@champion."""
-    try_model("generate", model, [*prompts, f"max_new_tokens={max_new_tokens}"])
+    """Generate a response to each prompt.
+
+    MODEL is a directory, such as a run's final/, or a registered version, such as models:/NAME@champion.
+    """
+    run_with_model("generate", model, [*prompts, f"max_new_tokens={max_new_tokens}"])
 
 
 @cli.command()
 @click.argument("model")
-@click.option("--max-new-tokens", default=256, show_default=True, help="Tokens of an answer at most.")
+@click.option("--max-new-tokens", default=256, show_default=True, help="Maximum number of tokens in a response.")
 def chat(model: str, max_new_tokens: int) -> None:
-    """Talk with a model: a directory, as a run's final/, or models:/NAME@champion."""
-    try_model("chat", model, [f"max_new_tokens={max_new_tokens}"])
+    """Chat with a model.
+
+    MODEL is a directory, such as a run's final/, or a registered version, such as models:/NAME@champion.
+    """
+    run_with_model("chat", model, [f"max_new_tokens={max_new_tokens}"])
 
 
-def try_model(command: str, model: str, words: Sequence[str]) -> None:
-    """Start generate or chat with a directory, or with the weights of a registered version."""
+def run_with_model(command: str, model: str, words: Sequence[str]) -> None:
+    """Run ``generate`` or ``chat`` on a directory, or on the weights of a registered version."""
     if model.startswith("models:"):
         from flows.registry.model_uri import directory  # lazy: mlflow, for registered models only
 
         model = str(directory(model))
-    become("dpo_core", command, model, *words)
+    replace_process("dpo_core", command, model, *words)
 
 
 @cli.command()
 @click.option("--port", default=5000, show_default=True, help="Port of the MLflow UI.")
-@click.option("--tracking-uri", default=None, help="Store or server (default: MLFLOW_TRACKING_URI, else ./mlruns).")
-@click.option("--experiment-name", default=None, help="Experiment whose page is shown (default: dpo).")
+@STORE
+@EXPERIMENT
 def ui(port: int, tracking_uri: str | None, experiment_name: str | None) -> None:
-    """Open the MLflow UI on the runs' store."""
+    """Serve the MLflow UI of the runs until Ctrl-C."""
     from dpo_core.config.settings import read_recipe  # lazy: pydantic
     from flows.cli.ui import serve
 
-    given = {"tracking_uri": tracking_uri, "experiment_name": experiment_name}
-    recipe = read_recipe(None, [f"{name}={value}" for name, value in given.items() if value])
+    options = {"tracking_uri": tracking_uri, "experiment_name": experiment_name}
+    recipe = read_recipe(None, [f"{name}={value}" for name, value in options.items() if value])
     serve(recipe.track, port)
 
 
 @cli.command("eval", cls=RecipeCommand, context_settings=FREE_FORM)
-@WORDS
+@settings_argument("[RECIPE.TOML] --model A [--against B] [KEY=VALUE]...")
 def evaluate(words: tuple[str, ...]) -> None:
-    """Measure a model, or compare two: dpo eval [recipe.toml] --model A [--against B] [key=value ...].
+    """Evaluate a model, or compare two models.
 
     \b
-    A, B     a run's final/ or adapter/, any model directory, a hub id, models:/NAME@champion
-    --task   ifeval (default), inspect_evals/NAME, FILE.py@TASK; may be given again
-    --limit  first so many prompts of each task
-    --judge  PROVIDER/MODEL of inspect-ai that prefers one of two answers, both orders
-    --show   prompts that flipped to show each way (default 3)
+    A, B     a run's final/ or adapter/, a model directory, a hub id, or models:/NAME@champion
+    --task   ifeval (default), inspect_evals/NAME or FILE.py@TASK; may be repeated
+    --limit  evaluate at most this many prompts of each task
+    --judge  inspect-ai model (PROVIDER/MODEL) that picks the better response, in both orders
+    --show   how many changed prompts to show in each direction (default 3)
 
-    Answers are kept: a second call is a lookup, and one that was cut off goes on.
+    Responses are cached: a repeated command reads them, and an interrupted one continues.
     """
-    become("dpo_core", "eval", *words)
+    replace_process("dpo_core", "eval", *words)
 
 
 @cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
-@WORDS
+@settings_argument()
 def sweep(words: tuple[str, ...]) -> None:
-    """Run every combination of settings given several values: dpo sweep [recipe.toml] learning_rate=1e-6,5e-6 ...
+    """Run every combination of several values per setting.
 
-    A setting that is itself a list is given again for each alternative: lora_targets=all-linear lora_targets=q_proj.
+    Separate the values of a setting by commas: learning_rate=1e-6,5e-6. If the setting is itself a list, repeat it
+    for each alternative: lora_targets=all-linear lora_targets=q_proj.
     """
-    # Lazy, as in execute: a wrong setting must not wait for what comes next.
+    # Lazy: an error in the settings must not wait for the imports of the flow.
     from dpo_core.config.settings import split_recipe_file
-    from flows.sweep import sweep_plan as plans
+    from flows.sweep import sweep_plan
 
-    recipe, axes = plans.read(*split_recipe_file(words))
-    planned = plans.plan(recipe, axes)
-    refuse_early(recipe)
-    end_by_sigterm()
+    recipe, axes = sweep_plan.read_sweep(*split_recipe_file(words))
+    planned = sweep_plan.plan_sweep(recipe, axes)
+    check_before_start(recipe)
+    exit_on_sigterm()
     with gc_tuning.paused():
-        from flows.sweep.sweep_flow import sweep as sweeping
+        from flows.sweep import sweep_flow
         from flows.tracking import mlflow_server
 
-    outcome = sweeping(mlflow_server.without_password(recipe), {leaf: list(values) for leaf, values in axes.items()})
-    click.echo(f"Best: {outcome.best}, version {outcome.promotion.version}. Members: {planned.place}")
-    if outcome.undone:
+    values = {leaf: list(values) for leaf, values in axes.items()}
+    outcome = sweep_flow.sweep(mlflow_server.without_password(recipe), values)
+    click.echo(f"Best: {outcome.best}, version {outcome.promotion.version}. Members: {planned.directory}")
+    if outcome.unfinished:
         sys.exit(TrainingError.exit_code)
 
 
 @cli.command(context_settings=FREE_FORM | {"help_option_names": []})
-@WORDS
+@settings_argument()
 def deploy(words: tuple[str, ...]) -> None:
-    """Register the deployments at PREFECT_API_URL: dpo deploy [recipe.toml] [key=value ...]; dpo deploy --help."""
-    become("deployments", "deploy", *words)
+    """Register the deployments at PREFECT_API_URL."""
+    replace_process("deployments", "deploy", *words)
 
 
 @cli.command(context_settings=FREE_FORM | {"help_option_names": []})
-@WORDS
+@settings_argument()
 def submit(words: tuple[str, ...]) -> None:
-    """Ask for a run of a deployment: dpo submit [recipe.toml] [key=value ...]; dpo submit --help."""
-    become("deployments", "submit", *words)
+    """Submit a run to a deployment at PREFECT_API_URL."""
+    replace_process("deployments", "submit", *words)
 
 
 @cli.command(context_settings=FREE_FORM | {"help_option_names": []})
-@WORDS
+@settings_argument()
 def serve(words: tuple[str, ...]) -> None:
-    """Run the deployments from this process: dpo serve [recipe.toml] [key=value ...]; dpo serve --help."""
-    become("deployments", "serve", *words)
+    """Serve the deployments from this process."""
+    replace_process("deployments", "serve", *words)
 
 
-def become(package: str, *words: str) -> NoReturn:
-    """Go on as ``python -m package words…``: ``deployments`` stands above this package, ``dpo_core`` loads in its time.
+def replace_process(package: str, *words: str) -> NoReturn:
+    """Replace this process by ``python -m package words…``, which this package must not or need not import.
 
-    Nobody stands between the command and a signal, the terminal, or whoever waits for the exit code: it is the same
-    process.
+    The process id stays, so signals, the terminal and the exit code reach the command directly.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # what replaces this process has buffers of its own
+        stream.flush()  # buffered output would be lost with this program
     os.execv(sys.executable, [sys.executable, "-m", package, *words])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script: an error meant for the user is one line on stderr, its kind the exit code.
+    """Console script. A DPOError is printed as one line on stderr, and its class sets the exit code.
 
-    ``--debug`` anywhere (or DPO_DEBUG=1) shows tracebacks, here and in the stages' processes.
+    ``--debug`` anywhere, or DPO_DEBUG=1, shows tracebacks here and in the stages' processes.
     """
     gc_tuning.skip_at_exit()
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -1,4 +1,4 @@
-"""``dpo models``, ``dpo promote`` and ``dpo rollback``: what they print."""
+"""Output of the registry commands ``dpo models``, ``dpo promote`` and ``dpo rollback``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,37 +6,45 @@ from typing import Any
 from rich.console import Console
 
 from dpo_core.errors import RecipeError
-from flows.registry import model_admin as registered
+from flows.registry import model_admin
 
 
 def models(name: str | None, tracking_uri: str | None) -> None:
-    """A table for each registered model, or for the one that is named."""
-    registry, console = registered.open_registry(tracking_uri), Console(highlight=False)
-    names = [registered.named(registry, name)] if name else registry.names()
+    """Print a table of versions for each registered model, or for the model ``name``.
+
+    Raises RecipeError when there is no such model, or none at all.
+    """
+    registry, console = model_admin.open_registry(tracking_uri), Console(highlight=False)
+    names = [model_admin.named(registry, name)] if name else registry.names()
     if not names:
-        registered.named(registry, None)
-    for one in names:
-        console.print(registered.table(registry, one))
+        model_admin.named(registry, None)
+    for model in names:
+        console.print(model_admin.table(registry, model))
 
 
 def promote(version: str, words: Sequence[str], options: Mapping[str, Any]) -> None:
-    """The decision; a version that the gates hold back is an exit code, so that scripts see it.
+    """Promote a version and print the verdict of each gate.
 
-    Raises RecipeError for ``--force`` without a reason, and for a version that is not promoted.
+    Raises RecipeError for ``--force`` without a reason, and for a version that is not promoted, so that scripts see
+    an exit code.
     """
     if options["force"] and not options["reason"]:
-        raise RecipeError("--force comes without a reason.", "Overruling the gates is recorded.", "Add --reason.")
-    registry = registered.open_registry(options["tracking_uri"])
-    found = registered.find(registry, version, options["name"])
-    promotion = registered.promote(registry, found, words, options["reason"] if options["force"] else None)
-    for name, told in promotion.gates.items():
-        print(f"{name.replace('_', ' ')} {told}")
+        raise RecipeError(
+            "--force is given without a reason.",
+            "Overruling the gates is recorded with its reason.",
+            "Add --reason TEXT.",
+        )
+    registry = model_admin.open_registry(options["tracking_uri"])
+    model_version = model_admin.find(registry, version, options["name"])
+    promotion = model_admin.promote(registry, model_version, words, options["reason"] if options["force"] else None)
+    for name, verdict in promotion.gates.items():
+        print(f"{name.replace('_', ' ')} {verdict}")
     if not promotion.promoted:
-        raise RecipeError(promotion.reason, "", "dpo promote --force --reason … overrules the gates.")
+        raise RecipeError(promotion.reason, "", "To overrule the gates, run dpo promote VERSION --force --reason TEXT.")
     print(promotion.reason)
 
 
 def rollback(name: str | None, tracking_uri: str | None, reason: str | None) -> None:
-    """Who is the champion now."""
-    registry = registered.open_registry(tracking_uri)
-    print(registered.rollback(registry, registered.named(registry, name), reason))
+    """Move the alias back and print which version is the champion now."""
+    registry = model_admin.open_registry(tracking_uri)
+    print(model_admin.rollback(registry, model_admin.named(registry, name), reason))

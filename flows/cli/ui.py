@@ -1,4 +1,4 @@
-"""``dpo ui``: the MLflow UI on the runs' store, in the light form of the server."""
+"""MLflow UI of the runs' store (``dpo ui``), served by one worker without job runners."""
 
 import json
 import os
@@ -21,115 +21,121 @@ from dpo_core.errors import TrackingError
 from flows.tracking import experiment_page, mlflow_server
 
 HOST = "127.0.0.1"
-START_UP_S = 120
-STOPPING_S = 10
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 10
 
-# One worker and no job runners: half a gigabyte in place of three.
-LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+# With one worker and no job runners the server takes half a gigabyte of memory, not three.
+LIGHT_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def serve(track: TrackSettings, port: int) -> None:
-    """Show the address of the experiment's page, serving it until Ctrl-C unless the store has its own server.
+    """Print the address of the experiment's page and serve it until Ctrl-C.
 
-    Raises TrackingError when the port is taken, the server does not come up, or the store's own does not answer.
+    A store that is a server already is not served again. Raises TrackingError when the port is taken, the server does
+    not start, or the store's own server does not answer.
     """
     uri = mlflow_server.tracking_uri(track)
     if mlflow_server.is_server(uri):
         mlflow_server.check_server(uri)
-        print(f"MLflow is at {page(uri, track.experiment_name)}")
+        print(f"MLflow is at {experiment_url(uri, track.experiment_name)}")
         return
-    # A supervisor's SIGTERM ends it as Ctrl-C does; the server would outlive this process otherwise.
+    # SIGTERM ends the server as Ctrl-C does; otherwise it would outlive this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with running(uri, port) as (ours, address):
-        print(f"MLflow is at {page(address, track.experiment_name)}\nCtrl-C ends it.", flush=True)
+    with running_server(uri, port) as (server, address):
+        print(f"MLflow is at {experiment_url(address, track.experiment_name)}\nPress Ctrl-C to stop it.", flush=True)
         try:
-            ours.process.wait()
+            server.process.wait()
         except KeyboardInterrupt:
             return
-        raise died(ours)
+        raise server_error(server)
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server's process, and what it says."""
+    """Process of an MLflow server, and the file with its output."""
 
     process: subprocess.Popen[bytes]
     log: IO[bytes]
 
 
 @contextmanager
-def running(uri: str, port: int) -> Iterator[tuple[Server, str]]:
-    """A server of this store, answering inside the block and gone with it."""
+def running_server(uri: str, port: int) -> Iterator[tuple[Server, str]]:
+    """Context of a running server: yields the server and its address, and stops the server at the end.
+
+    Raises TrackingError when the port is taken or the server does not start.
+    """
     mlflow_server.check_port(HOST, port)
     if file := mlflow_server.database(uri):
         file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile() as log:
-        ours = Server(start(uri, port, log), log)
+        server = Server(start_server(uri, port, log), log)
         try:
             address = f"http://{HOST}:{port}"
-            wait(ours, address)
-            yield ours, address
+            wait_until_ready(server, address)
+            yield server, address
         finally:
-            stop(ours.process)
+            stop_server(server.process)
 
 
-def start(uri: str, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """The server's process, leading a group of its own: Ctrl-C reaches it through us alone."""
+def start_server(uri: str, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the server's process in a group of its own, so that Ctrl-C does not reach it before this process."""
     options = ["--workers", "1", "--host", HOST, "--port", str(port), "--uvicorn-opts", "--log-level warning"]
     root = mlflow_server.artifact_root(uri, "")
     artifacts = ["--default-artifact-root", root] if root else []
     command = [sys.executable, "-m", "mlflow", "server", *options, *artifacts]
-    # Not as an argument, which every user of the computer can read: a database's address may hold a password.
-    environment = {**os.environ, **LIGHT, "MLFLOW_BACKEND_STORE_URI": uri}
+    # In the environment: arguments are readable by every user of the computer, and the address may hold a password.
+    environment = {**os.environ, **LIGHT_SERVER, "MLFLOW_BACKEND_STORE_URI": uri}
     return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def wait(ours: Server, address: str) -> None:
-    """Until the server answers.
+def wait_until_ready(server: Server, address: str) -> None:
+    """Wait until the server answers.
 
-    Raises TrackingError when it ends, or does not answer in time.
+    Raises TrackingError when it ends, or does not answer within START_TIMEOUT_S seconds.
     """
-    deadline = time.monotonic() + START_UP_S
-    while time.monotonic() < deadline and ours.process.poll() is None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and server.process.poll() is None:
         try:
             mlflow_server.check_server(address)
         except TrackingError:
             time.sleep(0.3)
         else:
             return
-    raise died(ours)
+    raise server_error(server)
 
 
-def died(ours: Server) -> TrackingError:
-    """The error for a server that is not there, with the last thing it said."""
-    ours.log.seek(0)
-    said = [line for line in ours.log.read().decode(errors="replace").splitlines() if line.strip()]
-    status = ours.process.poll()
-    found = "does not answer" if status is None else f"ended with exit code {status}"
-    return TrackingError(f"The MLflow server {found}.", "", f"It said: {said[-1].strip() if said else 'nothing'}")
+def server_error(server: Server) -> TrackingError:
+    """The error for a server that ended or does not answer, with the last line of its output."""
+    server.log.seek(0)
+    lines = [line.strip() for line in server.log.read().decode(errors="replace").splitlines() if line.strip()]
+    status = server.process.poll()
+    problem = f"does not answer after {START_TIMEOUT_S} seconds" if status is None else f"ended with exit code {status}"
+    return TrackingError(
+        f"The MLflow server {problem}.", "", f"Its last output was: {lines[-1] if lines else 'nothing'}"
+    )
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers: politely, then not."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
+def stop_server(process: subprocess.Popen[bytes]) -> None:
+    """Stop the server and its workers: SIGTERM, and SIGKILL after STOP_TIMEOUT_S seconds."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, sign)
-            process.wait(STOPPING_S)
+            os.killpg(process.pid, signal_number)
+            process.wait(STOP_TIMEOUT_S)
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:
             continue
 
 
-def page(address: str, experiment: str) -> str:
-    """The page of the experiment, or the start page while there is none."""
+def experiment_url(address: str, experiment: str) -> str:
+    """Address of the experiment's page, or of the start page while the experiment does not exist."""
     try:
         query = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
-        with urlopen(query, timeout=mlflow_server.PATIENCE_S) as answer:
-            known = json.load(answer)["experiment"]
+        with urlopen(query, timeout=mlflow_server.PATIENCE_S) as response:
+            details = json.load(response)["experiment"]
     except HTTPError:
         return shown(address)
-    viewed = any(tag["key"] == experiment_page.TAG for tag in known.get("tags", []))
+    has_view = any(tag["key"] == experiment_page.TAG for tag in details.get("tags", []))
     return mlflow_server.experiment_page(
-        shown(address), known["experiment_id"], experiment_page.KEY if viewed else None
+        shown(address), details["experiment_id"], experiment_page.KEY if has_view else None
     )

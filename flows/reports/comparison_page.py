@@ -1,4 +1,4 @@
-"""A comparison as it is read: on the terminal, as one HTML file that needs no other, and as Markdown."""
+"""Comparison page: tables and tests of compared runs on the terminal, as one HTML file, and as Markdown."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -18,40 +18,40 @@ table { border-collapse: collapse; margin: .5rem 0 1.5rem }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd }
 th { text-align: left } td { font-variant-numeric: tabular-nums } img { max-width: 100% }
 """
-TESTS = "Against the first"
+TESTS = "Compared with the first run"
 NO_DIFFERENCE = "The recipes are the same."
-SEVERAL = "p-values are of each test alone: of many tests, some come out small by chance."
+MANY_TESTS = "Each p-value is for one test alone, without correction: among many tests, some are small by chance."
 
 
-def show(comparison: "RunComparison") -> None:
-    """Print it."""
+def print_comparison(comparison: "RunComparison") -> None:
+    """Print the tables and the tests."""
     console = Console(highlight=False)
-    for title, rows in parts(comparison):
-        made = Table(title=title, title_justify="left")
-        made.add_column("")
+    for title, rows in titled_tables(comparison):
+        table = Table(title=title, title_justify="left")
+        table.add_column("")
         for label in comparison.labels:
-            made.add_column(Text(label), overflow="fold", justify="right")
+            table.add_column(Text(label), overflow="fold", justify="right")
         for name, values in rows.items():
-            made.add_row(name, *(Text(value) for value in values))
-        console.print(made if rows else NO_DIFFERENCE)
-    for sentence in sentences(comparison):
+            table.add_row(name, *(Text(value) for value in values))
+        console.print(table if rows else NO_DIFFERENCE)
+    for sentence in comparison_sentences(comparison):
         console.print(f"- {sentence}", markup=False, soft_wrap=True)
 
 
-def parts(comparison: "RunComparison") -> list[tuple[str, Mapping[str, Sequence[str]]]]:
-    """The two tables."""
+def titled_tables(comparison: "RunComparison") -> list[tuple[str, Mapping[str, Sequence[str]]]]:
+    """The two tables, settings and results, with their titles."""
     return [("What differs in the recipe", comparison.settings), ("Results", comparison.results)]
 
 
-def sentences(comparison: "RunComparison") -> list[str]:
-    """The tests, with a warning when they are many."""
-    return [*comparison.tests, *([SEVERAL] if len(comparison.labels) > 2 else [])]
+def comparison_sentences(comparison: "RunComparison") -> list[str]:
+    """The results of the tests, with a warning about p-values when more than two runs are compared."""
+    return [*comparison.tests, *([MANY_TESTS] if len(comparison.labels) > 2 else [])]
 
 
-def html(comparison: "RunComparison", picture: bytes) -> str:
-    """One file, the picture inside of it."""
-    body = ["<h1>Comparison</h1>"]
-    for title, rows in parts(comparison):
+def to_html(comparison: "RunComparison", picture: bytes) -> str:
+    """One self-contained HTML page; ``picture`` is the bytes of the PNG, embedded in it."""
+    body = ["<h1>Comparison of runs</h1>"]
+    for title, rows in titled_tables(comparison):
         heads = "".join(f"<th>{escape(label)}</th>" for label in ("", *comparison.labels))
         lines = [
             f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
@@ -62,23 +62,27 @@ def html(comparison: "RunComparison", picture: bytes) -> str:
     body += [
         f"<h2>{TESTS}</h2>",
         "<ul>",
-        *(f"<li>{escape(sentence)}</li>" for sentence in sentences(comparison)),
+        *(f"<li>{escape(sentence)}</li>" for sentence in comparison_sentences(comparison)),
         "</ul>",
     ]
-    body.append(f'<img alt="curves" src="data:image/png;base64,{b64encode(picture).decode()}">')
-    head = f'<meta charset="utf-8"><title>Comparison</title><style>{STYLE}</style>'
+    body.append(
+        f'<img alt="Training curves of the compared runs" src="data:image/png;base64,{b64encode(picture).decode()}">'
+    )
+    head = f'<meta charset="utf-8"><title>Comparison of runs</title><style>{STYLE}</style>'
     return f"<!doctype html>\n<html><head>{head}</head><body>\n{chr(10).join(body)}\n</body></html>\n"
 
 
-def markdown(comparison: "RunComparison") -> str:
-    """The same for a Prefect artifact."""
+def to_markdown(comparison: "RunComparison") -> str:
+    """The tables and the tests in Markdown, for a Prefect artifact."""
     lines = []
-    for title, rows in parts(comparison):
-        lines += [f"## {title}", "", *(grid(comparison.labels, rows) if rows else [NO_DIFFERENCE]), ""]
-    return "\n".join([*lines, f"## {TESTS}", "", *(f"- {sentence}" for sentence in sentences(comparison)), ""])
+    for title, rows in titled_tables(comparison):
+        lines += [f"## {title}", "", *(markdown_table(comparison.labels, rows) if rows else [NO_DIFFERENCE]), ""]
+    return "\n".join(
+        [*lines, f"## {TESTS}", "", *(f"- {sentence}" for sentence in comparison_sentences(comparison)), ""]
+    )
 
 
-def grid(labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
-    told = [["", *labels], ["---"] * (len(labels) + 1), *([name, *values] for name, values in rows.items())]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in told]
+def markdown_table(labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table: a column per label, a row per name."""
+    table = [["", *labels], ["---"] * (len(labels) + 1), *([name, *values] for name, values in rows.items())]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]

@@ -1,4 +1,4 @@
-"""The curves of a run as one picture."""
+"""Plot of a run's training curves: loss, accuracy, rewards and held-out NLL."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ INK, BLUE, ORANGE, GREEN = "#333333", "#2f6fb7", "#d9772b", "#3b8f54"
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One line: the metric's name, what the legend calls it, its colour; held-out ones are drawn with their points."""
+    """A curve: its metric, its name in the legend, and its color."""
 
     metric: str
     label: str
-    colour: str
+    color: str
 
     @property
     def held_out(self) -> bool:
-        """Whether it is measured now and then, on the test split."""
+        """Whether the metric is of the test split, so it is measured at some steps only."""
         return self.metric.startswith("test/")
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Curves that share an axis, and the value (if any) of a model that has learnt nothing."""
+    """Curves that share an axis, and the value of an untrained policy if it is the same for every model."""
 
     title: str
     curves: tuple[Curve, ...]
@@ -61,55 +61,55 @@ PANELS = (
 )
 
 
-def curves(steps: Sequence[StepMetrics], path: Path) -> None:
+def draw_curves(steps: Sequence[StepMetrics], path: Path) -> None:
     """Draw loss, accuracy, rewards and held-out NLL over the steps, 95 % intervals shaded, into the PNG ``path``."""
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(10, 6.4), dpi=120, layout="constrained")
         axes = figure.subplots(2, 2, sharex=True).flat
         for axis, panel in zip(axes, PANELS, strict=True):
-            draw(axis, panel, steps)
+            draw_panel(axis, panel, steps)
         for axis in figure.axes[2:]:
-            axis.set_xlabel("optimizer steps done")
+            axis.set_xlabel("optimizer steps")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.savefig(path, metadata={"Software": None})
 
 
-def draw(axis: Axes, panel: Panel, steps: Sequence[StepMetrics]) -> None:
-    """One panel; a metric that was never measured is left out."""
+def draw_panel(axis: Axes, panel: Panel, steps: Sequence[StepMetrics]) -> None:
+    """Draw one panel; a metric that was never measured is left out."""
     axis.set_title(panel.title, loc="left", fontweight="bold")
     axis.grid(axis="y", color="#e6e6e6")
     axis.set_axisbelow(True)
-    drawn = [curve for curve in panel.curves if line(axis, curve, steps)]
+    drawn = [curve for curve in panel.curves if draw_curve(axis, curve, steps)]
     if not drawn:
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#999999")
         axis.set_yticks([])
         return
     if panel.untrained is not None:
         axis.axhline(panel.untrained, color="#999999", linestyle=":", linewidth=1, label="untrained")
-    # Beside the title, where no curve can run into it.
+    # Beside the title, where it cannot cover a curve.
     axis.legend(
         frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 0.99), handlelength=1.4, columnspacing=1.1
     )
 
 
-def line(axis: Axes, curve: Curve, steps: Sequence[StepMetrics]) -> bool:
-    """Draw one curve, training's thin and held-out with its points; false when there is nothing to draw."""
-    known = [(step.step, step.values[curve.metric]) for step in steps if curve.metric in step.values]
-    if known:
-        x, y = zip(*known, strict=True)
-        points = "o" if curve.held_out or len(known) == 1 else ""
+def draw_curve(axis: Axes, curve: Curve, steps: Sequence[StepMetrics]) -> bool:
+    """Draw one curve; returns whether its metric was measured. Held-out curves are thicker, with a dot per value."""
+    values = [(step.step, step.values[curve.metric]) for step in steps if curve.metric in step.values]
+    if values:
+        x, y = zip(*values, strict=True)
+        points = "o" if curve.held_out or len(values) == 1 else ""
         width = 1.8 if curve.held_out else 1.2
-        axis.plot(x, y, color=curve.colour, label=curve.label, linewidth=width, marker=points, markersize=3.5)
-        shade(axis, curve, steps)
-    return bool(known)
+        axis.plot(x, y, color=curve.color, label=curve.label, linewidth=width, marker=points, markersize=3.5)
+        shade_interval(axis, curve, steps)
+    return bool(values)
 
 
-def shade(axis: Axes, curve: Curve, steps: Sequence[StepMetrics]) -> None:
-    """The 95 % interval of a metric that comes with one (``<metric>_low``, ``<metric>_high``)."""
+def shade_interval(axis: Axes, curve: Curve, steps: Sequence[StepMetrics]) -> None:
+    """Shade the 95 % interval of a metric that has one (``<metric>_low``, ``<metric>_high``)."""
     low, high = f"{curve.metric}_low", f"{curve.metric}_high"
-    known = [
+    bounds = [
         (step.step, step.values[low], step.values[high]) for step in steps if low in step.values and high in step.values
     ]
-    if known:
-        x, bottom, top = zip(*known, strict=True)
-        axis.fill_between(x, bottom, top, color=curve.colour, alpha=0.15, linewidth=0)
+    if bounds:
+        x, bottom, top = zip(*bounds, strict=True)
+        axis.fill_between(x, bottom, top, color=curve.color, alpha=0.15, linewidth=0)

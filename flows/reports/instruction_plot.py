@@ -1,4 +1,4 @@
-"""Which kinds of instructions the trained model follows, and which its base did, as one picture."""
+"""Plot of the share of instructions followed, by kind, for the base and the trained model."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -14,43 +14,45 @@ from dpo_core.wilson import wilson
 from flows.reports.curve_plot import BLUE, INK
 
 OUTCOMES = "outcomes.jsonl"
-TITLE = "instructions followed strictly, by kind (how many)"
+TITLE = "instructions followed strictly, by kind (count)"
 HEIGHT = 0.38
 WHISKERS = {"ecolor": "#999999", "elinewidth": 1}
 
 
-class Followed(NamedTuple):
-    """How many instructions of a kind were asked for, and the share of them that was followed strictly."""
+class InstructionShare(NamedTuple):
+    """Number of instructions of a kind, and the share of them that was followed strictly."""
 
-    asked: int
+    total: int
     share: float
 
     @property
-    def around(self) -> tuple[float, float]:
-        """How far the share's 95 % interval reaches below and above it."""
-        low, high = wilson(self.share, self.asked)
-        # Not less than nothing, as rounding has it where the share is 0 or 1.
+    def error_bar(self) -> tuple[float, float]:
+        """Distances from the share to the lower and the upper end of its 95 % Wilson interval."""
+        low, high = wilson(self.share, self.total)
+        # Rounding makes a distance slightly negative where the share is 0 or 1.
         return max(0.0, self.share - low), max(0.0, high - self.share)
 
 
-def instructions(base: EvalResult, trained: EvalResult, path: Path) -> None:
-    """Draw both models' shares of each kind, the largest gain first, into the PNG ``path``; nothing where none was
-    asked for."""
-    told = {"base": by_kind(base), "trained": by_kind(trained)}
-    kinds = [kind for kind in told["trained"] if kind in told["base"]]
+def draw_instructions(base: EvalResult, trained: EvalResult, path: Path) -> None:
+    """Draw both models' share of each kind, the largest gain on top, into the PNG ``path``.
+
+    Nothing is drawn when the models have no kind in common.
+    """
+    shares = {"base": shares_by_kind(base), "trained": shares_by_kind(trained)}
+    kinds = [kind for kind in shares["trained"] if kind in shares["base"]]
     if not kinds:
         return
-    kinds.sort(key=lambda kind: (told["trained"][kind].share - told["base"][kind].share, kind))
+    kinds.sort(key=lambda kind: (shares["trained"][kind].share - shares["base"][kind].share, kind))
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        picture(kinds, told).savefig(path, metadata={"Software": None})
+        instruction_figure(kinds, shares).savefig(path, metadata={"Software": None})
 
 
-def picture(kinds: list[str], told: dict[str, dict[str, Followed]]) -> Figure:
-    """The bars, under a title and a legend that have the figure's whole width, however long the kinds' names are."""
+def instruction_figure(kinds: list[str], shares: dict[str, dict[str, InstructionShare]]) -> Figure:
+    """Figure with the bars. Title and legend span its full width, so that long names of kinds cannot cover them."""
     figure = Figure(figsize=(6.4, 1.2 + 0.42 * len(kinds)), dpi=110, layout="constrained")
     figure.suptitle(TITLE, x=0.01, ha="left", fontsize="medium", fontweight="bold")
     axis = figure.subplots()
-    draw(axis, kinds, told)
+    draw_bars(axis, kinds, shares)
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(
         handles[::-1], labels[::-1], frameon=False, ncols=2, loc="upper right", borderpad=0, borderaxespad=0.4
@@ -58,26 +60,27 @@ def picture(kinds: list[str], told: dict[str, dict[str, Followed]]) -> Figure:
     return figure
 
 
-def by_kind(result: EvalResult) -> dict[str, Followed]:
-    """Strict verdicts by kind of instruction; a prompt without a verdict counts nowhere."""
-    marks: dict[str, list[bool]] = defaultdict(list)
-    for line in journal.read(result.path / OUTCOMES):
-        if line["error"] is None:
-            for name, mark in zip(line["instruction_id_list"], line["strict"], strict=True):
-                marks[name.rpartition(":")[2]].append(mark)
-    return {kind: Followed(len(values), sum(values) / len(values)) for kind, values in marks.items()}
+def shares_by_kind(result: EvalResult) -> dict[str, InstructionShare]:
+    """Share of instructions followed strictly, by kind; failed samples are left out."""
+    verdicts: dict[str, list[bool]] = defaultdict(list)
+    for row in journal.read(result.path / OUTCOMES):
+        if row["error"] is None:
+            for name, followed in zip(row["instruction_id_list"], row["strict"], strict=True):
+                verdicts[name.rpartition(":")[2]].append(followed)
+    return {kind: InstructionShare(len(values), sum(values) / len(values)) for kind, values in verdicts.items()}
 
 
-def draw(axis: Axes, kinds: list[str], told: dict[str, dict[str, Followed]]) -> None:
-    """A pair of bars a kind, the base's above, with 95 % intervals and the numbers."""
-    for place, (model, colour) in enumerate({"trained": BLUE, "base": INK}.items()):
-        found = [told[model][kind] for kind in kinds]
-        centres = [index + (place - 0.5) * HEIGHT for index in range(len(kinds))]
-        shares, around = [one.share for one in found], [*zip(*(one.around for one in found), strict=True)]
-        bars = axis.barh(centres, shares, HEIGHT, color=colour, label=model, xerr=around, error_kw=WHISKERS)
+def draw_bars(axis: Axes, kinds: list[str], shares: dict[str, dict[str, InstructionShare]]) -> None:
+    """Draw two bars per kind, the base's above the trained model's, with 95 % intervals and values."""
+    for row, (model, color) in enumerate({"trained": BLUE, "base": INK}.items()):
+        model_shares = [shares[model][kind] for kind in kinds]
+        centers = [index + (row - 0.5) * HEIGHT for index in range(len(kinds))]
+        widths = [kind_share.share for kind_share in model_shares]
+        error_bars = [*zip(*(kind_share.error_bar for kind_share in model_shares), strict=True)]
+        bars = axis.barh(centers, widths, HEIGHT, color=color, label=model, xerr=error_bars, error_kw=WHISKERS)
         axis.bar_label(bars, fmt="{:.2f}", padding=3, fontsize=7)
-    axis.set_yticks(range(len(kinds)), [f"{kind} ({told['trained'][kind].asked})" for kind in kinds])
+    axis.set_yticks(range(len(kinds)), [f"{kind} ({shares['trained'][kind].total})" for kind in kinds])
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axis.set_ylim(-0.6, len(kinds) - 0.4)
-    axis.set_xlabel("share followed, with its 95 % interval")
+    axis.set_xlabel("share followed, with 95 % interval")

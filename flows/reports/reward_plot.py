@@ -1,4 +1,4 @@
-"""How far apart a model holds the two sides of held-out pairs, as a picture of every pair."""
+"""Plot of the implicit rewards of held-out pairs, chosen and rejected, and of their margins."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from flows.reports.curve_plot import BLUE, GREEN, INK, ORANGE
 BINS = 40
 
 
-def rewards(pairs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw histograms of the implicit rewards βΔ of both sides, and of their difference, into the PNG ``path``.
+def draw_rewards(pairs: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw histograms of the implicit rewards βΔ (Δ: policy less reference logps) and margins into the PNG ``path``.
 
-    pairs: ``chosen`` and ``rejected``, the rewards. Nothing is drawn of no pairs.
+    ``pairs``: a row per pair with the rewards ``chosen`` and ``rejected``. Nothing is drawn when there are no pairs.
     """
     if not pairs:
         return
@@ -25,20 +25,20 @@ def rewards(pairs: Sequence[dict[str, Any]], path: Path) -> None:
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(10, 3.6), dpi=120, layout="constrained")
         sides, margin = figure.subplots(1, 2)
-        histogram(sides, {"chosen": (chosen, GREEN), "rejected": (rejected, ORANGE)})
+        draw_histograms(sides, {"chosen": (chosen, GREEN), "rejected": (rejected, ORANGE)})
         sides.set_title(f"implicit rewards of {len(pairs):,} held-out pairs", loc="left", fontweight="bold")
         sides.legend(frameon=False)
-        histogram(margin, {"margin": (chosen - rejected, BLUE)})
+        draw_histograms(margin, {"margin": (chosen - rejected, BLUE)})
         won = np.mean(np.where(chosen == rejected, 0.5, chosen > rejected))
-        margin.set_title(f"margins: {won:.1%} right of 0", loc="left", fontweight="bold")
+        margin.set_title(f"margins (chosen less rejected): {won:.1%} above 0", loc="left", fontweight="bold")
         for axis in (sides, margin):
             axis.axvline(0, color=INK, linestyle=":", linewidth=1)
             axis.set_ylabel("pairs")
         figure.savefig(path, metadata={"Software": None})
 
 
-def histogram(axis: Axes, told: dict[str, tuple[np.ndarray[Any, Any], str]]) -> None:
-    """Values on shared bins, one colour each."""
-    edges = np.histogram_bin_edges(np.concatenate([values for values, _ in told.values()]), BINS)
-    for name, (values, colour) in told.items():
-        axis.hist(values, list(edges), color=colour, alpha=0.6, label=name)
+def draw_histograms(axis: Axes, series: dict[str, tuple[np.ndarray[Any, Any], str]]) -> None:
+    """Draw a histogram per name, from its values (float, ``[num_pairs]``) and color, all on the same bins."""
+    edges = np.histogram_bin_edges(np.concatenate([values for values, _ in series.values()]), BINS)
+    for name, (values, color) in series.items():
+        axis.hist(values, list(edges), color=color, alpha=0.6, label=name)

@@ -1,4 +1,4 @@
-"""Runs of an experiment: found by whatever names them, and as a table of what differs and what came of it."""
+"""Table of an experiment's runs with differing settings and results; lookup of runs by id, name or directory."""
 
 import re
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from flows.tracking import mlflow_run, mlflow_server
 from flows.tracking.mlflow_run import AFTER, answering
 
 RESULTS = {"prompt_strict_acc": "IFEval", "test/accuracy": "held-out accuracy", "test/nll_chosen": "NLL chosen"}
-ASIDE = ("track", "promote", "sweep")  # sections that do not say what is computed
-NEAREST_OF, MOST_COLUMNS, ID, LEAST_NAME = 500, 6, 8, 16
+NOT_COMPUTED = ("track", "promote", "sweep")  # sections that do not change what a run computes
+MAX_SUGGESTION_RUNS, MAX_SETTING_COLUMNS, ID_LENGTH, MIN_NAME_WIDTH = 500, 6, 8, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """An experiment of a store."""
+    """An MLflow experiment and a client of its store at ``uri``."""
 
     uri: str
     client: MlflowClient
@@ -38,36 +38,36 @@ class Experiment:
     name: str
 
     def newest(self, limit: int) -> list[Run]:
-        """The newest runs, each metric's last value with them and no history."""
-        found: list[Run] = []
+        """The newest ``limit`` runs, each with the last value of its metrics."""
+        runs: list[Run] = []
         token = None
         with answering(self.uri):
-            while len(found) < limit:
+            while len(runs) < limit:
                 page = self.client.search_runs(
-                    [self.id], max_results=min(limit - len(found), 1000), page_token=token,
+                    [self.id], max_results=min(limit - len(runs), 1000), page_token=token,
                     order_by=["attributes.start_time DESC"],
                 )  # fmt: skip
-                found += page
+                runs += page
                 token = page.token
                 if not token:
                     break
-        return found
+        return runs
 
     def champions(self) -> dict[str, str]:
-        """Runs whose version is a champion: run id to the version's words."""
-        marks = {}
+        """Champions of all registered models as name/version, by the id of their run."""
+        versions = {}
         registry = Registry(self.uri, self.client)
         for name in registry.names():
             with answering(self.uri):
-                held = self.client.get_registered_model(name).aliases.get(CHAMPION)
-                version = self.client.get_model_version(name, str(held)) if held else None
+                number = self.client.get_registered_model(name).aliases.get(CHAMPION)
+                version = self.client.get_model_version(name, str(number)) if number else None
             if version and version.run_id:
-                marks[version.run_id] = f"{name}/{version.version}"
-        return marks
+                versions[version.run_id] = f"{name}/{version.version}"
+        return versions
 
 
 def open_experiment(track: TrackSettings) -> Experiment:
-    """The experiment of the settings, which must exist.
+    """The existing experiment that the settings name.
 
     Raises TrackingError when the store does not answer, or the experiment was deleted; RecipeError when there is none.
     """
@@ -75,11 +75,11 @@ def open_experiment(track: TrackSettings) -> Experiment:
     client = mlflow_run.connect(uri)
     with answering(uri):
         found = client.get_experiment_by_name(track.experiment_name)
-        names = [] if found else [one.name for one in client.search_experiments(max_results=1000)]
+        names = [] if found else [entry.name for entry in client.search_experiments(max_results=1000)]
     if found is None:
         raise RecipeError(
             f"There is no experiment {track.experiment_name!r} in {shown(uri)}.",
-            "experiment_name says which is meant, MLFLOW_TRACKING_URI or tracking_uri where.",
+            "experiment_name sets the experiment; MLFLOW_TRACKING_URI or tracking_uri sets the store.",
             did_you_mean_or_list(track.experiment_name, names, "Experiments"),
         )
     if found.lifecycle_stage == "deleted":
@@ -87,42 +87,48 @@ def open_experiment(track: TrackSettings) -> Experiment:
     return Experiment(uri, client, str(found.experiment_id), track.experiment_name)
 
 
-def find(experiment: Experiment, text: str) -> Run:
-    """The run that is meant by its directory, its id, or a beginning or part of either's name.
+def find_run(experiment: Experiment, text: str) -> Run:
+    """The run with this directory, id, name, or part of an id or a name.
 
-    Raises RecipeError when there is none or there are several.
+    Raises RecipeError when no run matches or several do; TrackingError when the run of a directory is not in MLflow.
     """
-    if (told := read_config(Path(text).expanduser())) is not None:
-        return from_directory(experiment, Path(text), str(told["origin"]))
+    if (config := read_config(Path(text).expanduser())) is not None:
+        return find_run_of_directory(experiment, Path(text), str(config["origin"]))
     if not re.fullmatch(r"[^%]+", text):
-        raise RecipeError(f"{text!r} is no run.", "A run goes by its id, its name or its log_path.", "See dpo runs.")
-    found = matching(experiment, text)
+        raise RecipeError(
+            f"{text!r} is not a run.",
+            "A run is given by its id, its name or its log_path.",
+            "To list the runs, run dpo runs.",
+        )
+    found = search_runs(experiment, text)
     if len(found) == 1:
         return found[0]
     if found:
-        told_of = ", ".join(f"{run.info.run_name} ({run.info.run_id[:ID]})" for run in found[:5])
-        raise RecipeError(f"{len(found)} runs go by {text!r}: {told_of}.", "One must be meant.", "Give the run's id.")
-    names = [str(run.info.run_name) for run in experiment.newest(NEAREST_OF)]
+        matches = ", ".join(f"{run.info.run_name} ({run.info.run_id[:ID_LENGTH]})" for run in found[:5])
+        raise RecipeError(
+            f"{len(found)} runs match {text!r}: {matches}.", "Exactly one must match.", "Give the run's id."
+        )
+    names = [str(run.info.run_name) for run in experiment.newest(MAX_SUGGESTION_RUNS)]
     remedy = did_you_mean_or_list(text, names, "Runs")
-    raise RecipeError(f"No run in experiment {experiment.name!r} goes by {text!r}.", "See dpo runs.", remedy)
+    raise RecipeError(f"No run in experiment {experiment.name!r} matches {text!r}.", "See dpo runs.", remedy)
 
 
-def from_directory(experiment: Experiment, path: Path, origin: str) -> Run:
-    """The run of a run's directory.
+def find_run_of_directory(experiment: Experiment, path: Path, origin: str) -> Run:
+    """The MLflow run of a run's directory ``path``, by its tag ``origin``.
 
-    Raises TrackingError when MLflow does not hold it.
+    Raises TrackingError when MLflow does not have it.
     """
     with answering(experiment.uri):
         found = mlflow_run.find_run(experiment.client, experiment.id, origin)
     if found is None:
-        raise TrackingError(f"{path} is not in experiment {experiment.name!r}.", "", f"Bring it there: dpo sync {path}")
+        raise TrackingError(f"{path} is not in experiment {experiment.name!r}.", "", f"To add it, run dpo sync {path}")
     assert isinstance(found, Run)
     return found
 
 
-def matching(experiment: Experiment, text: str) -> list[Run]:
-    """Runs that go by a text: exactly, else by its beginning, else by a part of the name."""
-    safe = text.replace("'", "_")  # LIKE's one unknown character
+def search_runs(experiment: Experiment, text: str) -> list[Run]:
+    """Runs whose id or name is ``text``; else those that begin with it; else those whose name contains it."""
+    safe = text.replace("'", "_")  # in LIKE, _ matches any character
     patterns = [
         f"attributes.run_id = '{safe}'",
         f"attributes.run_name = '{safe}'",
@@ -139,57 +145,66 @@ def matching(experiment: Experiment, text: str) -> list[Run]:
     return []
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings in which runs differ, of those that say what is computed; a run that has none of it is no reason."""
-    leaves = [leaf for leaf, section in LEAVES.items() if section not in ASIDE and leaf not in NOT_IN_KEY]
-    told = {leaf: {run.data.params[leaf] for run in runs if leaf in run.data.params} for leaf in leaves}
-    return [leaf for leaf, values in told.items() if len(values) > 1]
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """The names of settings that change what a run computes and differ among the runs that have them."""
+    leaves = [leaf for leaf, section in LEAVES.items() if section not in NOT_COMPUTED and leaf not in NOT_IN_KEY]
+    values_by_leaf = {leaf: {run.data.params[leaf] for run in runs if leaf in run.data.params} for leaf in leaves}
+    return [leaf for leaf, values in values_by_leaf.items() if len(values) > 1]
 
 
-def table(experiment: Experiment, limit: int) -> Table:
-    """The newest runs: name, status, what differs among them, results, and which is a champion.
+def runs_table(experiment: Experiment, limit: int) -> Table:
+    """A table of the newest ``limit`` runs: status, differing settings, results, and champions.
 
-    Raises RecipeError when there is none.
+    Raises RecipeError when the experiment has no runs.
     """
     runs = experiment.newest(limit)
     if not runs:
-        raise RecipeError(f"Experiment {experiment.name!r} has no runs.", "", "dpo run makes one.")
-    champions, leaves = experiment.champions(), differing(runs)
-    results = {name: words for name, words in RESULTS.items() if any(has(run, name) for run in runs)}
-    made = Table(
-        title=experiment.name, title_justify="left", caption=left_out(leaves), row_styles=["", "dim"], box=SIMPLE_HEAD
+        raise RecipeError(f"Experiment {experiment.name!r} has no runs.", "", "To create one, run dpo run.")
+    champions, leaves = experiment.champions(), differing_settings(runs)
+    results = {name: words for name, words in RESULTS.items() if any(has_result(run, name) for run in runs)}
+    table = Table(
+        title=experiment.name,
+        title_justify="left",
+        caption=table_caption(leaves),
+        row_styles=["", "dim"],
+        box=SIMPLE_HEAD,
     )
     for column in ("id", "run", "status", "started"):
-        made.add_column(
-            column, overflow="fold", no_wrap=column == "id", min_width=LEAST_NAME if column == "run" else None
+        table.add_column(
+            column, overflow="fold", no_wrap=column == "id", min_width=MIN_NAME_WIDTH if column == "run" else None
         )
-    for column in (*leaves[:MOST_COLUMNS], *results.values(), "champion"):
-        made.add_column(column, overflow="fold", justify="right")
+    for column in (*leaves[:MAX_SETTING_COLUMNS], *results.values(), "champion"):
+        table.add_column(column, overflow="fold", justify="right")
     for run in runs:
-        settings = [run.data.params.get(leaf, "") for leaf in leaves[:MOST_COLUMNS]]
-        mark = champions.get(run.info.run_id, "")
-        words = (*about(run), *settings, *(result(run, name) for name in results), f"★ {mark}" if mark else "")
-        made.add_row(*(Text(word) for word in words))  # a name in brackets is no markup
-    return made
+        settings = [run.data.params.get(leaf, "") for leaf in leaves[:MAX_SETTING_COLUMNS]]
+        champion = champions.get(run.info.run_id, "")
+        cells = (
+            *run_cells(run),
+            *settings,
+            *(format_result(run, name) for name in results),
+            f"★ {champion}" if champion else "",
+        )
+        table.add_row(*(Text(cell) for cell in cells))  # Text: a name in brackets must not be read as markup
+    return table
 
 
-def left_out(leaves: Sequence[str]) -> str | None:
-    """Which differing settings have no column."""
-    hidden = leaves[MOST_COLUMNS:]
-    return f"They also differ in {', '.join(hidden)}." if hidden else None
+def table_caption(leaves: Sequence[str]) -> str | None:
+    """A caption that names the differing settings without a column, None if there are none."""
+    hidden = leaves[MAX_SETTING_COLUMNS:]
+    return f"The runs also differ in {', '.join(hidden)}." if hidden else None
 
 
-def about(run: Run) -> tuple[str, str, str, str]:
-    """Id, name, status and start of a run."""
+def run_cells(run: Run) -> tuple[str, str, str, str]:
+    """Id (shortened), name, status and local start time of a run."""
     started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%m-%d %H:%M")
-    return run.info.run_id[:ID], str(run.info.run_name), run.info.status.lower(), started
+    return run.info.run_id[:ID_LENGTH], str(run.info.run_name), run.info.status.lower(), started
 
 
-def has(run: Run, name: str) -> bool:
-    """Whether a run has this final number."""
+def has_result(run: Run, name: str) -> bool:
+    """Whether a run has the final metric ``name``."""
     return f"{AFTER}/{name}" in run.data.metrics
 
 
-def result(run: Run, name: str) -> str:
-    """A final number."""
-    return f"{run.data.metrics[f'{AFTER}/{name}']:.3f}" if has(run, name) else ""
+def format_result(run: Run, name: str) -> str:
+    """The final metric ``name`` with three decimals; empty if the run does not have it."""
+    return f"{run.data.metrics[f'{AFTER}/{name}']:.3f}" if has_result(run, name) else ""

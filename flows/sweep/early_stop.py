@@ -1,4 +1,4 @@
-"""The rule by which a member of a sweep is hopeless: a median rule with the noise of the measurement in it."""
+"""Median stopping rule for members of a sweep, which allows for the noise of the measured accuracy."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -6,41 +6,46 @@ from statistics import median
 from dpo_core.records import StepMetrics
 
 ACCURACY, HIGH, PROGRESS = "test/accuracy", "test/accuracy_high", "progress"
-LEAST_OTHERS = 2
+MIN_OTHERS = 2
 
 
-def hopeless(own: Sequence[StepMetrics], others: Sequence[Sequence[StepMetrics]], after: float) -> str | None:
-    """Why a member should be stopped, None while it should go on.
+def early_stop_reason(own: Sequence[StepMetrics], others: Sequence[Sequence[StepMetrics]], after: float) -> str | None:
+    """The reason to stop a member early, None if it should continue.
 
-    It is hopeless when, at an evaluation past the share ``after`` of its steps and before its last step, even the upper
-    end of the 95 % interval of its best held-out accuracy is below the median of what the others had reached by the
-    same step; two others at least must have come as far. (Google Vizier's median rule compares means, and would
-    stop half of those that differ by chance.)
+    ``own`` and ``others`` are the journals of the member and of the other members; ``after`` is a share of the steps.
+    The rule applies at evaluations past that share and before the last step, once MIN_OTHERS others have done as many
+    steps. It stops the member if the highest upper end of the 95 % intervals of its held-out accuracy is below the
+    median of the best accuracies that the others had by the same step. Google Vizier's median rule (Golovin et al.,
+    2017) compares means and would stop half of the members that differ by chance.
 
-    Accuracy is what members have in common: losses of different betas are on different scales.
+    Members are compared by accuracy because losses with different betas have different scales.
     """
     evaluations = [step for step in own if ACCURACY in step.values]
     progress = max((step.values.get(PROGRESS, 0.0) for step in own), default=0.0)
-    if not evaluations or progress >= 1 or reached(own, evaluations[-1].step) < after:
+    if not evaluations or progress >= 1 or progress_at(own, evaluations[-1].step) < after:
         return None
     last = evaluations[-1].step
-    rivals = [best for one in others if (best := best_by(one, last, ACCURACY)) is not None and one[-1].step >= last]
-    if len(rivals) < LEAST_OTHERS:
+    other_bests = [
+        best for steps in others if (best := best_until(steps, last, ACCURACY)) is not None and steps[-1].step >= last
+    ]
+    if len(other_bests) < MIN_OTHERS:
         return None
-    upper = best_by(own, last, HIGH)
-    if upper is None or upper >= median(rivals):
+    upper = best_until(own, last, HIGH)
+    if upper is None or upper >= median(other_bests):
         return None
     return (
-        f"at step {last} its held-out accuracy was {upper:.3f} at the very best, the median of {len(rivals)} others"
-        f" {median(rivals):.3f}"
+        f"at step {last} its held-out accuracy was {upper:.3f} at most (upper end of the 95 % interval),"
+        f" below the median {median(other_bests):.3f} of {len(other_bests)} other members"
     )
 
 
-def reached(steps: Sequence[StepMetrics], by: int) -> float:
-    """The share of its steps that a run had done by a step."""
-    return max((step.values.get(PROGRESS, 0.0) for step in steps if step.step <= by), default=0.0)
+def progress_at(steps: Sequence[StepMetrics], last_step: int) -> float:
+    """The share of its steps that a run had done at ``last_step``, between 0 and 1."""
+    return max((step.values.get(PROGRESS, 0.0) for step in steps if step.step <= last_step), default=0.0)
 
 
-def best_by(steps: Sequence[StepMetrics], by: int, metric: str) -> float | None:
-    """The greatest value of a metric by a step, None if it was not measured."""
-    return max((step.values[metric] for step in steps if step.step <= by and metric in step.values), default=None)
+def best_until(steps: Sequence[StepMetrics], last_step: int, metric: str) -> float | None:
+    """The highest value of a metric up to ``last_step``, None if it was not measured."""
+    return max(
+        (step.values[metric] for step in steps if step.step <= last_step and metric in step.values), default=None
+    )

@@ -1,4 +1,4 @@
-"""The members' processes: so many at once, watched, stopped when hopeless, and stopped when we are."""
+"""Worker pool for the members of a sweep: a process per member, early stopping, and a clean stop on interrupts."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from dpo_core.records import StepMetrics
 from dpo_core.train.checkpoint import journal
 from dpo_core.train.checkpoint.run_dir import METRICS
 from flows.pipeline import PipelineOutcome
-from flows.sweep.early_stop import hopeless
+from flows.sweep.early_stop import early_stop_reason
 from flows.sweep.sweep_plan import Member
 
 POLL_S, GRACE_S = 1.0, 150.0
@@ -22,67 +22,72 @@ INTERRUPTED, FAILED = "stopped", "failed"
 
 
 @dataclass(slots=True)
-class Running:
-    """A member and its process; ``why`` it was told to stop, if it was."""
+class RunningMember:
+    """A member and its process; ``stop_reason`` is set once the member is stopped early."""
 
     member: Member
     process: "subprocess.Popen[bytes]"
-    why: str | None = None
+    stop_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What became of a member: done, stopped early, or failed; ``told`` says why."""
+class MemberResult:
+    """Result of a member. ``state``: done, stopped early, stopped (interrupted) or failed; ``reason``: why not done."""
 
     member: Member
     state: str
-    told: str = ""
+    reason: str = ""
     outcome: PipelineOutcome | None = None
 
 
 @dataclass(slots=True)
 class WorkerPool:
-    """All members of a sweep. ``watch`` is called with a member now and then while it runs, and when it has ended."""
+    """Runs the members of a sweep, each in a process of its own.
+
+    ``directory`` holds the members' requests, outcomes and logs. ``on_poll`` is called with a member every POLL_S
+    seconds while it runs and once when it has ended; ``report`` is called with each line to print.
+    """
 
     members: Sequence[Member]
-    place: Path
+    directory: Path
     environment: Mapping[str, str]
-    watch: Callable[[Member], None]
-    say: Callable[[str], None]
-    running: list[Running] = field(default_factory=list)
-    results: dict[str, Result] = field(default_factory=dict)
+    on_poll: Callable[[Member], None]
+    report: Callable[[str], None]
+    running: list[RunningMember] = field(default_factory=list)
+    results: dict[str, MemberResult] = field(default_factory=dict)
 
-    def run(self, at_once: int, stop_after: float | None) -> list[Result]:
-        """Run all, in their order; the results are in that order too.
+    def run(self, at_once: int, stop_after: float | None) -> list[MemberResult]:
+        """Run all members, at most ``at_once`` at the same time; the results are in the order of the members.
 
-        Whatever interrupts it stops the members as Ctrl-C does, and waits for their checkpoints.
+        ``stop_after``: share of the steps after which a member may be stopped early, None for never. Any exception
+        stops the running members as Ctrl-C does, and is raised again when their checkpoints are saved.
         """
-        waiting = [member for member in self.members if not self.known(member)]
+        waiting = [member for member in self.members if not self.was_stopped_early(member)]
         try:
             while waiting or self.running:
                 while waiting and len(self.running) < at_once:
                     self.start(waiting.pop(0))
                 time.sleep(POLL_S)
-                for one in list(self.running):
-                    self.look(one, stop_after)
+                for running in list(self.running):
+                    self.poll(running, stop_after)
         except BaseException:
             self.stop_all()
             raise
         return [self.results[member.name] for member in self.members]
 
-    def known(self, member: Member) -> bool:
-        """Whether a member was stopped as hopeless before this sweep was interrupted; it stays so."""
+    def was_stopped_early(self, member: Member) -> bool:
+        """Whether a member was stopped early before this sweep was interrupted; it is not started again."""
         note = self.file(member, "stopped")
         if note.is_file():
-            self.results[member.name] = Result(member, "stopped early", note.read_text())
+            self.results[member.name] = MemberResult(member, "stopped early", note.read_text())
         return note.is_file()
 
     def file(self, member: Member, kind: str) -> Path:
-        """A member's file beside its directory."""
-        return self.place / f"{member.name}.{kind}"
+        """Path of a member's file of this kind (suffix), beside the member's run directory."""
+        return self.directory / f"{member.name}.{kind}"
 
     def start(self, member: Member) -> None:
-        """Start a member's process; what it says goes to a file."""
+        """Start a member's process, with its output in the member's log file."""
         request, outcome = self.file(member, "recipe.json"), self.file(member, "outcome.json")
         request.write_text(member.recipe.model_dump_json(indent=1))
         outcome.unlink(missing_ok=True)
@@ -91,62 +96,63 @@ class WorkerPool:
             process = subprocess.Popen(
                 command, env=dict(self.environment), stdout=log, stderr=log, start_new_session=True
             )
-        self.running.append(Running(member, process))
-        self.say(f"{member.name}: started, {self.file(member, 'log')}")
+        self.running.append(RunningMember(member, process))
+        self.report(f"{member.name}: started, log in {self.file(member, 'log')}")
 
-    def look(self, one: Running, stop_after: float | None) -> None:
-        """See whether a member has ended, or should."""
-        code = one.process.poll()
+    def poll(self, running: RunningMember, stop_after: float | None) -> None:
+        """Record the result of a member that has ended, or stop a running one if the early-stop rule says so."""
+        member, code = running.member, running.process.poll()
         if code is None:
-            self.watch(one.member)
-            if stop_after is not None and one.why is None and (why := self.verdict(one.member, stop_after)):
-                one.why = why
-                one.process.send_signal(signal.SIGINT)
+            self.on_poll(member)
+            if stop_after is not None and running.stop_reason is None:
+                running.stop_reason = self.stop_reason(member, stop_after)
+                if running.stop_reason:
+                    running.process.send_signal(signal.SIGINT)
             return
-        self.running.remove(one)
-        self.watch(one.member)
-        self.results[one.member.name] = made = self.result(one, code)
-        self.say(f"{one.member.name}: {made.state}{f' ({made.told})' if made.told else ''}")
+        self.running.remove(running)
+        self.on_poll(member)
+        self.results[member.name] = result = self.result(running, code)
+        self.report(f"{member.name}: {result.state}{f' ({result.reason})' if result.reason else ''}")
 
-    def verdict(self, member: Member, stop_after: float) -> str | None:
-        """Why a member is hopeless, if it is."""
-        others = [steps(other) for other in self.members if other is not member]
-        return hopeless(steps(member), others, stop_after)
+    def stop_reason(self, member: Member, stop_after: float) -> str | None:
+        """The reason to stop a member early, None if it should continue."""
+        others = [read_journal(other) for other in self.members if other is not member]
+        return early_stop_reason(read_journal(member), others, stop_after)
 
-    def result(self, one: Running, code: int) -> Result:
-        """What a process that has ended left behind."""
-        outcome = self.file(one.member, "outcome.json")
+    def result(self, running: RunningMember, code: int) -> MemberResult:
+        """The result of a member whose process ended with exit code ``code``."""
+        member, outcome = running.member, self.file(running.member, "outcome.json")
         if code == 0 and outcome.is_file():
-            return Result(one.member, "done", outcome=PipelineOutcome.model_validate_json(outcome.read_text()))
-        if one.why and code == StoppedError.exit_code:
-            self.file(one.member, "stopped").write_text(one.why)
-            return Result(one.member, "stopped early", one.why)
+            return MemberResult(member, "done", outcome=PipelineOutcome.model_validate_json(outcome.read_text()))
+        if running.stop_reason and code == StoppedError.exit_code:
+            self.file(member, "stopped").write_text(running.stop_reason)
+            return MemberResult(member, "stopped early", running.stop_reason)
         state = INTERRUPTED if code == StoppedError.exit_code else FAILED
-        return Result(one.member, state, last_line(self.file(one.member, "log")) or f"exit code {code}")
+        return MemberResult(member, state, last_log_line(self.file(member, "log")) or f"exit code {code}")
 
     def stop_all(self) -> None:
-        """Ctrl-C to each, time for a checkpoint; a second interrupt is handed on, and they end at once."""
-        end = time.monotonic() + GRACE_S
+        """Interrupt the members and wait GRACE_S seconds for their checkpoints; on a second Ctrl-C, end them now."""
+        deadline = time.monotonic() + GRACE_S
         signals = [signal.SIGINT, signal.SIGINT, signal.SIGKILL]
-        for sign in signals:
-            for one in self.running:
-                if one.process.poll() is None:
-                    os.kill(one.process.pid, sign)
+        for signal_number in signals:
+            for running in self.running:
+                if running.process.poll() is None:
+                    os.kill(running.process.pid, signal_number)
             try:
-                for one in self.running:
-                    one.process.wait(max(0.0, end - time.monotonic()))
+                for running in self.running:
+                    running.process.wait(max(0.0, deadline - time.monotonic()))
                 return
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 continue
 
 
-def steps(member: Member) -> list[StepMetrics]:
-    """A member's journal as far as it is written."""
+def read_journal(member: Member) -> list[StepMetrics]:
+    """The steps in a member's journal so far."""
     return journal.read_steps(member.log_path / METRICS)
 
 
-def last_line(path: Path) -> str:
-    """The last thing that a member said."""
+def last_log_line(path: Path) -> str:
+    """The last error in a member's log, else its last line."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or [""])[-1].removeprefix("error: ")

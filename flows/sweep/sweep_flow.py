@@ -1,4 +1,4 @@
-"""A sweep: members in processes of their own under one parent run, the best promoted through the gates."""
+"""Sweep flow: members in processes of their own under one parent run; the best is promoted through the gates."""
 
 import os
 import tempfile
@@ -25,8 +25,8 @@ from flows.registry.versions import CANDIDATE
 from flows.reports import compare_runs, comparison_page
 from flows.reports.run_table import Experiment
 from flows.sweep import sweep_report
-from flows.sweep.member_processes import FAILED, INTERRUPTED, Result, WorkerPool
-from flows.sweep.sweep_plan import Member, SweepPlan, plan
+from flows.sweep.member_processes import FAILED, INTERRUPTED, MemberResult, WorkerPool
+from flows.sweep.sweep_plan import Member, SweepPlan, plan_sweep
 from flows.tracking import mlflow_run, mlflow_server
 from flows.tracking.mlflow_run import RunHandle, answering
 
@@ -36,64 +36,76 @@ PICTURE = "sweep.png"
 
 
 class SweepOutcome(Record):
-    """What a sweep came to: its parent run, the best member's name, what became of its version, and how many members
-    failed or were interrupted."""
+    """Outcome of a sweep: its parent run, the best member's name, that member's promotion, and how many members failed
+    or were interrupted."""
 
     run_id: str
     best: str
     promotion: Promotion
-    undone: int
+    unfinished: int
 
 
 @flow(name="dpo-sweep", description=__doc__, timeout_seconds=None, persist_result=False)
 def sweep(recipe: Recipe, axes: dict[str, list[str]]) -> SweepOutcome:
     """Run every combination of the axes' values, compare them, and promote the best through the recipe's gates."""
-    planned = plan(recipe, axes)
+    planned = plan_sweep(recipe, axes)
     for member in planned.members:
         preflight(member.recipe)
-    with alone(planned), parent(planned) as handle:
-        crew = WorkerPool(planned.members, planned.place, environment(handle), MemberNester(handle).watch, say)
-        results = crew.run(recipe.sweep.members_at_once, recipe.sweep.stop_hopeless_after)
-        best, outcome = choose(results)
-        promotion = promoted(handle, outcome, recipe.promote)
-        summarise(handle, planned, results, best)
-        mlflow_run.tag(
-            handle, {"mlflow.note.content": sweep_report.description(planned, results, best, promotion.reason)}
+    with lock_sweep(planned), parent_run(planned) as handle:
+        nester = MemberNester(handle)
+        pool = WorkerPool(
+            planned.members, planned.directory, member_environment(handle), nester.nest_member, print_and_log
         )
-        Console(highlight=False).print(sweep_report.table(planned, results, best))
-        say(promotion.reason)
-        undone = sum(one.state in (FAILED, INTERRUPTED) for one in results)
-        if undone:
-            say(f"{undone} of {len(results)} members did not finish; the same command tries them again.")
-        return SweepOutcome(run_id=handle.run_id, best=best.member.name, promotion=promotion, undone=undone)
+        results = pool.run(recipe.sweep.members_at_once, recipe.sweep.stop_hopeless_after)
+        best, outcome = choose_best(results)
+        promotion = promote_best(handle, outcome, recipe.promote)
+        log_summary(handle, planned, results, best)
+        mlflow_run.tag(
+            handle, {"mlflow.note.content": sweep_report.parent_description(planned, results, best, promotion.reason)}
+        )
+        Console(highlight=False).print(sweep_report.sweep_table(planned, results, best))
+        print_and_log(promotion.reason)
+        unfinished = sum(result.state in (FAILED, INTERRUPTED) for result in results)
+        if unfinished:
+            print_and_log(
+                f"{unfinished} of {len(results)} members did not finish. To try them again, repeat the command."
+            )
+        return SweepOutcome(run_id=handle.run_id, best=best.member.name, promotion=promotion, unfinished=unfinished)
 
 
 @contextmanager
-def alone(planned: SweepPlan) -> Iterator[None]:
-    """Hold the sweep.
+def lock_sweep(planned: SweepPlan) -> Iterator[None]:
+    """Lock the sweep's directory.
 
-    Raises RecipeError when another process runs it.
+    Raises RecipeError when another process runs the sweep.
     """
-    planned.place.mkdir(parents=True, exist_ok=True)
+    planned.directory.mkdir(parents=True, exist_ok=True)
     try:
-        with atomic_files.locked(planned.place, wait=False):
+        with atomic_files.locked(planned.directory, wait=False):
             yield
     except BlockingIOError:
         raise RecipeError(
-            "Another process runs this sweep.", "One at a time does.", f"Its members' logs are in {planned.place}."
+            "Another process runs this sweep.",
+            "Only one process may run a sweep.",
+            f"Wait until it ends. The members' logs are in {planned.directory}.",
         ) from None
 
 
 @contextmanager
-def parent(planned: SweepPlan) -> Iterator[RunHandle]:
-    """The sweep's run, whose children its members' are; closed as what the block came to."""
-    handle = open_parent(planned)
+def parent_run(planned: SweepPlan) -> Iterator[RunHandle]:
+    """The sweep's run, parent of the members' runs; closed as finished, failed or killed.
+
+    Raises StoppedError on Ctrl-C.
+    """
+    handle = open_parent_run(planned)
     try:
         yield handle
     except KeyboardInterrupt:
         mlflow_run.close_run(handle, "KILLED")
         raise StoppedError(
-            "The sweep was stopped.", "Finished members and checkpoints are kept.", "The same command continues it."
+            "The sweep was stopped.",
+            "Finished members and checkpoints are kept.",
+            "To continue it, repeat the command.",
         ) from None
     except BaseException as error:
         with suppress(TrackingError):
@@ -102,8 +114,8 @@ def parent(planned: SweepPlan) -> Iterator[RunHandle]:
     mlflow_run.close_run(handle, "FINISHED")
 
 
-def open_parent(planned: SweepPlan) -> RunHandle:
-    """The sweep's run: found again by what the sweep is, or made."""
+def open_parent_run(planned: SweepPlan) -> RunHandle:
+    """The sweep's run: an existing one with the sweep's fingerprint, or a new one."""
     track = planned.recipe.track
     uri = mlflow_server.tracking_uri(track)
     client = mlflow_run.connect(uri)
@@ -113,12 +125,13 @@ def open_parent(planned: SweepPlan) -> RunHandle:
         if run is None:
             tags = mlflow_run.birth_tags(planned.fingerprint) | {
                 "mlflow.source.name": "dpo sweep",
-                SWEEP: planned.place.name,
+                SWEEP: planned.directory.name,
             }
             name = f"sweep of {len(planned.members)}: {' × '.join(planned.axes)}"
             run = client.create_run(experiment, run_name=name, tags=tags)
-            told = mlflow_run.parameters(planned.recipe) | {leaf: ", ".join(of) for leaf, of in planned.axes.items()}
-            client.log_batch(run.info.run_id, params=[Param(leaf, value) for leaf, value in told.items()])
+            axes = {leaf: ", ".join(values) for leaf, values in planned.axes.items()}
+            parameters = mlflow_run.parameters(planned.recipe) | axes
+            client.log_batch(run.info.run_id, params=[Param(leaf, value) for leaf, value in parameters.items()])
         else:
             client.update_run(run.info.run_id, status="RUNNING")
     return RunHandle(uri, experiment, run.info.run_id, client)
@@ -126,60 +139,60 @@ def open_parent(planned: SweepPlan) -> RunHandle:
 
 @dataclass(slots=True)
 class MemberNester:
-    """Makes members' runs children of the sweep's as soon as they are there; one that has a parent keeps it."""
+    """Makes members' runs children of the sweep's run as soon as they exist; a run that has a parent keeps it."""
 
     handle: RunHandle
-    known: set[str] = field(default_factory=set)
+    nested: set[str] = field(default_factory=set)
 
-    def watch(self, member: Member) -> None:
-        """See whether a member's run is there by now; MLflow may be away meanwhile."""
-        told = None if member.name in self.known else read_config(member.log_path)
-        if told is None:
+    def nest_member(self, member: Member) -> None:
+        """Nest a member's run if it exists by now; does nothing while MLflow does not answer."""
+        config = None if member.name in self.nested else read_config(member.log_path)
+        if config is None:
             return
         with suppress(TrackingError), answering(self.handle.uri):
-            run = mlflow_run.find_run(self.handle.client, self.handle.experiment_id, told["origin"])
+            run = mlflow_run.find_run(self.handle.client, self.handle.experiment_id, config["origin"])
             if run is not None:
-                self.adopt(run.info.run_id)
-                self.known.add(member.name)
+                self.nest_run(run.info.run_id)
+                self.nested.add(member.name)
 
-    def adopt(self, run_id: str) -> None:
+    def nest_run(self, run_id: str) -> None:
         """Set the tag by which MLflow's table nests runs."""
         if PARENT not in self.handle.client.get_run(run_id).data.tags and run_id != self.handle.run_id:
             self.handle.client.set_tag(run_id, PARENT, self.handle.run_id)
 
 
-def environment(handle: RunHandle) -> dict[str, str]:
-    """What members see: this store, and the Prefect server of this flow, which may be its own."""
+def member_environment(handle: RunHandle) -> dict[str, str]:
+    """The members' environment: the MLflow store and the Prefect server of this flow, which may be a temporary one."""
     with get_client(sync_client=True) as client:
         return {**os.environ, "PREFECT_API_URL": str(client.api_url).rstrip("/"), "MLFLOW_TRACKING_URI": handle.uri}
 
 
-def say(line: str) -> None:
-    """A line for whoever watches."""
+def print_and_log(line: str) -> None:
+    """Print a line and log it to the flow run."""
     print(line, flush=True)
     get_run_logger().info(line)
 
 
-def choose(results: Sequence[Result]) -> tuple[Result, PipelineOutcome]:
-    """The best member: the most prompts followed strictly, then the highest held-out accuracy; the first of equals.
+def choose_best(results: Sequence[MemberResult]) -> tuple[MemberResult, PipelineOutcome]:
+    """The best member: most prompts followed strictly, then highest held-out accuracy; the first of equals.
 
-    Raises TrainingError when none was finished.
+    Raises TrainingError when no member finished.
     """
-    done = [(one, one.outcome) for one in results if one.outcome]
+    done = [(result, result.outcome) for result in results if result.outcome]
     if not done:
-        told = "; ".join(f"{one.member.name}: {one.told}" for one in results)
-        raise TrainingError("No member of the sweep was finished.", told, "The same command tries them again.")
-    return max(done, key=lambda pair: score(pair[1]))
+        reasons = "; ".join(f"{result.member.name}: {result.reason}" for result in results)
+        raise TrainingError("No member of the sweep finished.", reasons, "To try them again, repeat the command.")
+    return max(done, key=lambda pair: ranking(pair[1]))
 
 
-def score(outcome: PipelineOutcome) -> tuple[float, float]:
-    """What members are ranked by."""
-    told = outcome.trained.metrics
-    return told.get("prompt_strict_acc", 0.0), told["test/accuracy"]
+def ranking(outcome: PipelineOutcome) -> tuple[float, float]:
+    """The share of prompts followed strictly and the held-out accuracy, by which members are ranked."""
+    metrics = outcome.trained.metrics
+    return metrics.get("prompt_strict_acc", 0.0), metrics["test/accuracy"]
 
 
-def promoted(handle: RunHandle, outcome: PipelineOutcome, rule: PromoteSettings) -> Promotion:
-    """The best member's version through the gates; it holds the alias ``candidate`` whichever came last."""
+def promote_best(handle: RunHandle, outcome: PipelineOutcome, rule: PromoteSettings) -> Promotion:
+    """Promote the best member's version through the gates; it gets the alias ``candidate`` even if another is newer."""
     version = outcome.version
     run = RunHandle(handle.uri, version.experiment_id, version.run_id, handle.client)
     with answering(handle.uri):
@@ -187,42 +200,45 @@ def promoted(handle: RunHandle, outcome: PipelineOutcome, rule: PromoteSettings)
     return champion.promote(run, champion.case(version, outcome.base, outcome.trained), rule, approval.asker(rule))
 
 
-def summarise(handle: RunHandle, planned: SweepPlan, results: Sequence[Result], best: Result) -> None:
-    """Table, bars and the comparison of the members, with the sweep's run and as Prefect artifacts."""
-    told = sweep_report.markdown(planned, results, best)
+def log_summary(handle: RunHandle, planned: SweepPlan, results: Sequence[MemberResult], best: MemberResult) -> None:
+    """Log table, bar plot and comparison of the members to the sweep's run and as a Prefect artifact."""
+    report = sweep_report.to_markdown(planned, results, best)
     with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
-        nest(handle, results)
-        sweep_report.bars(results, Path(temporary) / PICTURE)
-        (Path(temporary) / "sweep.md").write_text(told)
+        nest_members(handle, results)
+        sweep_report.draw_bars(results, Path(temporary) / PICTURE)
+        (Path(temporary) / "sweep.md").write_text(report)
         handle.client.log_artifacts(handle.run_id, temporary)
         time = handle.client.get_run(handle.run_id).info.start_time + 1
-        numbers = {f"{mlflow_run.AFTER}/{name}": sweep_report.metric(best, name) for name in sweep_report.METRICS}
-        metrics = [Metric(name, value, time, 0) for name, value in numbers.items() if value is not None]
+        values = {f"{mlflow_run.AFTER}/{name}": sweep_report.final_metric(best, name) for name in sweep_report.METRICS}
+        metrics = [Metric(name, value, time, 0) for name, value in values.items() if value is not None]
         handle.client.log_batch(handle.run_id, metrics=metrics)
-        told += comparison(handle, planned, results)
-    create_markdown_artifact(told, key="sweep")
+        report += log_comparison(handle, planned, results)
+    create_markdown_artifact(report, key="sweep")
 
 
-def nest(handle: RunHandle, results: Sequence[Result]) -> None:
-    """Adopt members whose training was there before the sweep, and note on a run why it was stopped."""
-    adopter = MemberNester(handle)
-    for one in results:
-        if one.outcome:
-            adopter.adopt(one.outcome.version.run_id)
-        elif (told := read_config(one.member.log_path)) is not None:
-            run = mlflow_run.find_run(handle.client, handle.experiment_id, told["origin"])
-            if run is not None and one.told:
-                handle.client.set_tag(run.info.run_id, STOPPED, one.told)
+def nest_members(handle: RunHandle, results: Sequence[MemberResult]) -> None:
+    """Nest the runs of members that were trained before the sweep; tag an unfinished run with the reason."""
+    nester = MemberNester(handle)
+    for result in results:
+        if result.outcome:
+            nester.nest_run(result.outcome.version.run_id)
+        elif (config := read_config(result.member.log_path)) is not None:
+            run = mlflow_run.find_run(handle.client, handle.experiment_id, config["origin"])
+            if run is not None and result.reason:
+                handle.client.set_tag(run.info.run_id, STOPPED, result.reason)
 
 
-def comparison(handle: RunHandle, planned: SweepPlan, results: Sequence[Result]) -> str:
-    """The finished members against the first of them, as ``dpo compare`` does; nothing for a single one."""
-    ids = list(dict.fromkeys(one.outcome.version.run_id for one in results if one.outcome))
+def log_comparison(handle: RunHandle, planned: SweepPlan, results: Sequence[MemberResult]) -> str:
+    """Log the comparison of the finished members with the first one, as ``dpo compare`` does; returns it in Markdown.
+
+    Empty when fewer than two members finished.
+    """
+    ids = list(dict.fromkeys(result.outcome.version.run_id for result in results if result.outcome))
     if len(ids) < 2:
         return ""
     experiment = Experiment(handle.uri, handle.client, handle.experiment_id, planned.recipe.track.experiment_name)
-    made = compare_runs.compare(experiment, [handle.client.get_run(run_id) for run_id in ids])
-    place = planned.place / "comparison"
-    compare_runs.write(made, place)
-    compare_runs.log(experiment, made, place, handle.run_id)
-    return "\n" + comparison_page.markdown(made)
+    comparison = compare_runs.compare(experiment, [handle.client.get_run(run_id) for run_id in ids])
+    directory = planned.directory / "comparison"
+    compare_runs.write_files(comparison, directory)
+    compare_runs.log_files(experiment, comparison, directory, handle.run_id)
+    return "\n" + comparison_page.to_markdown(comparison)

@@ -1,8 +1,8 @@
-"""The members of a sweep: every combination of the values that settings are given.
+"""Plan of a sweep: a member for every combination of the values that settings are given.
 
-``learning_rate=1e-6,5e-6`` are two values. A setting whose value is itself a list (``lora_targets``, ``tasks``,
-``prompt_column``) keeps its commas and gets its alternatives by being given again:
-``lora_targets=all-linear lora_targets=q_proj,v_proj``. Any other setting may be given again too.
+``learning_rate=1e-6,5e-6`` gives two values. A setting whose value is itself a list (``lora_targets``, ``tasks``,
+``prompt_column``) keeps its commas and is repeated for each alternative:
+``lora_targets=all-linear lora_targets=q_proj,v_proj``. Any other setting may be repeated too.
 """
 
 import json
@@ -23,12 +23,12 @@ from dpo_core.stages.train import NOT_IN_KEY
 
 Axes = dict[str, tuple[str, ...]]
 
-ASIDE = {"track", "promote", "sweep"}
+NOT_COMPUTED = {"track", "promote", "sweep"}
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One combination: its name, which is a file name too, its values, and what it runs."""
+    """A combination of values, its recipe, and its name, which is a file name too."""
 
     name: str
     values: dict[str, str]
@@ -36,82 +36,98 @@ class Member:
 
     @property
     def log_path(self) -> Path:
-        """The run's directory."""
+        """The directory of the member's run."""
         assert self.recipe.train.log_path is not None
         return self.recipe.train.log_path
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """A sweep. ``recipe`` is that of its first member, ``place`` where its members' runs and notes lie."""
+    """A sweep. ``recipe`` is the first member's; ``directory`` holds the members' runs and logs."""
 
     recipe: Recipe
     axes: Axes
-    place: Path
+    directory: Path
     fingerprint: str
     members: tuple[Member, ...]
 
 
-def read(recipe_file: Path | None, words: Iterable[str]) -> tuple[Recipe, Axes]:
-    """The first member's recipe and the axes, from a file and what was typed.
+def read_sweep(recipe_file: Path | None, words: Iterable[str]) -> tuple[Recipe, Axes]:
+    """The first member's recipe and the axes, from a recipe file and the words of the command line.
 
-    Raises RecipeError as for a run, and for a setting that cannot vary.
+    Raises RecipeError as :func:`dpo_core.config.settings.read_recipe` does.
     """
-    fixed, axes = split(assignments(words))
+    fixed, axes = split_axes(assignments(words))
     first = [f"{leaf}={values[0]}" for leaf, values in axes.items()]
     return read_recipe(recipe_file, [*fixed, *first]), axes
 
 
-def split(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], Axes]:
-    """Assignments of one value, and settings of several."""
-    given: dict[str, list[str]] = {}
+def split_axes(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], Axes]:
+    """The assignments with one value (as ``name=value``), and the axes: the settings with several values."""
+    values_by_name: dict[str, list[str]] = {}
     for name, value in pairs:
         leaf = name.rpartition(".")[2]
-        alone = leaf not in LEAVES or is_list(leaf)  # an unknown name is refused with the others
-        given.setdefault(name if leaf not in LEAVES else leaf, []).extend([value] if alone else value.split(","))
-    fixed = [f"{leaf}={values[0]}" for leaf, values in given.items() if len(values) == 1]
-    return fixed, {leaf: tuple(value.strip() for value in told) for leaf, told in given.items() if len(told) > 1}
+        single = leaf not in LEAVES or is_list(leaf)  # unknown names are refused in check_axes
+        values_by_name.setdefault(name if leaf not in LEAVES else leaf, []).extend(
+            [value] if single else value.split(",")
+        )
+    fixed = [f"{leaf}={values[0]}" for leaf, values in values_by_name.items() if len(values) == 1]
+    several = {leaf: values for leaf, values in values_by_name.items() if len(values) > 1}
+    return fixed, {leaf: tuple(value.strip() for value in values) for leaf, values in several.items()}
 
 
-def plan(recipe: Recipe, axes: Mapping[str, Sequence[str]]) -> SweepPlan:
-    """Every member of a sweep, valid as a recipe.
+def plan_sweep(recipe: Recipe, axes: Mapping[str, Sequence[str]]) -> SweepPlan:
+    """The plan of a sweep, with a valid recipe for every member.
 
-    Raises RecipeError when nothing varies, or something that cannot, or two members are the same.
+    Raises RecipeError when no setting varies, when one varies that must not, when a value is invalid, or when two
+    members compute the same.
     """
     if not axes:
-        raise RecipeError("Nothing varies.", "A sweep has a setting of several values.", "learning_rate=1e-6,5e-6")
-    refuse(recipe, axes)
+        raise RecipeError(
+            "No setting of the sweep varies.",
+            "At least one setting must have several values.",
+            "For example: learning_rate=1e-6,5e-6",
+        )
+    check_axes(recipe, axes)
     combinations = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-    recipes = [varied(recipe, values) for values in combinations]
-    known = [what(one) for one in recipes]
-    if twice := next((index for index, one in enumerate(known) if one in known[:index]), None):
-        raise RecipeError(f"{name_of(combinations[twice])} is there twice.", "Members differ.", "Leave one out.")
-    key = fingerprint.of_value(known)
-    place = (recipe.track.runs_dir / "sweeps" / key[:12]).expanduser().resolve()
+    recipes = [with_values(recipe, values) for values in combinations]
+    computed = [computed_settings(member_recipe) for member_recipe in recipes]
+    if twice := next((index for index, settings in enumerate(computed) if settings in computed[:index]), None):
+        raise RecipeError(
+            f"{member_name(combinations[twice])} is given twice.", "Members must differ.", "Leave out one of the two."
+        )
+    key = fingerprint.of_value(computed)
+    directory = (recipe.track.runs_dir / "sweeps" / key[:12]).expanduser().resolve()
     members = [
-        Member(name_of(values), values, placed(one, place / name_of(values)))
-        for values, one in zip(combinations, recipes, strict=True)
+        Member(member_name(values), values, with_log_path(member_recipe, directory / member_name(values)))
+        for values, member_recipe in zip(combinations, recipes, strict=True)
     ]
-    return SweepPlan(recipe, {leaf: tuple(values) for leaf, values in axes.items()}, place, key, tuple(members))
+    return SweepPlan(recipe, {leaf: tuple(values) for leaf, values in axes.items()}, directory, key, tuple(members))
 
 
-def refuse(recipe: Recipe, axes: Mapping[str, Sequence[str]]) -> None:
-    """Raises RecipeError for what members must have in common, or have for themselves."""
+def check_axes(recipe: Recipe, axes: Mapping[str, Sequence[str]]) -> None:
+    """Raises RecipeError for an unknown setting, one that all members share, and ``log_path``."""
     for leaf in axes:
         if leaf not in LEAVES:
-            read_recipe(None, [f"{leaf}=0"])  # says which name is near
-        if LEAVES[leaf] in ASIDE or leaf in NOT_IN_KEY:
+            read_recipe(None, [f"{leaf}=0"])  # raises with the nearest right spelling
+        if LEAVES[leaf] in NOT_COMPUTED or leaf in NOT_IN_KEY:
             raise RecipeError(
-                f"{leaf} cannot vary in a sweep.", "Members differ in what they compute.", f"Give {leaf} one value."
+                f"{leaf} cannot vary in a sweep.",
+                "Only settings that change what a run computes can vary.",
+                f"Give {leaf} one value.",
             )
     if recipe.train.log_path:
-        raise RecipeError("log_path is given.", "Every member of a sweep has its own.", "Leave it out.")
+        raise RecipeError(
+            f"log_path={recipe.train.log_path} is given.",
+            "A sweep sets log_path for every member.",
+            "Leave log_path out.",
+        )
 
 
-def varied(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
+def with_values(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
     """The recipe with these values.
 
-    Raises RecipeError for one that cannot be.
+    Raises RecipeError for an invalid value.
     """
     tree: dict[str, Any] = recipe.model_dump()
     for leaf, value in values.items():
@@ -122,21 +138,21 @@ def varied(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
         raise refused(error) from None
 
 
-def placed(recipe: Recipe, log_path: Path) -> Recipe:
-    """A member's recipe with its directory; it is the sweep that promotes, and tells where MLflow is."""
+def with_log_path(recipe: Recipe, log_path: Path) -> Recipe:
+    """A member's recipe with its run directory; promotion and the MLflow address are left to the sweep."""
     train = recipe.train.model_copy(update={"log_path": log_path, "behavior_if_log_dir_exists": "ask"})
     promote = recipe.promote.model_copy(update={"auto_promote": False, "require_approval": False})
     track = recipe.track.model_copy(update={"tracking_uri": None, "runs_dir": recipe.track.runs_dir.resolve()})
     return recipe.model_copy(update={"train": train, "promote": promote, "track": track})
 
 
-def what(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe computes, as JSON values."""
-    told: dict[str, Any] = json.loads(recipe.model_dump_json(exclude=ASIDE))
-    told["train"] = {leaf: value for leaf, value in told["train"].items() if leaf not in NOT_IN_KEY}
-    return told
+def computed_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that change what a run computes, by section, as JSON values."""
+    settings: dict[str, Any] = json.loads(recipe.model_dump_json(exclude=NOT_COMPUTED))
+    settings["train"] = {leaf: value for leaf, value in settings["train"].items() if leaf not in NOT_IN_KEY}
+    return settings
 
 
-def name_of(values: Mapping[str, str]) -> str:
+def member_name(values: Mapping[str, str]) -> str:
     """A member's name from its values, safe as a file name."""
     return re.sub(r"[^\w.,=+-]+", "_", " ".join(f"{leaf}={value}" for leaf, value in values.items()))

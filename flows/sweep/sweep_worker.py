@@ -1,7 +1,7 @@
-"""A member of a sweep in a process of its own: the pipeline, its outcome left in a file.
+"""Worker process of a sweep: runs the pipeline for one member and writes its outcome to a file.
 
-``python -m flows.sweep.sweep_worker <recipe.json> <outcome.json>``. SIGINT is Ctrl-C: the step is finished, a
-checkpoint saved.
+``python -m flows.sweep.sweep_worker <recipe.json> <outcome.json>``. On SIGINT training finishes its step, saves a
+checkpoint and ends.
 """
 
 import os
@@ -15,11 +15,11 @@ from dpo_core.system import gc_tuning
 
 
 def main(request: Path, outcome: Path) -> int:
-    """Run the member, and return its exit code; an error goes to stderr, its last line."""
+    """Run the member and return its exit code; an error is printed to stderr as the last line."""
     gc_tuning.skip_at_exit()
-    # A parent started in the background hands SIGINT down as ignored.
+    # A parent that was started in the background passes SIGINT on as ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from flows import prefect_setup  # lazy: before Prefect is imported, which reads what this sets
+    from flows import prefect_setup  # lazy: sets what Prefect reads when it is imported
 
     prefect_setup.quieten(bool(os.environ.get("DPO_DEBUG")))
     with gc_tuning.paused():
@@ -30,15 +30,15 @@ def main(request: Path, outcome: Path) -> int:
     recipe = Recipe.model_validate_json(request.read_text())
     try:
         with tags(f"sweep-{request.parent.name}"):
-            made = pipeline(recipe)
+            result = pipeline(recipe)
     except DPOError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         return StoppedError.exit_code
-    aside = outcome.with_suffix(".new")
-    aside.write_text(made.model_dump_json(indent=1))
-    aside.replace(outcome)
+    partial = outcome.with_suffix(".new")
+    partial.write_text(result.model_dump_json(indent=1))
+    partial.replace(outcome)
     return 0
 
 

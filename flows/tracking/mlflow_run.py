@@ -141,7 +141,7 @@ def open_run(track: TrackSettings, recipe: Recipe, name: str, fingerprint: str) 
 def run_name(recipe: Recipe, log_path: Path) -> str:
     """A run's name in MLflow, whose UI cuts names off: what distinguishes runs comes first.
 
-    A sweep's member, whose directory is named by what varies (:func:`flows.sweep.sweep_plan.name_of`), is named so too.
+    A sweep's member is named by what varies, as its directory is (:func:`flows.sweep.sweep_plan.member_name`).
     """
     if "=" in log_path.name:
         return log_path.name.replace("learning_rate=", "lr").replace("dpo_beta=", "beta")

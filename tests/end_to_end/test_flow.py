@@ -153,7 +153,7 @@ def ask(api: str, path: str, body: dict[str, Any]) -> Any:
 @pytest.mark.slow
 def test_against_running_servers(place: Place, prefect: str) -> None:
     store = f"sqlite:///{place.path / 'served.db'}"
-    with ui.running(store, free_port()) as (_, address):
+    with ui.running_server(store, free_port()) as (_, address):
         place.run("dpo_beta=0.2", PREFECT_API_URL=prefect, MLFLOW_TRACKING_URI=address)
         client = MlflowClient(address)
         assert client.get_model_version_by_alias("stories", "candidate").version == "1"

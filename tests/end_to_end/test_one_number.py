@@ -69,7 +69,7 @@ def test_journal_evaluation_table_and_gate_tell_one_value(finished: Finished) ->
 def drawn(finished: Finished) -> str:
     console = Console(width=160)
     with console.capture() as captured:
-        console.print(final_summary.table(finished.base, finished.trained, finished.checkpoint.export))
+        console.print(final_summary.summary_table(finished.base, finished.trained, finished.checkpoint.export))
     return captured.get()
 
 

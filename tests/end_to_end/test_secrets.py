@@ -13,7 +13,7 @@ SECRETS = {"token": "hf_PLANTEDTOKENplantedtoken", "password": "PLANTED-password
 @pytest.mark.slow
 def test_tokens_and_passwords_stay_out_of_every_output(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    with ui.running(f"sqlite:///{tmp_path / 'served.db'}", free_port()) as (_, address):
+    with ui.running_server(f"sqlite:///{tmp_path / 'served.db'}", free_port()) as (_, address):
         secret = address.replace("http://", f"http://me:{SECRETS['password']}@")
         told = place.run(f"tracking_uri={secret}", HF_TOKEN=SECRETS["token"], HUGGING_FACE_HUB_TOKEN=SECRETS["token"])
     assert "dpo chat" in told

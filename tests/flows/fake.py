@@ -18,7 +18,7 @@ from flows.tracking import mlflow_run
 @contextmanager
 def served(track: TrackSettings, port: int) -> Iterator[TrackSettings]:
     """The store behind a real server."""
-    with ui.running(str(track.tracking_uri), port) as (_, address):
+    with ui.running_server(str(track.tracking_uri), port) as (_, address):
         yield track.model_copy(update={"tracking_uri": address})
 
 

@@ -1,11 +1,11 @@
-"""The end of a run on the terminal."""
+"""Final summary of a run on the terminal."""
 
 from dataclasses import replace
 
 import pytest
 
 from dpo_core.records import ModelVersion, Promotion
-from flows.cli.final_summary import show
+from flows.cli.final_summary import print_summary
 from flows.pipeline import PipelineOutcome
 from flows.registry.versions import Candidate
 from tests.flows import fake
@@ -22,48 +22,50 @@ def outcome(candidate: Candidate, failed: int) -> PipelineOutcome:
     )
 
 
-def test_results_decision_and_what_failed_are_told(candidate: Candidate, capsys: pytest.CaptureFixture[str]) -> None:
-    show(outcome(candidate, failed=3))
-    told = capsys.readouterr().out
-    assert "0.400" in told
-    assert "0.900" in told
-    assert "it is better." in told
-    assert "3 of the trained model's samples could not be asked or judged" in told
-    show(outcome(candidate, failed=0))
-    assert "could not be asked" not in capsys.readouterr().out
+def test_summary_has_results_decision_and_failed_samples(
+    candidate: Candidate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_summary(outcome(candidate, failed=3))
+    output = capsys.readouterr().out
+    assert "0.400" in output
+    assert "0.900" in output
+    assert "it is better." in output
+    assert "3 of the trained model's samples could not be generated or scored" in output
+    print_summary(outcome(candidate, failed=0))
+    assert "could not be generated" not in capsys.readouterr().out
 
 
 def test_every_task_is_in_the_table(candidate: Candidate, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = replace(
+    evaluated = replace(
         candidate,
         before=fake.with_task(candidate.before, accuracy=0.111, stderr=0.022),
         after=fake.with_task(candidate.after, accuracy=0.777, stderr=0.033),
     )
-    show(outcome(asked, failed=0))
+    print_summary(outcome(evaluated, failed=0))
     [row] = [line for line in capsys.readouterr().out.splitlines() if "caps/" in line]
     assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["caps/accuracy", "0.111 ± 0.022", "0.777 ± 0.033"]
 
 
-def test_a_task_of_which_the_base_was_not_asked_is_left_out(
-    candidate: Candidate, capsys: pytest.CaptureFixture[str]
-) -> None:
-    show(outcome(replace(candidate, after=fake.with_task(candidate.after, accuracy=0.777)), failed=0))
+def test_task_without_base_results_is_left_out(candidate: Candidate, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(outcome(replace(candidate, after=fake.with_task(candidate.after, accuracy=0.777)), failed=0))
     assert "caps" not in capsys.readouterr().out
 
 
-def test_what_exporting_changed_is_told(candidate: Candidate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_has_the_change_by_the_export(candidate: Candidate, capsys: pytest.CaptureFixture[str]) -> None:
     export = {"export/nats_a_reply": 0.31, "export/nats_a_reply_low": 0.2, "export/nats_a_reply_high": 0.42}
-    told = outcome(candidate, failed=0)
-    show(told.model_copy(update={"checkpoint": candidate.checkpoint.model_copy(update={"export": export})}))
+    finished = outcome(candidate, failed=0)
+    print_summary(
+        finished.model_copy(update={"checkpoint": candidate.checkpoint.model_copy(update={"export": export})})
+    )
     assert "0.310 [0.200, 0.420]" in capsys.readouterr().out
 
 
-def test_accuracy_beyond_the_exports_noise_is_the_trained_models(
+def test_accuracy_with_export_noise_as_ties_is_for_the_trained_model_only(
     candidate: Candidate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "test/accuracy_beyond_noise"
     more = {name: 0.75, f"{name}_low": 0.7, f"{name}_high": 0.8}
     after = candidate.after.model_copy(update={"metrics": candidate.after.metrics | more})
-    show(outcome(replace(candidate, after=after), failed=0))
+    print_summary(outcome(replace(candidate, after=after), failed=0))
     [row] = [line for line in capsys.readouterr().out.splitlines() if "export noise" in line]
     assert [cell.strip() for cell in row.strip("│ ").split("│")][1:] == ["", "0.750 [0.700, 0.800]"]

@@ -1,4 +1,4 @@
-"""The commands that go on as another package's: nobody stands between them and their signals."""
+"""Command line ``dpo``: commands that replace the process, tracebacks, and Ctrl-C."""
 
 import os
 import subprocess
@@ -10,15 +10,15 @@ from click import Context
 
 from flows.cli import main
 
-PROGRAM = "print('said'); from flows.cli.main import main; main()"
+PROGRAM = "print('earlier output'); from flows.cli.main import main; main()"
 
 
 class Replaced(Exception):
-    """This process would now be another."""
+    """Raised instead of replacing the process."""
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "command"),
     [
         (["eval", "--model", "a", "eval_seed=1"], ["dpo_core", "eval", "--model", "a", "eval_seed=1"]),
         (["data", "hhh", "test_size=1"], ["dpo_core", "data", "hhh", "test_size=1"]),
@@ -27,39 +27,39 @@ class Replaced(Exception):
         (["deploy", "--help"], ["deployments", "deploy", "--help"]),
     ],
 )
-def test_the_process_is_replaced(words: list[str], told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def replace(program: str, command: list[str]) -> None:
-        raise Replaced(program, command)
+def test_the_process_is_replaced(words: list[str], command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(program: str, arguments: list[str]) -> None:
+        raise Replaced(program, arguments)
 
     monkeypatch.setattr(os, "execv", replace)
     with pytest.raises(Replaced) as caught:
         main.main(words)
-    assert caught.value.args == (sys.executable, [sys.executable, "-m", *told])
+    assert caught.value.args == (sys.executable, [sys.executable, "-m", *command])
 
 
-def dpo(place: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+def dpo(directory: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", PROGRAM, *words]
-    return subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_what_was_said_before_is_not_lost_and_the_exit_code_is_its_own(tmp_path: Path) -> None:
-    told = dpo(tmp_path, "eval")
-    assert told.stdout == "said\n"
-    assert told.returncode == 2
-    assert told.stderr.startswith("error: No model is given.")
+def test_earlier_output_is_flushed_and_the_exit_code_is_the_commands(tmp_path: Path) -> None:
+    result = dpo(tmp_path, "eval")
+    assert result.stdout == "earlier output\n"
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: No model is given.")
 
 
-def test_it_is_told_to_show_tracebacks_too(tmp_path: Path) -> None:
-    told = dpo(tmp_path, "--debug", "eval")
-    assert told.returncode == 1
-    assert "Traceback" in told.stderr
-    assert "RecipeError" in told.stderr
+def test_debug_reaches_the_replaced_process(tmp_path: Path) -> None:
+    result = dpo(tmp_path, "--debug", "eval")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "RecipeError" in result.stderr
 
 
-def test_ctrl_c_is_told_the_same_way_whatever_the_command(
+def test_ctrl_c_has_the_same_message_for_every_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As while a registered model is looked for, before anything is replaced."""
+    """For example while a registered model is looked up, before the process is replaced."""
 
     def interrupt(_: Context) -> None:
         raise KeyboardInterrupt

@@ -109,7 +109,7 @@ def test_an_answer_from_the_command_line(
     assert (flow.returncode, told in out, "(it is good)" in out, "went on" in out) == (0, True, True, True), out + err
     late = approve(environment, run)
     assert late.returncode == 2
-    assert "does not wait for an answer (it is Completed)" in late.stderr
+    assert "does not wait for approval (its state is Completed)" in late.stderr
 
 
 @pytest.mark.slow

@@ -303,7 +303,7 @@ def test_a_later_decision_replaces_the_first_in_the_description(
     two: mlflow_run.RunHandle, registry: Registry, candidate: Candidate, recipe: Recipe
 ) -> None:
     case = champion.case(model_admin.record(two, model_admin.find(registry, "2")), candidate.before, candidate.after)
-    run_report.describe(two, recipe, candidate, champion.promote(two, case, model_admin.PromoteSettings()))
+    run_report.set_description(two, recipe, candidate, champion.promote(two, case, model_admin.PromoteSettings()))
     first = two.client.get_run(two.run_id).data.tags["mlflow.note.content"]
     assert "for want of evidence" in first
     by_hand(registry, "2", forced=r"it \g<0> is better")

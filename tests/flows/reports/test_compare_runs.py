@@ -1,4 +1,4 @@
-"""Runs listed, found by whatever names them, and compared: settings, results, paired tests, curves, files."""
+"""Runs: listed, found by id, name or directory, and compared by settings, results, paired tests and curves."""
 
 import io
 import json
@@ -17,8 +17,7 @@ from dpo_core.config.recipe import Recipe, TrackSettings, TrainSettings
 from dpo_core.errors import RecipeError, TrackingError
 from flows.cli.main import cli
 from flows.registry.versions import Candidate
-from flows.reports import compare_plot, comparison_page, run_report, run_table
-from flows.reports import compare_runs as comparing
+from flows.reports import compare_plot, compare_runs, comparison_page, run_report, run_table
 from flows.reports.run_table import Experiment
 from flows.tracking import mlflow_run
 from tests.flows import fake
@@ -36,11 +35,11 @@ def add(recipe: Recipe, candidate: Candidate, name: str, **train: Any) -> mlflow
     return handle
 
 
-def filled(recipe: Recipe, place: Path) -> list[mlflow_run.RunHandle]:
-    """Two that were asked the same prompts, and one that was asked others."""
-    candidate = fake.candidate(place / "candidate")
-    worse = replace(candidate, after=fake.evaluation(place / "worse", [False] * 40 + [True] * 60, 0.7))
-    other = fake.evaluation(place / "other", [True] * 100, 0.9)
+def filled(recipe: Recipe, directory: Path) -> list[mlflow_run.RunHandle]:
+    """Two runs with the same prompts, and one with different prompts."""
+    candidate = fake.candidate(directory / "candidate")
+    worse = replace(candidate, after=fake.evaluation(directory / "worse", [False] * 40 + [True] * 60, 0.7))
+    other = fake.evaluation(directory / "other", [True] * 100, 0.9)
     text = (other.path / "outcomes.jsonl").read_text().replace('"prompt ', '"question ')
     (other.path / "outcomes.jsonl").write_text(text)
     return [
@@ -52,11 +51,11 @@ def filled(recipe: Recipe, place: Path) -> list[mlflow_run.RunHandle]:
 
 @pytest.fixture(scope="module")
 def three(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[mlflow_run.RunHandle]:
-    """The runs in a store that the tests only read."""
-    place = tmp_path_factory.mktemp("three")
-    shutil.copyfile(empty_store, place / "mlflow.db")
-    track = TrackSettings(tracking_uri=f"sqlite:///{place}/mlflow.db", experiment_name="tests")
-    return filled(Recipe(track=track, train=TrainSettings(learning_rate=3e-5, batch_size=32)), place)
+    """Three runs in a store that the tests only read."""
+    directory = tmp_path_factory.mktemp("three")
+    shutil.copyfile(empty_store, directory / "mlflow.db")
+    track = TrackSettings(tracking_uri=f"sqlite:///{directory}/mlflow.db", experiment_name="tests")
+    return filled(Recipe(track=track, train=TrainSettings(learning_rate=3e-5, batch_size=32)), directory)
 
 
 @pytest.fixture
@@ -66,97 +65,97 @@ def experiment(three: list[mlflow_run.RunHandle]) -> Experiment:
 
 @pytest.fixture
 def own(recipe: Recipe, run: mlflow_run.RunHandle) -> Experiment:
-    """A store of the test's own, with one run."""
+    """A store for one test, with one run."""
     return run_table.open_experiment(recipe.track)
 
 
-def shown(made: Any) -> str:
+def printed(table: Any) -> str:
     out = io.StringIO()
-    Console(file=out, width=250).print(made)
+    Console(file=out, width=250).print(table)
     return out.getvalue()
 
 
-def test_the_table_shows_what_differs_results_and_the_champion(
+def test_table_has_differing_settings_results_and_champion(
     experiment: Experiment, three: list[mlflow_run.RunHandle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Experiment, "champions", lambda _: {three[1].run_id: "dpo-test/1"})
-    told = shown(run_table.table(experiment, 10))
-    rows = {name: next(line for line in told.splitlines() if name in line) for name in ("[one]", "two", "three")}
-    assert "dpo_beta" in told
-    assert "learning_rate" in told
-    assert "batch_size" not in told
+    output = printed(run_table.runs_table(experiment, 10))
+    rows = {name: next(line for line in output.splitlines() if name in line) for name in ("[one]", "two", "three")}
+    assert "dpo_beta" in output
+    assert "learning_rate" in output
+    assert "batch_size" not in output
     assert "0.600" in rows["[one]"]
     assert "★ dpo-test/1" in rows["two"]
     assert "★" not in rows["[one]"] + rows["three"]
     assert "finished" in rows["three"]
 
 
-def test_a_champion_is_known_by_its_run(own: Experiment, run: mlflow_run.RunHandle, candidate: Candidate) -> None:
+def test_champions_are_listed_by_their_run(own: Experiment, run: mlflow_run.RunHandle, candidate: Candidate) -> None:
     assert own.champions() == {}
     promoted(run, registered(run, candidate), candidate)
     assert own.champions() == {run.run_id: "dpo-test/1"}
 
 
-def test_the_table_asks_for_no_history(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_requests_no_metric_history(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment.client, "get_metric_history", lambda *_: pytest.fail("asked for history"))
-    assert "three" in shown(run_table.table(experiment, 10))
+    assert "three" in printed(run_table.runs_table(experiment, 10))
 
 
-def test_the_newest_come_first_and_no_more_than_asked_for(experiment: Experiment) -> None:
-    told = shown(run_table.table(experiment, 1))
-    assert "three" in told
-    assert "[one]" not in told
+def test_table_has_the_newest_runs_up_to_the_limit(experiment: Experiment) -> None:
+    output = printed(run_table.runs_table(experiment, 1))
+    assert "three" in output
+    assert "[one]" not in output
 
 
-def test_many_differences_are_named_below(own: Experiment, recipe: Recipe) -> None:
+def test_settings_without_a_column_are_named_in_the_caption(own: Experiment, recipe: Recipe) -> None:
     train = {"seed": 3, "batch_size": 7, "num_epochs": 2, "warmup_steps": 4, "adam_beta1": 0.5, "loss": "ipo"}
     train["weight_decay"] = 0.1
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
     mlflow_run.open_run(other.track, other, "much", "much")
-    assert "They also differ in" in shown(run_table.table(own, 10))
+    assert "The runs also differ in" in printed(run_table.runs_table(own, 10))
 
 
-def test_a_run_goes_by_id_name_part_and_directory(
+def test_run_is_found_by_id_name_part_and_directory(
     experiment: Experiment, three: list[mlflow_run.RunHandle], tmp_path: Path
 ) -> None:
     from dpo_core.train.checkpoint.run_dir import write_config  # lazy: for this test alone
 
-    place = tmp_path / "somewhere"
-    place.mkdir()
-    write_config(place, {"fingerprint": "x", "origin": "lr3e-05 beta0.2 two", "lineage": "x", "recipe": {}})
+    directory = tmp_path / "somewhere"
+    directory.mkdir()
+    write_config(directory, {"fingerprint": "x", "origin": "lr3e-05 beta0.2 two", "lineage": "x", "recipe": {}})
     identity = three[1].run_id
-    for text in (identity, identity[:10], "lr3e-05 beta0.2 two", "lr3e-05 beta0.2", "two", str(place)):
-        assert run_table.find(experiment, text).info.run_id == identity
-    assert run_table.find(experiment, "[one]").info.run_id == three[0].run_id
+    for text in (identity, identity[:10], "lr3e-05 beta0.2 two", "lr3e-05 beta0.2", "two", str(directory)):
+        assert run_table.find_run(experiment, text).info.run_id == identity
+    assert run_table.find_run(experiment, "[one]").info.run_id == three[0].run_id
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("lr3e-05 beta0.2 tow", r"No run in experiment 'tests' goes by .* Did you mean lr3e-05 beta0.2 two"),
-        ("lr", r"3 runs go by 'lr': .*\. One must be meant\. Give the run's id"),
+        ("lr3e-05 beta0.2 tow", r"No run in experiment 'tests' matches .* Did you mean lr3e-05 beta0.2 two"),
+        ("lr", r"3 runs match 'lr': .*\. Exactly one must match\. Give the run's id"),
         ("it's", "No run in experiment"),
-        ("%", "is no run"),
-        ("", "is no run"),
+        ("%", "is not a run"),
+        ("", "is not a run"),
     ],
 )
-def test_a_run_that_is_not_there_or_not_one(experiment: Experiment, text: str, told: str) -> None:
-    with pytest.raises(RecipeError, match=told):
-        run_table.find(experiment, text)
+def test_text_that_matches_no_run_or_several_is_refused(experiment: Experiment, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        run_table.find_run(experiment, text)
 
 
 def test_a_deleted_run_is_not_found(own: Experiment, run: mlflow_run.RunHandle) -> None:
     own.client.delete_run(run.run_id)
     with pytest.raises(RecipeError, match="No run in experiment"):
-        run_table.find(own, run.run_id)
+        run_table.find_run(own, run.run_id)
 
 
-def test_a_directory_that_mlflow_does_not_hold(experiment: Experiment, tmp_path: Path) -> None:
+def test_directory_without_a_run_in_mlflow_is_refused(experiment: Experiment, tmp_path: Path) -> None:
     from dpo_core.train.checkpoint.run_dir import write_config  # lazy: for this test alone
 
     write_config(tmp_path, {"fingerprint": "x", "origin": "x", "lineage": "x", "recipe": {}})
-    with pytest.raises(TrackingError, match=f"Bring it there: dpo sync {tmp_path}"):
-        run_table.find(experiment, str(tmp_path))
+    with pytest.raises(TrackingError, match=f"To add it, run dpo sync {tmp_path}"):
+        run_table.find_run(experiment, str(tmp_path))
 
 
 def test_experiments_that_cannot_be_listed(own: Experiment, recipe: Recipe) -> None:
@@ -166,14 +165,14 @@ def test_experiments_that_cannot_be_listed(own: Experiment, recipe: Recipe) -> N
     assert own.client.get_experiment_by_name("tezts") is None
     empty = own.client.create_experiment("empty")
     with pytest.raises(RecipeError, match="'empty' has no runs"):
-        run_table.table(replace(own, id=empty, name="empty"), 5)
+        run_table.runs_table(replace(own, id=empty, name="empty"), 5)
     own.client.delete_experiment(own.id)
     with pytest.raises(TrackingError, match="'tests' was deleted"):
         run_table.open_experiment(recipe.track)
 
 
-def compared(experiment: Experiment, *texts: str) -> comparing.RunComparison:
-    return comparing.compare(experiment, comparing.resolved(experiment, texts))
+def compared(experiment: Experiment, *texts: str) -> compare_runs.RunComparison:
+    return compare_runs.compare(experiment, compare_runs.find_runs(experiment, texts))
 
 
 def test_a_paired_test_by_hand(experiment: Experiment) -> None:
@@ -183,14 +182,14 @@ def test_a_paired_test_by_hand(experiment: Experiment) -> None:
     assert comparison.results["IFEval"] == ("0.6000", "0.9000")
     follows, prefers = comparison.tests
     assert "follows 90.0% of 100 prompts against 60.0%" in follows
-    assert f"30 only it follows, 0 only the other; McNemar's exact p = {2 * 0.5**30:.3g}." in follows
+    assert f"only this run follows 30, only the first 0; exact McNemar p = {2 * 0.5**30:.3g}." in follows
     assert "prefers the chosen side in 90.0% of 300 held-out pairs" in prefers
 
 
-def test_other_prompts_have_no_paired_test(experiment: Experiment) -> None:
-    told = compared(experiment, "two", "three").tests
-    assert "were not evaluated on the same prompts: no paired test of those" in told[0]
-    assert not any("McNemar" in line for line in told)
+def test_different_prompts_have_no_paired_test(experiment: Experiment) -> None:
+    tests = compared(experiment, "two", "three").tests
+    assert "were evaluated on different prompts, so no paired test compares them" in tests[0]
+    assert not any("McNemar" in line for line in tests)
 
 
 def test_an_unfinished_run_is_compared_by_what_it_has(own: Experiment, recipe: Recipe, candidate: Candidate) -> None:
@@ -200,13 +199,13 @@ def test_an_unfinished_run_is_compared_by_what_it_has(own: Experiment, recipe: R
     assert comparison.curves[comparison.labels[1]] == {}
 
 
-def test_it_takes_two(experiment: Experiment) -> None:
-    with pytest.raises(RecipeError, match="It takes two"):
+def test_comparison_needs_two_runs(experiment: Experiment) -> None:
+    with pytest.raises(RecipeError, match="A comparison needs at least two runs"):
         compared(experiment, "two", "two")
 
 
 class Tags(HTMLParser):
-    """What a page refers to, and whether its tags are closed in order."""
+    """HTML parser that collects the addresses of a page and checks that its tags are closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,43 +221,47 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_files_stand_alone(experiment: Experiment, tmp_path: Path) -> None:
+def test_files_are_self_contained(experiment: Experiment, tmp_path: Path) -> None:
     comparison = compared(experiment, "[one]", "two", "three")
     comparison = replace(comparison, tests=(*comparison.tests, "<script>"))
-    text = comparing.write(comparison, tmp_path / "out").read_text()
+    text = compare_runs.write_files(comparison, tmp_path / "out").read_text()
     page = Tags()
     page.feed(text)
     assert page.open == []
     assert [source[:22] for source in page.sources] == ["data:image/png;base64,"]
     assert "<script>" not in text
     assert "lr3e-05 beta0.1 [one]" in text
-    assert json.loads((tmp_path / "out" / comparing.DATA).read_text())["settings"]["dpo_beta"] == ["0.1", "0.2", "0.2"]
-    assert "| dpo_beta | 0.1 | 0.2 | 0.2 |" in (tmp_path / "out" / comparing.MARKDOWN).read_text()
-    assert comparison_page.SEVERAL in text
+    assert json.loads((tmp_path / "out" / compare_runs.DATA).read_text())["settings"]["dpo_beta"] == [
+        "0.1",
+        "0.2",
+        "0.2",
+    ]
+    assert "| dpo_beta | 0.1 | 0.2 | 0.2 |" in (tmp_path / "out" / compare_runs.MARKDOWN).read_text()
+    assert comparison_page.MANY_TESTS in text
 
 
-def test_the_curves_are_the_journals(experiment: Experiment) -> None:
+def test_curves_are_those_of_the_journals(experiment: Experiment) -> None:
     comparison = compared(experiment, "[one]", "two")
     curve = comparison.curves[comparison.labels[0]]
     assert [step for step, _ in curve["dpo_loss"]] == list(range(1, 21))
     assert curve["test/accuracy"] == [(step, fake.row(step)["test/accuracy"]) for step in (0, 10, 20)]
 
 
-def test_a_long_curve_keeps_its_ends() -> None:
+def test_long_curve_keeps_its_first_and_last_point() -> None:
     points = [(step, math.sin(step)) for step in range(12_345)]
-    kept = compare_plot.thinned(points)
+    kept = compare_plot.thin_points(points)
     assert (kept[0], kept[-1]) == (points[0], points[-1])
-    assert len(kept) <= compare_plot.MOST_POINTS + 1
-    assert compare_plot.thinned([]) == []
+    assert len(kept) <= compare_plot.MAX_POINTS + 1
+    assert compare_plot.thin_points([]) == []
 
 
 def test_the_commands_print_and_log(experiment: Experiment, three: list[mlflow_run.RunHandle], tmp_path: Path) -> None:
-    where = ["--tracking-uri", experiment.uri, "--experiment-name", "tests"]
-    told = CliRunner().invoke(cli, ["compare", "[one]", "two", *where, "--out", str(tmp_path / "out")])
-    assert told.exit_code == 0, told.output
-    assert "McNemar" in told.output
+    options = ["--tracking-uri", experiment.uri, "--experiment-name", "tests"]
+    result = CliRunner().invoke(cli, ["compare", "[one]", "two", *options, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "McNemar" in result.output
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    place = f"comparison/{three[0].run_id[:8]}-{three[1].run_id[:8]}"
-    logged = {found.path for found in experiment.client.list_artifacts(three[0].run_id, place)}
-    assert f"{place}/comparison.html" in logged
-    assert "three" in CliRunner().invoke(cli, ["runs", *where]).output.replace("\n", "")
+    artifacts = f"comparison/{three[0].run_id[:8]}-{three[1].run_id[:8]}"
+    logged = {found.path for found in experiment.client.list_artifacts(three[0].run_id, artifacts)}
+    assert f"{artifacts}/comparison.html" in logged
+    assert "three" in CliRunner().invoke(cli, ["runs", *options]).output.replace("\n", "")

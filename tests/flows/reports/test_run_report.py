@@ -1,4 +1,4 @@
-"""What a person finds on a run's page, and that finding it twice is finding it once."""
+"""Report of a run in MLflow; logging it twice is the same as logging it once."""
 
 import json
 import shlex
@@ -38,8 +38,8 @@ def test_the_recipe_file_is_the_recipe(tmp_path: Path) -> None:
     assert tomllib.loads(path.read_text())["train"]["max_steps"] == 30
 
 
-def test_the_command_repeats_the_recipe_and_tells_no_secret() -> None:
-    command = run_report.command(RECIPE)
+def test_command_repeats_the_recipe_without_secrets() -> None:
+    command = run_report.run_command(RECIPE)
     words = shlex.split(command)
     assert words[:2] == ["dpo", "run"]
     again = read_recipe(None, words[2:], {})
@@ -53,14 +53,14 @@ def test_the_data_are_inputs_with_digest_and_counts(run: RunHandle, candidate: C
     for _ in range(2):
         run_report.log_data(run, candidate.pairs, candidate.rendered)
     inputs = run.client.get_run(run.run_id).inputs.dataset_inputs
-    told = {one.tags[0].value: one.dataset for one in inputs}
+    datasets = {entry.tags[0].value: entry.dataset for entry in inputs}
     assert len(inputs) == 2
-    assert (told["training"].name, told["training"].digest) == ("hhh train", "d")
-    assert (told["evaluation"].name, told["evaluation"].digest) == ("hhh test", "d")
-    assert json.loads(told["training"].profile)["dropped"] == {"equal sides": 10}
+    assert (datasets["training"].name, datasets["training"].digest) == ("hhh train", "d")
+    assert (datasets["evaluation"].name, datasets["evaluation"].digest) == ("hhh test", "d")
+    assert json.loads(datasets["training"].profile)["dropped"] == {"equal sides": 10}
 
 
-def test_the_data_report_and_its_picture_are_logged(run: RunHandle, candidate: Candidate) -> None:
+def test_data_report_and_its_plot_are_logged(run: RunHandle, candidate: Candidate) -> None:
     counts = LengthCounts("tokens")
     counts.add([10, 20], [3, 4], [5, 6])
     measured = candidate.rendered.train_report.model_copy(update=dict(counts.report_fields()))
@@ -72,13 +72,13 @@ def test_the_data_report_and_its_picture_are_logged(run: RunHandle, candidate: C
     assert profile["longer_chosen"] == 0.0
 
 
-def test_files_lie_where_they_are_looked_for(run: RunHandle, candidate: Candidate) -> None:
+def test_recipe_curves_and_journal_are_logged(run: RunHandle, candidate: Candidate) -> None:
     run_report.log_files(run, RECIPE, candidate.checkpoint.log_path)
     assert files(run) == {"recipe.toml", "curves.png", "journal"}
     assert files(run, "journal") == {"journal/metrics.jsonl"}
 
 
-def test_results_come_as_numbers_files_and_a_table(run: RunHandle, candidate: Candidate) -> None:
+def test_results_are_logged_as_metrics_files_and_a_table(run: RunHandle, candidate: Candidate) -> None:
     for _ in range(2):
         run_report.log_results(run, candidate)
     metrics = run.client.get_run(run.run_id).data.metrics
@@ -95,19 +95,19 @@ def test_results_come_as_numbers_files_and_a_table(run: RunHandle, candidate: Ca
     assert len(table["data"]) == 3
 
 
-def test_the_description_says_result_reason_and_command(run: RunHandle, candidate: Candidate) -> None:
+def test_description_has_results_reason_and_command(run: RunHandle, candidate: Candidate) -> None:
     reason = "version 2 is promoted over version 1: it follows more."
     promotion = Promotion(promoted=True, reason=reason, name="dpo-hhh", version=2, champion_version=2)
-    run_report.describe(run, RECIPE, candidate, promotion)
-    note = run.client.get_run(run.run_id).data.tags["mlflow.note.content"]
-    assert "- prompts followed strictly (IFEval): **0.900**, base 0.400" in note
-    assert "Version 2 of **dpo-hhh**. Version 2 is promoted over version 1: it follows more." in note
-    assert f"    {run_report.command(RECIPE)}" in note
-    assert "|" not in note
-    assert f"](get-artifact?path=instructions.png&run_uuid={run.run_id})" in note
+    run_report.set_description(run, RECIPE, candidate, promotion)
+    description = run.client.get_run(run.run_id).data.tags["mlflow.note.content"]
+    assert "- prompts followed strictly (IFEval): **0.900**, base 0.400" in description
+    assert "Version 2 of **dpo-hhh**. Version 2 is promoted over version 1: it follows more." in description
+    assert f"    {run_report.run_command(RECIPE)}" in description
+    assert "|" not in description
+    assert f"](get-artifact?path=instructions.png&run_uuid={run.run_id})" in description
 
 
 def test_without_prompts_the_description_leaves_them_out(candidate: Candidate) -> None:
     bare = replace(candidate, after=candidate.after.model_copy(update={"metrics": {"test/accuracy": 0.9}}))
     promotion = Promotion(promoted=False, reason="no.", name="n", version=1, champion_version=None)
-    assert "IFEval" not in run_report.note(RECIPE, bare, promotion)
+    assert "IFEval" not in run_report.description(RECIPE, bare, promotion)
