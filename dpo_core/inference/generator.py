@@ -195,4 +195,6 @@ def open_generator(
     warn_about_renderer(renderer_name, *source)
     engine, tokenizer_path = open_engine(path, config)
     tokenizer = load_tokenizer(tokenizer_path, config.trust_remote_code)
-    return ResponseGenerator(engine, get_renderer(resolve_renderer(renderer_name, *source), tokenizer), config.batch_size)
+    return ResponseGenerator(
+        engine, get_renderer(resolve_renderer(renderer_name, *source), tokenizer), config.batch_size
+    )

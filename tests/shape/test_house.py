@@ -1,4 +1,4 @@
-"""The house: rooms of three to twelve modules, unique names, imports without circles, plain words, a light preflight."""
+"""The house: rooms of three to twelve modules, unique names, imports without circles, plain words, light preflight."""
 
 import ast
 import re
