@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dpo_core.evaluate.metric_names import of_other_tasks
+from dpo_core.evaluate.metric_names import other_task_metrics
 from dpo_core.records import EvalResult
 from flows.pipeline import PipelineOutcome
 from flows.reports.run_report import measure
@@ -64,7 +64,7 @@ def table(base: EvalResult, trained: EvalResult, export: Mapping[str, float]) ->
     for name, words in ROWS:
         if name in trained.metrics:
             made.add_row(words, cell(base.metrics, name), cell(trained.metrics, name))
-    for name in of_other_tasks(trained):
+    for name in other_task_metrics(trained):
         if name in base.metrics:
             made.add_row(escape(name), cell(base.metrics, name), cell(trained.metrics, name))
     for name, words in EXPORT.items():

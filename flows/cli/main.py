@@ -136,9 +136,9 @@ def refuse_early(recipe: "Recipe") -> "RunPlan":
 @cli.command(cls=RecipeCommand, context_settings=FREE_FORM)
 @WORDS
 def data(words: tuple[str, ...]) -> None:
-    """Look at preferences without training: dpo data [dataset or path] [key=value ...].
+    """View a preference dataset: dpo data [dataset or path] [key=value ...].
 
-    Prints what is kept and dropped and how long it is; on a terminal, then pages through the pairs.
+    Prints how many pairs are kept and dropped, and their lengths; on a terminal, then pages through the pairs.
     """
     become("dpo_core", "data", *words)
 
@@ -186,16 +186,16 @@ def ui(port: int, tracking_uri: str | None, experiment_name: str | None) -> None
 @cli.command("eval", cls=RecipeCommand, context_settings=FREE_FORM)
 @WORDS
 def evaluate(words: tuple[str, ...]) -> None:
-    """Measure a model, or compare two: dpo eval [recipe.toml] --model A [--against B] [key=value ...].
+    """Evaluate a model, or compare two: dpo eval [recipe.toml] --model A [--against B] [key=value ...].
 
     \b
     A, B     a run's final/ or adapter/, any model directory, a hub id, models:/NAME@champion
-    --task   ifeval (default), inspect_evals/NAME, FILE.py@TASK; may be given again
-    --limit  first so many prompts of each task
-    --judge  PROVIDER/MODEL of inspect-ai that prefers one of two answers, both orders
-    --show   prompts that flipped to show each way (default 3)
+    --task   ifeval (default), inspect_evals/NAME or FILE.py@TASK; repeat it for more tasks
+    --limit  evaluate at most this many prompts of each task
+    --judge  PROVIDER/MODEL of inspect-ai that compares the two models' responses in both orders
+    --show   flipped prompts to show in each direction (default 3)
 
-    Answers are kept: a second call is a lookup, and one that was cut off goes on.
+    Responses are cached: a repeated command generates nothing, an interrupted one continues.
     """
     become("dpo_core", "eval", *words)
 

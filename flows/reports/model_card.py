@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dpo_core.config.recipe import Recipe
-from dpo_core.evaluate.metric_names import of_other_tasks
+from dpo_core.evaluate.metric_names import other_task_metrics
 from flows.registry.versions import Candidate
 from flows.reports.run_report import command, results
 
@@ -46,7 +46,7 @@ def limits(recipe: Recipe, candidate: Candidate) -> list[str]:
         error = metrics.get("prompt_strict_stderr")
         told.append(f"- instructions followed are of one answer a prompt{f', ± {error:.3f} (1 σ)' if error else ''}")
     else:
-        missing = "IFEval was not" if of_other_tasks(candidate.after) else "no task was"
+        missing = "IFEval was not" if other_task_metrics(candidate.after) else "no task was"
         told.append(f"- {missing} asked: whether it follows instructions was not measured")
     if looping := metrics.get("loop_share"):
         told.append(f"- {looping:.1%} of its answers loop")

@@ -143,7 +143,7 @@ def test_token_pages_colour_what_is_trained(tmp_path: Path, stories: Path) -> No
             "render": {"renderer_name": "role_colon", "max_length": 80},
         }
     )
-    tokenizer = data_viewer.tokenizer_of(recipe)
+    tokenizer = data_viewer.find_tokenizer(recipe)
     assert tokenizer is not None
     store = Store(tmp_path / "store")
     with store.write("render", "key") as draft:
@@ -162,10 +162,10 @@ def test_token_pages_colour_what_is_trained(tmp_path: Path, stories: Path) -> No
 
 def test_a_tokenizer_alone_is_enough() -> None:
     recipe = Recipe.model_validate({"model": {"model_name": str(shared("tokenizers", "gpt2"))}})
-    found = data_viewer.tokenizer_of(recipe)
+    found = data_viewer.find_tokenizer(recipe)
     assert found is not None
     assert not found.has_weights
-    assert data_viewer.tokenizer_of(Recipe()) is None
+    assert data_viewer.find_tokenizer(Recipe()) is None
 
 
 def test_on_a_terminal_keys_lead_through_the_pairs(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dpo_core.cli.eval_command import parse
+from dpo_core.cli.eval_command import parse_command
 from dpo_core.errors import RecipeError
 from tests.evaluate.conftest import prompt_file
 from tests.evaluate.test_run_task import ASKED, TASK
@@ -109,12 +109,14 @@ def test_a_signal_stops_it_and_leaves_nobody_behind(
 )
 def test_wrong_words_are_told(words: list[str], told: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        parse(words)
+        parse_command(words)
     assert told in str(caught.value)
 
 
 def test_the_last_word_counts_and_tasks_add_up() -> None:
-    wanted = parse(["--model", "a", "--model=b", "--task", "ifeval", "--task", "x.py@y", "--limit", "7", "eval_seed=3"])
+    wanted = parse_command(
+        ["--model", "a", "--model=b", "--task", "ifeval", "--task", "x.py@y", "--limit", "7", "eval_seed=3"]
+    )
     assert (wanted.model, wanted.against, wanted.recipe.evaluate.tasks) == ("b", None, ("ifeval", "x.py@y"))
     assert (wanted.recipe.evaluate.ifeval_limit, wanted.recipe.evaluate.task_limit) == (7, 7)
     assert wanted.recipe.evaluate.eval_seed == 3

@@ -40,7 +40,7 @@ def line(prompt: str, epoch: int, value: float, **more: Any) -> dict[str, Any]:
 
 def shown(*results: TaskResult) -> str:
     console = Console(width=120, highlight=False, record=True, file=StringIO())
-    evaluation_report.show(results, 0, console)
+    evaluation_report.print_results(results, 0, console)
     return console.export_text()
 
 
@@ -48,7 +48,7 @@ def test_epochs_of_a_prompt_are_one_prompt(tmp_path: Path) -> None:
     """Eight times the same ten answers are ten."""
     one = result(tmp_path, "one", {f"p{place}": [1.0] * 8 for place in range(10)})
     other = result(tmp_path, "other", {f"p{place}": [float(place < 2)] * 8 for place in range(10)})
-    told = evaluation_report.comparisons(one, other)["score"]
+    told = evaluation_report.compare_results(one, other)["score"]
     assert (told.prompts, len(told.gained), told.p) == (10, 8, pytest.approx(2 / 2**8))
     assert "one is better: score 100.0% against 20.0% of 10 prompts, 8 prompts gained and 0 lost, exact McNemar p" in (
         shown(one, other)
@@ -58,7 +58,7 @@ def test_epochs_of_a_prompt_are_one_prompt(tmp_path: Path) -> None:
 def test_epochs_that_differ_are_averaged(tmp_path: Path) -> None:
     one = result(tmp_path, "one", {"a": [1, 0, 0, 1], "b": [1, 1, 1, 1]})
     other = result(tmp_path, "other", {"a": [0, 0, 0, 1], "b": [1, 1, 1, 1]})
-    told = evaluation_report.comparisons(one, other)["score"]
+    told = evaluation_report.compare_results(one, other)["score"]
     assert (told.ours, told.theirs, told.gained, told.is_binary, told.are_shares) == (0.75, 0.625, ("a",), False, True)
 
 

@@ -22,7 +22,7 @@ from dpo_core.evaluate.ifeval import ifeval_prompts
 from dpo_core.evaluate.ifeval.ifeval_checkers import FollowedInstructions, score
 from dpo_core.evaluate.ifeval.ifeval_task import ifeval, instruction_following
 from dpo_core.evaluate.inspect import run_inspect
-from dpo_core.evaluate.inspect.inspect_errors import Unusable
+from dpo_core.evaluate.inspect.inspect_errors import InspectPrerequisiteError
 from dpo_core.evaluate.task_names import IFEVAL_VERSION
 from dpo_core.inference import generator, torch_engine
 from dpo_core.inference.paged_engine import PagedEngine
@@ -148,7 +148,7 @@ def test_a_model_is_measured_on_prompts_and_pairs(world: World, told: PromptSet)
     """Verdicts are those of the scoring core on the answers as written; shares and counts follow from them."""
     result = world.evaluate(world.request(told, num_samples=3), "first")
     outcomes = lines(result.path / "outcomes.jsonl")
-    rows = {row.key: row for _, row in ifeval_prompts.read(told.path)}
+    rows = {row.key: row for _, row in ifeval_prompts.read_prompts(told.path)}
     assert [outcome["key"] for outcome in outcomes] == list(rows)
     for outcome in outcomes:
         verdict = score(rows[outcome["key"]], outcome["response"])
@@ -300,7 +300,7 @@ def test_a_model_that_emits_nothing_follows_nothing(
     world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its likeliest first token is the one that ends an answer."""
-    opened = evaluate.to_answerer
+    opened = evaluate.load_generator
 
     def silent(model: Any, *words: Any) -> generator.ResponseGenerator:
         answerer = opened(model, *words)
@@ -367,7 +367,7 @@ def test_missing_sentence_data_are_told_before_anything_is_asked(
         {"Count.": {"length_constraints:number_sentences": {"relation": "at least", "num_sentences": 2}}}
     )
     monkeypatch.setattr("nltk.data.path", [])
-    with pytest.raises(Unusable, match="needs NLTK's sentence splitter punkt_tab"):
+    with pytest.raises(InspectPrerequisiteError, match="needs NLTK's sentence splitter punkt_tab"):
         ifeval(str(file))
 
 
@@ -376,17 +376,17 @@ def test_a_log_of_another_task_cannot_be_scored(world: World, told: PromptSet, t
     log = read_eval_log(str(world.evaluate(world.request(told), "first").path / "ifeval.eval"))
     for sample in log.samples or []:
         sample.metadata = {"prompt": sample.input, "instruction_id_list": ["punctuation:no_comma"]}
-    with pytest.raises(Unusable, match="no row of IFEval"):
+    with pytest.raises(InspectPrerequisiteError, match="no row of IFEval"):
         rescore(log, instruction_following(), model="mockllm/model", display="none")
 
 
 def test_an_interrupted_evaluation_is_an_error() -> None:
     """inspect-ai returns from an interrupt without an exception, and with no log."""
     with pytest.raises(EvaluationError, match="interrupted"):
-        run_inspect.check([], 4)
+        run_inspect.check_log([], 4)
 
 
 def test_a_log_that_lost_samples_is_an_error(world: World, told: PromptSet) -> None:
     log = read_eval_log(str(world.evaluate(world.request(told), "first").path / "ifeval.eval"))
     with pytest.raises(EvaluationError, match="4 of 5 prompts are in the log"):
-        run_inspect.check([log], 5)
+        run_inspect.check_log([log], 5)

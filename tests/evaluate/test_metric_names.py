@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_core.evaluate.metric_names import of_other_tasks, standard_error
+from dpo_core.evaluate.metric_names import other_task_metrics, standard_error
 from dpo_core.records import EvalResult
 
 METRICS = {
@@ -54,4 +54,4 @@ def test_a_scorer_is_told_by_its_mean_or_else_by_all_that_it_measures() -> None:
         "loud/exclamations",
         "loud/capitals",
     ]
-    assert of_other_tasks(result) == told
+    assert other_task_metrics(result) == told

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpo_core.evaluate.paired_tests import bootstrap, compare
+from dpo_core.evaluate.paired_tests import bootstrap, compare_paired
 
 
 def marks(text: str) -> dict[str, float]:
@@ -12,7 +12,7 @@ def marks(text: str) -> dict[str, float]:
 
 def test_what_flipped_decides() -> None:
     """Seven better, one worse, of twelve: McNemar's exact p is 2 (1 + 8) / 2^8."""
-    told = compare(marks("111111110011"), marks("000000011011"))
+    told = compare_paired(marks("111111110011"), marks("000000011011"))
     assert (told.prompts, told.ours, told.theirs) == (12, 10 / 12, 4 / 12)
     assert (told.gained, told.lost) == (tuple("0123456"), ("8",))
     assert told.p == pytest.approx(2 * 9 / 256)
@@ -20,14 +20,14 @@ def test_what_flipped_decides() -> None:
 
 
 def test_only_prompts_of_both_count_in_any_order() -> None:
-    told = compare({"a": 1.0, "b": 0.0, "c": 1.0}, {"c": 0.0, "b": 0.0, "d": 1.0})
+    told = compare_paired({"a": 1.0, "b": 0.0, "c": 1.0}, {"c": 0.0, "b": 0.0, "d": 1.0})
     assert (told.prompts, told.gained, told.lost) == (2, ("c",), ())
     with pytest.raises(ValueError, match="in common"):
-        compare({"a": 1.0}, {"b": 1.0})
+        compare_paired({"a": 1.0}, {"b": 1.0})
 
 
 def test_sums_are_shares_of_what_they_sum() -> None:
-    told = compare({"a": 2.0, "b": 0.0}, {"a": 1.0, "b": 1.0}, {"a": 3.0, "b": 1.0})
+    told = compare_paired({"a": 2.0, "b": 0.0}, {"a": 1.0, "b": 1.0}, {"a": 3.0, "b": 1.0})
     assert (told.ours, told.theirs, told.difference) == (0.5, 0.5, 0)
 
 
@@ -44,5 +44,5 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_the_same_answers_are_no_difference() -> None:
-    told = compare(marks("0110"), marks("0110"))
+    told = compare_paired(marks("0110"), marks("0110"))
     assert (told.difference, told.low, told.high, told.p) == (0, 0, 0, 1)

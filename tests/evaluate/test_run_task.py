@@ -16,8 +16,8 @@ from dpo_core.errors import EvaluationError
 from dpo_core.evaluate import run_task
 from dpo_core.evaluate.ifeval import ifeval_prompts
 from dpo_core.evaluate.inspect.run_inspect import TaskRun, run_inspect_task
-from dpo_core.evaluate.judge import judge
-from dpo_core.evaluate.run_task import read_answers
+from dpo_core.evaluate.judge import judge_pairs
+from dpo_core.evaluate.run_task import read_sample_results
 from dpo_core.evaluate.sample_results import SampleResult
 from dpo_core.inference.decoding import DecodedTokens
 from dpo_core.inference.response_cache import ResponseCache
@@ -94,7 +94,7 @@ def asked(store: Store, what: AnswerRequest, key: str = "key") -> TaskResult:
 
 def test_ifeval_s_answers_carry_the_four_measures(store: Store, stories: Path, told: PromptSet) -> None:
     result = asked(store, request(stories, "ifeval", told))
-    answers = read_answers(result)
+    answers = read_sample_results(result)
     outcomes = [json.loads(line) for line in (result.path / "outcomes.jsonl").read_text().splitlines()]
     assert [one.id for one in answers] == ["1000", "1001", "1002"]
     strict = [one.values["prompt_strict"] for one in answers]
@@ -107,7 +107,7 @@ def test_ifeval_s_answers_carry_the_four_measures(store: Store, stories: Path, t
 def test_any_task_of_inspect_s_is_asked(store: Store, stories: Path, tmp_path: Path) -> None:
     (tmp_path / "tales.py").write_text(TASK)
     result = asked(store, request(stories, f"{tmp_path / 'tales.py'}@words", None, task_limit=2))
-    answers = read_answers(result)
+    answers = read_sample_results(result)
     assert [one.id for one in answers] == ["dog", "park"]
     assert [one.values for one in answers] == [{"includes": float("e" in one.response.lower())} for one in answers]
     assert result.metrics["accuracy"] == pytest.approx(sum(one.values["includes"] for one in answers) / 2)
@@ -142,7 +142,7 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(
     monkeypatch.setattr(ResponseCache, "add", counting)
     result = asked(store, request(stories, "ifeval", told), "cut off")
     assert len(counted) == 1
-    assert (result.metrics, read_answers(result)) == (whole.metrics, read_answers(whole))
+    assert (result.metrics, read_sample_results(result)) == (whole.metrics, read_sample_results(whole))
     assert not kept.exists()
 
 
@@ -233,7 +233,7 @@ def test_a_judge_sees_both_orders(tmp_path: Path) -> None:
     def longer(first: str, second: str) -> str:
         return "C" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
 
-    verdicts = judge(judging(longer), ONE, OTHER, tmp_path)
+    verdicts = judge_pairs(judging(longer), ONE, OTHER, tmp_path)
     assert [(one.id, one.shown_first, one.shown_second) for one in verdicts] == [
         ("a", 1, 1),
         ("b", 0, 0),
@@ -243,22 +243,22 @@ def test_a_judge_sees_both_orders(tmp_path: Path) -> None:
 
 
 def test_a_judge_that_favours_a_place_tells_nothing(tmp_path: Path) -> None:
-    verdicts = judge(judging(lambda first, second: "A"), ONE, OTHER, tmp_path)
+    verdicts = judge_pairs(judging(lambda first, second: "A"), ONE, OTHER, tmp_path)
     assert [one.worth for one in verdicts] == [0.5] * 4
     assert verdicts[0].shown_first != verdicts[0].shown_second
 
 
 def test_a_judge_whose_verdicts_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="gave no verdict"):
-        judge(judging(lambda first, second: "neither, really"), ONE, OTHER, tmp_path)
+        judge_pairs(judging(lambda first, second: "neither, really"), ONE, OTHER, tmp_path)
 
 
 def test_a_judge_without_its_key_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     with pytest.raises(EvaluationError, match=r"judge could not be started: .*(ANTHROPIC_API_KEY|pip install)"):
-        judge("anthropic/claude-sonnet-4-0", ONE, OTHER, tmp_path)
+        judge_pairs("anthropic/claude-sonnet-4-0", ONE, OTHER, tmp_path)
 
 
 def test_two_models_without_a_prompt_in_common_cannot_be_judged(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no prompt in common"):
-        judge("mockllm/model", ONE[:1], OTHER[1:], tmp_path)
+        judge_pairs("mockllm/model", ONE[:1], OTHER[1:], tmp_path)

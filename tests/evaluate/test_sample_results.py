@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo_core.evaluate.sample_results import PromptResult, loops, shares
+from dpo_core.evaluate.sample_results import PromptResult, has_loop, response_metrics
 
 
 def outcome(
@@ -30,7 +30,7 @@ def test_shares_are_hand_counted() -> None:
         outcome(3, {"punctuation:no_comma": True}),
         outcome(5, {"punctuation:no_comma": False}, error="out of memory"),
     ]
-    assert shares(outcomes) == {
+    assert response_metrics(outcomes) == {
         "ended_share": pytest.approx(2 / 3),
         "loop_share": pytest.approx(1 / 3),
         "no_room_share": pytest.approx(1 / 3),
@@ -55,12 +55,12 @@ def test_shares_are_hand_counted() -> None:
     ],
 )
 def test_a_loop_is_three_rounds_of_eight_words_or_more(text: str, expected: bool) -> None:
-    assert loops(text) is expected
+    assert has_loop(text) is expected
 
 
 def test_a_loop_may_be_32_words_long() -> None:
     def rounds(length: int) -> str:
         return " ".join(f"w{index}" for index in range(length)) + " "
 
-    assert loops(rounds(32) * 3)
-    assert not loops(rounds(33) * 3)
+    assert has_loop(rounds(32) * 3)
+    assert not has_loop(rounds(33) * 3)

@@ -7,7 +7,7 @@ import pytest
 
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate import task_names
-from dpo_core.evaluate.task_names import identity, label, settle
+from dpo_core.evaluate.task_names import cache_identity, label, resolve_all
 
 FILE = """
 from inspect_ai import Task, task
@@ -34,18 +34,18 @@ def geography(tmp_path: Path) -> Path:
 
 def test_inspect_evals_ifeval_is_our_own_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """Its checkers are in no package index: unless somebody has them, the same task runs under its own name."""
-    task_names.say_that_ours_runs.cache_clear()
-    assert settle(("inspect_evals/ifeval", "ifeval")) == settle(("inspect_evals/ifeval",)) == ("ifeval",)
+    task_names.warn_builtin_ifeval.cache_clear()
+    assert resolve_all(("inspect_evals/ifeval", "ifeval")) == resolve_all(("inspect_evals/ifeval",)) == ("ifeval",)
     assert caplog.text.count("the built-in ifeval runs") == 1
 
 
 def test_tasks_of_files_are_found_without_running_them(geography: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(geography.parent)
-    assert settle(("geography.py@rivers",)) == (f"{geography}@rivers",)
+    assert resolve_all(("geography.py@rivers",)) == (f"{geography}@rivers",)
     assert label(f"{geography}@rivers") == "rivers"
-    before = identity(f"{geography}@rivers")
+    before = cache_identity(f"{geography}@rivers")
     geography.write_text(FILE + "\n")
-    assert identity(f"{geography}@rivers") != before
+    assert cache_identity(f"{geography}@rivers") != before
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_tasks_of_files_are_found_without_running_them(geography: Path, monkeypa
 )
 def test_what_is_not_there_is_told_with_the_nearest(name: str, told: str, geography: Path) -> None:
     with pytest.raises(EvaluationError, match=told):
-        settle((name.format(file=geography),))
+        resolve_all((name.format(file=geography),))
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_tasks_that_could_not_be_told_apart_are_refused(names: tuple[str, ...], 
     more = "".join(f"\n@task\ndef {name}():\n    return Task()\n" for name in ("ifeval", "test"))
     (geography.parent / "other.py").write_text(FILE + more)
     with pytest.raises(EvaluationError, match=told):
-        settle([name.format(geography.parent) for name in names])
+        resolve_all([name.format(geography.parent) for name in names])
 
 
 def test_a_missing_package_comes_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_names, "find_spec", lambda name: None)
     with pytest.raises(EvaluationError, match="pip install inspect-evals"):
-        settle(("inspect_evals/gsm8k",))
+        resolve_all(("inspect_evals/gsm8k",))
 
 
 def test_an_installed_package_names_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +94,6 @@ def test_an_installed_package_names_its_tasks(tmp_path: Path, monkeypatch: pytes
     (package / "_registry.py").write_text("from inspect_evals.gsm8k import gsm8k\nfrom .arc import arc_easy as arc\n")
     spec = importlib.machinery.ModuleSpec("inspect_evals", None, origin=str(package / "__init__.py"))
     monkeypatch.setattr(task_names, "find_spec", lambda name: spec if name == "inspect_evals" else None)
-    assert settle(("inspect_evals/gsm8k",)) == ("inspect_evals/gsm8k",)
+    assert resolve_all(("inspect_evals/gsm8k",)) == ("inspect_evals/gsm8k",)
     with pytest.raises(EvaluationError, match=r"Did you mean inspect_evals/gsm8k "):
-        settle(("inspect_evals/gsm8",))
+        resolve_all(("inspect_evals/gsm8",))

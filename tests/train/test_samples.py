@@ -10,7 +10,7 @@ import pytest
 
 from dpo_core.config.recipe import EvaluateSettings, TrainSettings
 from dpo_core.data.lengths import LengthCounts, summary
-from dpo_core.evaluate.generate import continued
+from dpo_core.evaluate.generate import continue_prompts
 from dpo_core.records import DataReport
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.token_dataset import open_split, write_split
@@ -56,7 +56,7 @@ def test_an_evaluation_continues_whole_prompts(session: Any) -> None:
         return [SimpleNamespace(text="", stop_reason="stop", tokens=1) for _ in prompts]
 
     answerer: Any = SimpleNamespace(answer_ids=answer_ids, renderer=session.renderer)
-    continued(lambda: answerer, session.request.rendered, EvaluateSettings(num_samples=8))
+    continue_prompts(lambda: answerer, session.request.rendered, EvaluateSettings(num_samples=8))
     assert asked == WHOLE
 
 

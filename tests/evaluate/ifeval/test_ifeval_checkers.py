@@ -10,7 +10,7 @@ import pytest
 from inspect_ai.scorer import SampleScore, Score
 
 from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, FollowedInstructions, IFEvalPrompt, score
-from dpo_core.evaluate.ifeval.ifeval_task import accuracies, counts
+from dpo_core.evaluate.ifeval.ifeval_task import accuracies, verdict_counts
 
 CAPITALS = "change_case:english_capital"
 
@@ -55,7 +55,7 @@ def test_verdicts_are_the_official_ones(
 
 @pytest.fixture(scope="module")
 def scores(verdicts: dict[int, FollowedInstructions]) -> list[SampleScore]:
-    return [SampleScore(score=Score(value=counts(verdict))) for verdict in verdicts.values()]
+    return [SampleScore(score=Score(value=verdict_counts(verdict))) for verdict in verdicts.values()]
 
 
 def test_metrics_are_the_published_ones(scores: list[SampleScore]) -> None:

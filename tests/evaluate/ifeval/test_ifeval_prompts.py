@@ -18,7 +18,7 @@ from dpo_core.cache.store import Store
 from dpo_core.config.recipe import Recipe
 from dpo_core.errors import DataError, EvaluationError, from_json
 from dpo_core.evaluate.ifeval.ifeval_checkers import IFEvalPrompt
-from dpo_core.evaluate.ifeval.ifeval_prompts import HUB_ID, HUB_REVISION, kept_by_inspect, read, run
+from dpo_core.evaluate.ifeval.ifeval_prompts import HUB_ID, HUB_REVISION, inspect_cached_prompts, read_prompts, run
 from dpo_core.pipeline.evaluation_plan import prompts_source
 from dpo_core.records import PromptSet
 from dpo_core.stages.evaluation.prompts import PromptsRequest
@@ -34,7 +34,7 @@ def fetch(place: Path, source: str, limit: int | None = None, seed: int = 0) -> 
         run(PromptsRequest(source=source, seed=seed, limit=limit, demo_pairs=64), draft)
     record = store.find("prompts", "key", PromptSet)
     assert record is not None
-    return record, [row for _, row in read(record.path)]
+    return record, [row for _, row in read_prompts(record.path)]
 
 
 def refusal(place: Path, *lines: str) -> str:
@@ -93,7 +93,7 @@ def test_what_inspect_keeps_of_the_hub_serves_without_it(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert kept_by_inspect() is None
+    assert inspect_cached_prompts() is None
     with pytest.raises(DataError, match="hub cannot be reached"):
         prompts_source(Recipe())
     told = [json.loads(line) for line in (ifeval_data / "input_data.jsonl").read_text().splitlines()]
@@ -103,7 +103,7 @@ def test_what_inspect_keeps_of_the_hub_serves_without_it(
     store = Store(tmp_path / "store")
     with store.write("prompts", "key") as draft:
         run(PromptsRequest(source=str(place), seed=0, limit=None, demo_pairs=64, nltk_data=punkt), draft)
-    assert [row.__dict__ for _, row in read(store.entry("prompts", "key") / "prompts.jsonl")] == told
+    assert [row.__dict__ for _, row in read_prompts(store.entry("prompts", "key") / "prompts.jsonl")] == told
 
 
 def test_a_directory_that_is_no_saved_dataset_is_refused(tmp_path: Path) -> None:

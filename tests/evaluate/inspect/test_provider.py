@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.inspect import inspect_plugin
-from dpo_core.evaluate.inspect.inspect_errors import Unusable
+from dpo_core.evaluate.inspect.inspect_errors import InspectPrerequisiteError
 from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_answerer
 from dpo_core.inference.load_engine import EngineConfig
 from dpo_core.model.load import load_model
@@ -295,7 +295,7 @@ def test_what_is_no_directory_is_asked_of_the_registries(
     assert isinstance(output, ModelOutput)
     assert output.usage is not None
     assert output.usage.output_tokens == 3
-    with pytest.raises(Unusable, match="There is no model 'tale'"):
+    with pytest.raises(InspectPrerequisiteError, match="There is no model 'tale'"):
         get_model("dpo/tale", memoize=False)
 
 
@@ -308,7 +308,7 @@ def test_tools_are_refused() -> None:
 
 
 def test_unknown_arguments_and_missing_directories_are_refused(stories: Path, tmp_path: Path) -> None:
-    with pytest.raises(Unusable, match="no argument temperatur"):
+    with pytest.raises(InspectPrerequisiteError, match="no argument temperatur"):
         get_model(f"dpo/{stories}", memoize=False, temperatur=1)
-    with pytest.raises(Unusable, match=r"config\.json"):
+    with pytest.raises(InspectPrerequisiteError, match=r"config\.json"):
         get_model(f"dpo/{tmp_path}", memoize=False)
