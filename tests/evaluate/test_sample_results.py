@@ -1,4 +1,4 @@
-"""Shares over outcomes, and what counts as a loop."""
+"""Metrics over IFEval results, and the definition of a loop."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from dpo_core.evaluate.sample_results import PromptResult, has_loop, response_me
 
 
 def outcome(
-    key: int, strict: dict[str, bool], response: str = "A fine answer.", error: str | None = None
+    key: int, strict: dict[str, bool], response: str = "A fine response.", error: str | None = None
 ) -> PromptResult:
     return PromptResult(
         key=key,
@@ -22,7 +22,7 @@ def outcome(
 
 
 def test_shares_are_hand_counted() -> None:
-    """Three judged prompts; the fourth failed and counts nowhere."""
+    """Three prompts were scored; the fourth failed and is not counted."""
     full = outcome(2, {"punctuation:no_comma": False}, response="and so on " * 8)
     outcomes = [
         outcome(1, {"punctuation:no_comma": True, "detectable_format:title": False}),

@@ -55,8 +55,8 @@ def test_an_evaluation_continues_whole_prompts(session: Any) -> None:
         asked.extend(prompts)
         return [SimpleNamespace(text="", stop_reason="stop", tokens=1) for _ in prompts]
 
-    answerer: Any = SimpleNamespace(answer_ids=answer_ids, renderer=session.renderer)
-    continue_prompts(lambda: answerer, session.request.rendered, EvaluateSettings(num_samples=8))
+    generator: Any = SimpleNamespace(answer_ids=answer_ids, renderer=session.renderer)
+    continue_prompts(lambda: generator, session.request.rendered, EvaluateSettings(num_samples=8))
     assert asked == WHOLE
 
 

@@ -74,9 +74,9 @@ def loose_variants(response: str) -> list[str]:
     return [text for variant in (response, *cut) for text in (variant, variant.replace("*", ""))]
 
 
-def follows(build_checker: Any, text: str) -> bool:
+def follows(checker: Any, text: str) -> bool:
     """Whether a text is not empty and passes the checker."""
-    return bool(text.strip()) and bool(build_checker.check_following(text))
+    return bool(text.strip()) and bool(checker.check_following(text))
 
 
 def build_checker(row: IFEvalPrompt, index: int) -> Any:
