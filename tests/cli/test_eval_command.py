@@ -116,7 +116,7 @@ def test_wrong_arguments_are_errors(words: list[str], message: str) -> None:
 
 
 def test_the_last_model_counts_and_tasks_accumulate() -> None:
-    wanted = parse_command(
+    evaluation = parse_command(
         ["--model", "a", "--model=b", "--task", "ifeval", "--task", "x.py@y", "--limit", "7", "eval_seed=3"]
     )
     assert (evaluation.model, evaluation.against, evaluation.recipe.evaluate.tasks) == ("b", None, ("ifeval", "x.py@y"))

@@ -83,7 +83,7 @@ def test_models_without_a_score_in_common_are_an_error(tmp_path: Path) -> None:
 
 def test_a_standard_error_equal_to_its_metric_is_shown(tmp_path: Path) -> None:
     text = report(result(tmp_path, "one", {"a": [1], "b": [0]}, accuracy=0.5, stderr=0.5, loop_share=0.5))
-    assert [row.split() for row in paired.splitlines() if "0.5" in row] == [
+    assert [row.split() for row in text.splitlines() if "0.5" in row] == [
         ["accuracy", "0.5", "±", "0.500"],
         ["loop_share", "0.5"],
     ]

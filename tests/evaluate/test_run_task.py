@@ -202,23 +202,23 @@ def test_error_of_a_task_package_with_a_missing_module_has_the_pip_command(
         run_inspect_task("mockllm/model", TaskRun("fables/words", "fables/words", tmp_path))
 
 
-def sample_result(name: str, response: str) -> SampleResult:
+def sampled(name: str, response: str) -> SampleResult:
     return SampleResult(
         id=name, prompt=f"Ask {name}.", response=response, values={}, sizes={}, stop_reason="stop", tokens=1
     )
 
 
 FIRST = [
-    sample_result("a", "long and good"),
-    sample_result("b", "x"),
-    sample_result("c", "the same"),
-    sample_result("d", "even"),
+    sampled("a", "long and good"),
+    sampled("b", "x"),
+    sampled("c", "the same"),
+    sampled("d", "even"),
 ]
 SECOND = [
-    sample_result("a", "short"),
-    sample_result("b", "longer"),
-    sample_result("c", "the same"),
-    sample_result("d", "odd!"),
+    sampled("a", "short"),
+    sampled("b", "longer"),
+    sampled("c", "the same"),
+    sampled("d", "odd!"),
 ]
 
 

@@ -73,9 +73,7 @@ def test_unknown_tasks_are_errors_with_the_nearest_name(name: str, message: str,
         (("{0}/other.py@test",), "has the reserved name test"),
     ],
 )
-def test_tasks_with_the_same_or_a_reserved_name_are_rejected(
-    names: tuple[str, ...], message: str, geography: Path
-) -> None:
+def test_duplicate_and_reserved_names_are_rejected(names: tuple[str, ...], message: str, geography: Path) -> None:
     more = "".join(f"\n@task\ndef {name}():\n    return Task()\n" for name in ("ifeval", "test"))
     (geography.parent / "other.py").write_text(FILE + more)
     with pytest.raises(EvaluationError, match=message):

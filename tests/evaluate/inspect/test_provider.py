@@ -256,9 +256,8 @@ def test_random_draws_depend_only_on_seed_and_prompt(stories: Path) -> None:
 
 def test_stop_sequences_end_a_response_and_are_not_part_of_it(stories: Path) -> None:
     model = get_model(f"dpo/{stories}", memoize=False)
-    whole, cut = (
-        generate_all(model, ["Hello."], GenerateConfig(max_tokens=60, stop_seqs=stops))[0] for stops in (None, ["."])
-    )
+    configs = [GenerateConfig(max_tokens=60, stop_seqs=stops) for stops in (None, ["."])]
+    full, cut = (generate_all(model, ["Hello."], config)[0] for config in configs)
     assert isinstance(full, ModelOutput)
     assert isinstance(cut, ModelOutput)
     assert cut.completion == full.completion.partition(".")[0]
