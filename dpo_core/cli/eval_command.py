@@ -1,4 +1,4 @@
-"""``dpo eval``: results of one model, or of two compared on the same prompts; a second call finds them in the store."""
+"""Command ``dpo eval``: evaluates one model, or compares two on the same prompts; results are cached in the store."""
 
 import logging
 import sys
@@ -30,7 +30,7 @@ from dpo_core.stages.evaluation.answer import AnswerRequest
 from dpo_core.stages.stage import StageCall
 from dpo_core.system import python_environment
 
-SHOWN = 3
+DEFAULT_FLIPS = 3
 LIMITS = ("ifeval_limit", "task_limit")
 OPTIONS = ("--model", "--against", "--task", "--limit", "--judge", "--show")
 USAGE = (
@@ -41,7 +41,7 @@ USAGE = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured: the models' names, the judge, and the recipe with its tasks and settings."""
+    """Arguments of ``dpo eval``: model names, the judge's name, number of flipped prompts to show, and the recipe."""
 
     model: str
     against: str | None
@@ -50,12 +50,15 @@ class Evaluation:
     recipe: Recipe
 
 
-def number(least: int) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
-    """The parser of an option's number, which raises RecipeError for one that is none or too small."""
+def number_parser(least: int) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
+    """A click callback that parses an option's number.
+
+    The callback raises RecipeError for a word that is no number, or a number below ``least``.
+    """
 
     def parse_number(_: click.Context, option: click.Parameter, word: str | None) -> int | None:
         if word is not None and (not word.isdigit() or int(word) < least):
-            raise RecipeError(f"--{option.name} {word} cannot be used.", f"It is a number, {least} or more.", "")
+            raise RecipeError(f"--{option.name} {word} cannot be used.", f"It is a whole number, {least} or more.", "")
         return None if word is None else int(word)
 
     return parse_number
@@ -66,16 +69,18 @@ def number(least: int) -> Callable[[click.Context, click.Parameter, str | None],
 @click.option("--against")
 @click.option("--judge")
 @click.option("--task", multiple=True)
-@click.option("--limit", callback=number(1))
-@click.option("--show", callback=number(0), default=str(SHOWN))
+@click.option("--limit", callback=number_parser(1))
+@click.option("--show", callback=number_parser(0), default=str(DEFAULT_FLIPS))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def command_line(words: tuple[str, ...], **options: Any) -> Evaluation:
-    """The words of the command as an Evaluation."""
+    """Build an Evaluation from the command's words."""
     if options["model"] is None:
         raise RecipeError("No model is given.", USAGE, "")
     if options["judge"] and not options["against"]:
         raise RecipeError(
-            "There is a judge and one model.", "A judge compares two models' responses.", "Add --against B."
+            f"The judge {options['judge']} has one model.",
+            "A judge compares two models' responses.",
+            "Add --against B.",
         )
     for word in words:
         check_option(word)
@@ -86,10 +91,10 @@ def command_line(words: tuple[str, ...], **options: Any) -> Evaluation:
     return Evaluation(options["model"], options["against"], options["judge"], options["show"], recipe)
 
 
-def parse(words: Sequence[str]) -> Evaluation:
-    """The command line.
+def parse_command(words: Sequence[str]) -> Evaluation:
+    """Parse the command line.
 
-    Raises RecipeError for what it does not understand.
+    Raises RecipeError for unknown options, missing values and wrong settings.
     """
     try:
         evaluation: Evaluation = command_line.main(list(words), standalone_mode=False)
@@ -99,7 +104,7 @@ def parse(words: Sequence[str]) -> Evaluation:
 
 
 def check_option(word: str) -> None:
-    """Raises RecipeError for an option that is neither one of ours nor a setting, but is spelled nearly as one."""
+    """Raises RecipeError for an option that is neither in OPTIONS nor a setting, but is spelled almost like one."""
     name = word.partition("=")[0]
     matches = close_matches(name, OPTIONS, cutoff=0.75)
     if name.startswith("--") and matches and option_name(name).rpartition(".")[2] not in LEAVES:
@@ -109,16 +114,16 @@ def check_option(word: str) -> None:
 def eval_command(words: Sequence[str]) -> None:
     """Run every task on one or two models, and print the results.
 
-    Raises RecipeError for words that mean nothing, and what the stages raise.
+    Raises RecipeError for a wrong command line, and what the stages raise.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    evaluation = parse(words)
+    evaluation = parse_command(words)
     recipe, store = evaluation.recipe, store_of(evaluation.recipe)
-    tasks = task_names.settle(recipe.evaluate.tasks)
+    tasks = task_names.resolve_all(recipe.evaluate.tasks)
     eval_environment = evaluation_plan.check_engine(recipe.evaluate)
     if not tasks:
         raise RecipeError("No task is named.", "An evaluation runs at least one task.", "Add --task ifeval.")
-    models = [model_source(name, recipe) for name in (evaluation.model, evaluation.against) if name is not None]
+    models = [find_model(name, recipe) for name in (evaluation.model, evaluation.against) if name is not None]
     for _, renderer in models:
         python_environment.check_module(recipe.evaluate, renderer)
     source = evaluation_plan.prompts_source(recipe)
@@ -130,18 +135,19 @@ def eval_command(words: Sequence[str]) -> None:
             task_result(store, model, evaluation_plan.answer_call(recipe, model, renderer, task, plan))
             for model, renderer in models
         ]
-        evaluation_report.show(results, evaluation.show, console)
+        evaluation_report.print_results(results, evaluation.show, console)
         if evaluation.judge and len(results) == 2:
             judgement = run_stage(
-                store, judge.call(evaluation.judge, *results), announced(f"{evaluation.judge} judges …")
+                store, judge.call(evaluation.judge, *results), announce(f"judging with {evaluation.judge} …")
             )
-            evaluation_report.show_judgement(judgement.record, results, console)
+            evaluation_report.print_judgement(judgement.record, results, console)
 
 
-def model_source(name: str, recipe: Recipe) -> tuple[ModelSource, str]:
-    """The model of this name (a directory of weights or adapters, a registered one, or the hub's), and its renderer.
+def find_model(name: str, recipe: Recipe) -> tuple[ModelSource, str]:
+    """The model of this name, and its renderer's name.
 
-    Raises RecipeError when there is none.
+    ``name``: a directory of weights or LoRA adapters, a registered model, or a hub id. Raises RecipeError when there is
+    no such model, or when the adapters do not fit their base.
     """
     path = find_model(name)
     own_name, own_path = adapter.renderer_source(path, name)
@@ -150,22 +156,22 @@ def model_source(name: str, recipe: Recipe) -> tuple[ModelSource, str]:
         return describe(path, name, trust_remote_code=recipe.model.trust_remote_code), renderer
     adapter.check_weights(path)
     base = adapter.base_model_name(path)
-    whole = describe(locate(base, None), base)
-    adapter.check_base_fingerprint(path, whole.fingerprint, base)
-    digest = fingerprint.of_value([whole.fingerprint, fingerprint.of_files(adapter.adapter_files(path), path)])
-    return whole.model_copy(update={"path": path, "name": name, "fingerprint": digest}), renderer
+    base_source = describe(locate(base, None), base)
+    adapter.check_base_fingerprint(path, base_source.fingerprint, base)
+    digest = fingerprint.of_value([base_source.fingerprint, fingerprint.of_files(adapter.adapter_files(path), path)])
+    return base_source.model_copy(update={"path": path, "name": name, "fingerprint": digest}), renderer
 
 
 def task_result(store: Store, model: ModelSource, call: StageCall[TaskResult]) -> TaskResult:
-    """A model's result on a task: found, or made now."""
+    """A model's result on a task, from the store or generated now."""
     request = AnswerRequest.model_validate(call.request)
-    result = run_stage(store, call, announced(f"{request.task}: asking {model.name} …")).record
-    # The cache keeps what was measured, not what the model was called when it was.
+    result = run_stage(store, call, announce(f"{request.task}: evaluating {model.name} …")).record
+    # The cached result carries the name that the model had when it was evaluated.
     return result.model_copy(update={"model_name": model.name})
 
 
 @contextmanager
-def announced(line: str) -> Iterator[None]:
-    """Print what is being waited for."""
+def announce(line: str) -> Iterator[None]:
+    """Print a line on stderr before a stage runs."""
     print(line, file=sys.stderr, flush=True)
     yield

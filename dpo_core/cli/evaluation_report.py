@@ -1,4 +1,4 @@
-"""What one or two models' answers came to, on a terminal: tables, intervals, and the prompts that flipped."""
+"""Terminal report of evaluation results: metrics, comparison with intervals and p-values, and flipped prompts."""
 
 import json
 from collections import defaultdict
@@ -10,166 +10,177 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.metric_names import measured, standard_error
-from dpo_core.evaluate.paired_tests import Paired, compare
+from dpo_core.evaluate.metric_names import standard_error, value_names
+from dpo_core.evaluate.paired_tests import PairedComparison, compare_paired
 from dpo_core.records import Judgement, TaskResult
 
 ANSWERS, OUTCOMES = "answers.jsonl", "outcomes.jsonl"
-LONGEST_SHOWN = 600
+MAX_TEXT_LENGTH = 600
 Lines = list[dict[str, object]]
 
 
-def show(results: Sequence[TaskResult], most: int, console: Console) -> None:
-    """One model's results, or the first one's against the second's with ``most`` prompts that flipped each way."""
+def print_results(results: Sequence[TaskResult], flips: int, console: Console) -> None:
+    """Print one model's results on a task, or two models' compared.
+
+    ``flips``: at most this many flipped prompts are shown in each direction. Raises EvaluationError when two models
+    have no score in common.
+    """
     first = results[0]
-    console.print(f"\n{first.task}: {counted(first.samples, 'sample')}", style="bold", soft_wrap=True)
+    console.print(f"\n{first.task}: {count_phrase(first.samples, 'sample')}", style="bold", soft_wrap=True)
     for result in results:
         failed = f", {result.failed} failed" if result.failed else ""
-        full = sum(line["stop_reason"] == "model_length" and not line["tokens"] for line in read(result))
-        failed += f", {counted(full)} without an answer: they fill the model's context" if full else ""
+        unanswered = sum(line["stop_reason"] == "model_length" and not line["tokens"] for line in read_lines(result))
+        failed += (
+            f", {count_phrase(unanswered)} without a response: they fill the model's context" if unanswered else ""
+        )
         console.print(f"{result.model_name}{failed}: {result.path}", markup=False, soft_wrap=True)
     if len(results) == 1:
         console.print(metrics_table(first))
     else:
-        compared = comparisons(*results)
-        console.print(comparison_table(compared, results))
-        name, main = next(iter(compared.items()))
-        console.print(sentence(name, main, tuple(names(results))), markup=False, soft_wrap=True)
+        comparisons = compare_results(*results)
+        console.print(comparison_table(comparisons, results))
+        name, main = next(iter(comparisons.items()))
+        console.print(comparison_sentence(name, main, tuple(short_names(results))), markup=False, soft_wrap=True)
     if (first.path / OUTCOMES).is_file():
         console.print(instruction_table(results))
-    if len(results) == 2 and most:
-        show_flips(main, results, most, console)
+    if len(results) == 2 and flips:
+        print_flips(main, results, flips, console)
 
 
-def read(result: TaskResult, name: str = ANSWERS) -> Lines:
-    """The lines of one of a result's files."""
+def read_lines(result: TaskResult, name: str = ANSWERS) -> Lines:
+    """The JSON objects of one of a result's JSONL files."""
     return [json.loads(line) for line in (result.path / name).read_text().splitlines()]
 
 
 def metrics_table(result: TaskResult) -> Table:
-    """Every metric that is not an instruction's, with its standard error where it has one."""
-    table = columns("metric", "value", "standard error")
-    for name in measured(result.metrics):
+    """A table of metrics with their standard errors; metrics of single instructions have their own table."""
+    table = empty_table("metric", "value", "standard error")
+    for name in value_names(result.metrics):
         if not name.startswith(f"{result.task}/"):
             error = standard_error(result.metrics, name)
             table.add_row(name, f"{result.metrics[name]:.4g}", "" if error is None else f"± {error:.3f}")
     return table
 
 
-def comparisons(ours: TaskResult, theirs: TaskResult) -> dict[str, Paired]:
-    """Every score that both have, paired by prompt; samples that failed for either are left out."""
-    one, other = ([line for line in read(result) if line["error"] is None] for result in (ours, theirs))
-    names = dict.fromkeys(name for line in one for name in line["values"])  # type: ignore[attr-defined]
-    compared = {
-        name: compare(scores(one, name), scores(other, name), scores(one, name, "sizes", 1.0))
-        for name in names
-        if scores(one, name).keys() & scores(other, name).keys()
+def compare_results(first: TaskResult, second: TaskResult) -> dict[str, PairedComparison]:
+    """Every score that both models have, paired by prompt; samples that failed for either are left out.
+
+    Raises EvaluationError when no prompt has a score of both.
+    """
+    lines, other_lines = ([line for line in read_lines(result) if line["error"] is None] for result in (first, second))
+    names = dict.fromkeys(name for line in lines for name in line["values"])  # type: ignore[attr-defined]
+    scores = {name: (scores_by_prompt(lines, name), scores_by_prompt(other_lines, name)) for name in names}
+    comparisons = {
+        name: compare_paired(values, other_values, scores_by_prompt(lines, name, "sizes", 1.0))
+        for name, (values, other_values) in scores.items()
+        if values.keys() & other_values.keys()
     }
-    if not compared:
+    if not comparisons:
         raise EvaluationError(
-            f"{ours.task} gives no score that both models have of one prompt.",
+            f"{first.task} has no score that both models have on the same prompt.",
             "Two models are compared by their scores.",
-            "Measure them one at a time, without --against.",
+            "Evaluate them one at a time, without --against.",
         )
-    return compared
+    return comparisons
 
 
-def scores(lines: Lines, name: str, field: str = "values", default: float | None = None) -> dict[str, float]:
-    """One score of every prompt that has it: the mean of the times it was asked, which are no prompts of their own."""
-    told: dict[str, list[float]] = defaultdict(list)
+def scores_by_prompt(lines: Lines, name: str, field: str = "values", default: float | None = None) -> dict[str, float]:
+    """One score by prompt id: the mean over the prompt's epochs, since epochs are not independent prompts."""
+    values: dict[str, list[float]] = defaultdict(list)
     for line in lines:
         value = line[field].get(name, default)  # type: ignore[attr-defined]
         if value is not None:
-            told[str(line["id"])].append(float(value))
-    return {key: sum(values) / len(values) for key, values in told.items()}
+            values[str(line["id"])].append(float(value))
+    return {key: sum(epochs) / len(epochs) for key, epochs in values.items()}
 
 
-def comparison_table(compared: Mapping[str, Paired], results: Sequence[TaskResult]) -> Table:
-    """Measure by measure: both models, the difference with its interval, p, and the prompts that flipped."""
-    models = tuple(names(results))
-    table = columns("measure", *models, "difference [95%]", "p", "flips", models=models)
-    for name, told in compared.items():
-        difference = f"{told.difference:+.3f} [{told.low:+.3f}, {told.high:+.3f}]"
-        flips = f"+{len(told.gained)} −{len(told.lost)}"
-        table.add_row(name, f"{told.ours:.3f}", f"{told.theirs:.3f}", Text(difference), f"{told.p:.2g}", flips)
+def comparison_table(comparisons: Mapping[str, PairedComparison], results: Sequence[TaskResult]) -> Table:
+    """A table with a row per score: both models, difference with 95 % interval, p, and flipped prompts."""
+    models = tuple(short_names(results))
+    table = empty_table("score", *models, "difference [95%]", "p", "flips", models=models)
+    for name, paired in comparisons.items():
+        difference = f"{paired.difference:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
+        flips = f"+{len(paired.gained)} −{len(paired.lost)}"
+        table.add_row(name, f"{paired.first:.3f}", f"{paired.second:.3f}", Text(difference), f"{paired.p:.2g}", flips)
     return table
 
 
-def sentence(name: str, told: Paired, models: Sequence[str]) -> str:
-    """The main measure in words."""
+def comparison_sentence(name: str, paired: PairedComparison, models: Sequence[str]) -> str:
+    """The comparison of one score as a sentence. ``models``: the two models' short names."""
     first, second = models
-    what = f"{first if told.difference > 0 else second} is {'better' if told.are_shares else 'higher'}"
-    if told.p >= 0.05:
-        what = "The evidence does not tell them apart"
-    ours, theirs = (f"{value:.1%}" if told.are_shares else f"{value:.4g}" for value in (told.ours, told.theirs))
-    test = "exact McNemar" if told.is_binary else "sign test,"
-    evidence = f"{counted(len(told.gained))} gained and {len(told.lost)} lost, {test} p = {told.p:.2g}"
-    return f"{what}: {name} {ours} against {theirs} of {counted(told.prompts)}, {evidence}."
+    verdict = f"{first if paired.difference > 0 else second} is {'better' if paired.are_shares else 'higher'}"
+    if paired.p >= 0.05:
+        verdict = "No significant difference"
+    value, other = (f"{mean:.1%}" if paired.are_shares else f"{mean:.4g}" for mean in (paired.first, paired.second))
+    test = "exact McNemar" if paired.is_binary else "sign test,"
+    evidence = f"{count_phrase(len(paired.gained))} gained and {len(paired.lost)} lost, {test} p = {paired.p:.2g}"
+    return f"{verdict}: {name} {value} against {other} of {count_phrase(paired.prompts)}, {evidence}."
 
 
-def counted(number: int, what: str = "prompt") -> str:
-    """So many of something."""
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
+def count_phrase(number: int, noun: str = "prompt") -> str:
+    """A number with its noun, in the plural unless the number is 1."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def instruction_table(results: Sequence[TaskResult]) -> Table:
-    """How many instructions of each type were followed strictly."""
-    counted = [by_instruction(result) for result in results]
-    models = tuple(names(results))
-    table = columns("instruction", "asked", *models, models=models)
-    for name in sorted(counted[0]):
-        shares = [told.get(name, []) for told in counted]
-        cells = [f"{sum(marks) / len(marks):.3f}" if marks else "" for marks in shares]
-        table.add_row(name, str(len(shares[0])), *cells)
+    """A table of IFEval's instruction types: how often each occurs, and each model's share followed strictly."""
+    verdicts = [strict_verdicts(result) for result in results]
+    models = tuple(short_names(results))
+    table = empty_table("instruction", "count", *models, models=models)
+    for name in sorted(verdicts[0]):
+        columns = [followed.get(name, []) for followed in verdicts]
+        cells = [f"{sum(followed) / len(followed):.3f}" if followed else "" for followed in columns]
+        table.add_row(name, str(len(columns[0])), *cells)
     return table
 
 
-def by_instruction(result: TaskResult) -> dict[str, list[bool]]:
-    """The strict verdicts on every type of instruction."""
-    marks: dict[str, list[bool]] = defaultdict(list)
-    for line in read(result, OUTCOMES):
+def strict_verdicts(result: TaskResult) -> dict[str, list[bool]]:
+    """Strict verdicts by instruction type, over the prompts that were scored."""
+    verdicts: dict[str, list[bool]] = defaultdict(list)
+    for line in read_lines(result, OUTCOMES):
         if line["error"] is None:
-            for name, mark in zip(line["instruction_id_list"], line["strict"], strict=True):  # type: ignore[call-overload]
-                marks[name].append(mark)
-    return marks
+            for name, followed in zip(line["instruction_id_list"], line["strict"], strict=True):  # type: ignore[call-overload]
+                verdicts[name].append(followed)
+    return verdicts
 
 
-def show_flips(told: Paired, results: Sequence[TaskResult], most: int, console: Console) -> None:
-    """Prompts that one model got right and the other did not, their answers side by side, both ways."""
-    one, other = ({str(line["id"]): line for line in reversed(read(result))} for result in results)
-    for title, keys in (("better", told.gained), ("worse", told.lost)):
+def print_flips(paired: PairedComparison, results: Sequence[TaskResult], limit: int, console: Console) -> None:
+    """Print prompts on which the models differ, with both responses side by side; ``limit`` in each direction."""
+    lines, other_lines = ({str(line["id"]): line for line in reversed(read_lines(result))} for result in results)
+    for title, keys in (("better", paired.gained), ("worse", paired.lost)):
         if not keys:
             continue
-        shown = "" if len(keys) <= most else f", of which {most}"
-        line = f"\n{next(names(results))} is {title} on {counted(len(keys))}{shown}:"
-        console.print(Text(line), style="bold", soft_wrap=True)
-        for key in keys[:most]:
-            table = Table(*names(results), title=Text(shortened(one[key]["prompt"])), title_justify="left", expand=True)
-            table.add_row(Text(shortened(one[key]["response"])), Text(shortened(other[key]["response"])))
+        excerpt = "" if len(keys) <= limit else f", of which {limit}"
+        heading = f"\n{next(short_names(results))} is {title} on {count_phrase(len(keys))}{excerpt}:"
+        console.print(Text(heading), style="bold", soft_wrap=True)
+        for key in keys[:limit]:
+            prompt = Text(shorten(lines[key]["prompt"]))
+            table = Table(*short_names(results), title=prompt, title_justify="left", expand=True)
+            table.add_row(Text(shorten(lines[key]["response"])), Text(shorten(other_lines[key]["response"])))
             console.print(table)
 
 
-def shortened(text: object) -> str:
-    """A text as far as it is shown."""
-    told = str(text).strip()
-    return told if len(told) <= LONGEST_SHOWN else f"{told[:LONGEST_SHOWN]} …"
+def shorten(text: object) -> str:
+    """A text cut to MAX_TEXT_LENGTH characters."""
+    stripped = str(text).strip()
+    return stripped if len(stripped) <= MAX_TEXT_LENGTH else f"{stripped[:MAX_TEXT_LENGTH]} …"
 
 
-def show_judgement(told: Judgement, results: Sequence[TaskResult], console: Console) -> None:
-    """What the judge preferred."""
+def print_judgement(judgement: Judgement, results: Sequence[TaskResult], console: Console) -> None:
+    """Print the first model's win rate against the second by a judge."""
     first, second = (result.model_name for result in results)
     for line in (
-        f"\n{told.judge}: {first} wins {told.win_rate:.1%} of {told.prompts} prompts against {second}"
-        f" (95% interval {told.low:.1%} to {told.high:.1%}, ties half):",
-        f"{told.wins} wins, {told.ties} ties, {told.losses} losses, sign test p = {told.p:.2g};"
-        f" it says the same in both orders of {told.consistent:.0%}.",
-        f"{told.path}",
+        f"\n{judgement.judge}: {first} wins {judgement.win_rate:.1%} of {judgement.prompts} prompts against {second}"
+        f" (95% interval {judgement.low:.1%} to {judgement.high:.1%}, ties count half):",
+        f"{judgement.wins} wins, {judgement.ties} ties, {judgement.losses} losses, sign test p = {judgement.p:.2g};"
+        f" the judge is consistent in both orders on {judgement.consistent:.0%} of prompts.",
+        f"{judgement.path}",
     ):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def names(results: Sequence[TaskResult]) -> Iterator[str]:
-    """The models' names, as short as tells them apart."""
+def short_names(results: Sequence[TaskResult]) -> Iterator[str]:
+    """The shortest path suffixes of the models' names that differ."""
     paths = [result.model_name.removeprefix("models:/").rstrip("/").split("/") for result in results]
     depth = 1
     while len(paths) == 2 and paths[0][-depth:] == paths[1][-depth:] and depth < max(map(len, paths)):
@@ -177,11 +188,11 @@ def names(results: Sequence[TaskResult]) -> Iterator[str]:
     yield from ("/".join(path[-depth:]) for path in paths)
 
 
-def columns(first: str, *others: str, models: Collection[str] = ()) -> Table:
-    """An empty table: names on the left, numbers on the right; the long name of a model is broken into lines."""
+def empty_table(first: str, *others: str, models: Collection[str] = ()) -> Table:
+    """An empty table with the first column left-aligned and the others right-aligned; models' long names wrap."""
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column(Text(first), no_wrap=True)
     for name in others:
-        broken = name in models
-        table.add_column(Text(name), justify="right", no_wrap=not broken, overflow="fold", min_width=5)
+        wraps = name in models
+        table.add_column(Text(name), justify="right", no_wrap=not wraps, overflow="fold", min_width=5)
     return table

@@ -1,4 +1,4 @@
-"""``python -m dpo_core STAGE``: the pipeline up to a stage, without Prefect and MLflow; each stage prints a line."""
+"""Command that runs the pipeline up to a stage, without Prefect and MLflow; each stage prints a line."""
 
 import time
 from typing import Any
@@ -15,21 +15,21 @@ METRICS = ("prompt_strict_acc", "test/accuracy", "test/nll_chosen")
 
 
 def run_up_to(recipe: Recipe, last: str) -> None:
-    """Run the stages in their order, up to ``last``."""
+    """Run the stages in their order, up to and including ``last``."""
     plan = preflight(recipe)
     run_dir.settle(recipe)
-    walked = steps(plan)
+    pipeline_steps = steps(plan)
     record: Any = None
     while True:
         started = time.monotonic()
         try:
-            step = walked.send(record)
+            step = pipeline_steps.send(record)
         except StopIteration:
             return
         result = step.run()
         record = result.record
-        done = "cached" if result.cached else f"done in {time.monotonic() - started:.1f} s"
-        print(f"{step.title}: {done}, {summary(record)}", flush=True)
+        status = "cached" if result.cached else f"done in {time.monotonic() - started:.1f} s"
+        print(f"{step.title}: {status}, {summary(record)}", flush=True)
         if isinstance(record, RenderedSet):
             print((record.path / TEXT).read_text(), flush=True)
         if step.title == last:
@@ -37,8 +37,8 @@ def run_up_to(recipe: Recipe, last: str) -> None:
 
 
 def summary(record: Any) -> str:
-    """The fields and metrics of a record that fit in a line."""
-    facts = [f"{name}={value}" for name, value in record if name in FIELDS]
+    """A record's main fields and metrics, comma-separated."""
+    parts = [f"{name}={value}" for name, value in record if name in FIELDS]
     if isinstance(record, EvalResult):
-        facts += [f"{name}={record.metrics[name]:.4f}" for name in METRICS if name in record.metrics]
-    return ", ".join(facts)
+        parts += [f"{name}={record.metrics[name]:.4f}" for name in METRICS if name in record.metrics]
+    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""What came of every prompt, and the shares that the official metrics do not show: types, clean ends, loops."""
+"""Results of samples and IFEval prompts, and metrics that the official ones lack: by instruction type, stops, loops."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ SHORTEST_LOOP = 8
 
 
 class PromptResult(Record):
-    """One prompt, its answer, and which instructions it followed: none, where ``error`` kept it from being judged."""
+    """An IFEval prompt, the response, and its verdicts by instruction: all false when ``error`` prevented scoring."""
 
     key: int
     prompt: str
@@ -27,10 +27,10 @@ class PromptResult(Record):
     error: str | None = None
 
 
-def to_outcome(sample: EvalSample) -> PromptResult:
-    """A sample of inspect-ai's log as an outcome."""
+def to_prompt_result(sample: EvalSample) -> PromptResult:
+    """Convert a sample of inspect-ai's IFEval log."""
     row = ROW.validate_python(sample.metadata["row"])
-    unjudged = [False] * len(row.instruction_id_list)
+    unscored = [False] * len(row.instruction_id_list)
     verdict = next((score.metadata or {} for score in (sample.scores or {}).values()), {})
     usage = sample.output.usage
     return PromptResult(
@@ -38,8 +38,8 @@ def to_outcome(sample: EvalSample) -> PromptResult:
         prompt=row.prompt,
         instruction_id_list=row.instruction_id_list,
         response=sample.output.completion,
-        strict=verdict.get("strict", unjudged),
-        loose=verdict.get("loose", unjudged),
+        strict=verdict.get("strict", unscored),
+        loose=verdict.get("loose", unscored),
         stop_reason=stop_reason(sample),
         tokens=usage.output_tokens if usage else 0,
         error=sample.error.message if sample.error else None,
@@ -47,34 +47,34 @@ def to_outcome(sample: EvalSample) -> PromptResult:
 
 
 def stop_reason(sample: EvalSample) -> str:
-    """Why an answer ended; one that failed has no choices to say it."""
+    """Why the response ended; ``error`` for a failed sample, whose output has no choices."""
     return sample.output.stop_reason if sample.output.choices else "error"
 
 
-def shares(outcomes: Sequence[PromptResult]) -> dict[str, float]:
-    """Over the prompts that were judged: strict shares of each instruction type, and signs of degenerate answers.
+def response_metrics(outcomes: Sequence[PromptResult]) -> dict[str, float]:
+    """Metrics over the prompts that were scored: shares by instruction type, and signs of degenerate responses.
 
-    ``ifeval/<type>``: instructions of the type followed strictly. ``ended_share``: answers that ended by themselves.
-    ``loop_share``: answers that loop, see :func:`loops`. ``no_room_share``: prompts that fill the
-    model's context, and so get no answer. ``answer_tokens``: mean length, in tokens.
+    ``ifeval/<type>``: share of the type's instructions followed strictly. ``ended_share``: responses that ended by
+    themselves. ``loop_share``: responses with a loop, see :func:`has_loop`. ``no_room_share``: prompts that fill the
+    model's context, and so get no response. ``answer_tokens``: mean response length in tokens.
     """
-    judged = [outcome for outcome in outcomes if outcome.error is None]
+    scored = [outcome for outcome in outcomes if outcome.error is None]
     followed: dict[str, list[bool]] = defaultdict(list)
-    for outcome in judged:
+    for outcome in scored:
         for name, strict in zip(outcome.instruction_id_list, outcome.strict, strict=True):
             followed[f"ifeval/{name.rpartition(':')[2]}"].append(strict)
     return {
-        "ended_share": mean([outcome.stop_reason == "stop" for outcome in judged]),
-        "loop_share": mean([loops(outcome.response) for outcome in judged]),
-        "no_room_share": mean([without_room(outcome) for outcome in judged]),
-        "answer_tokens": mean([outcome.tokens for outcome in judged]),
+        "ended_share": mean([outcome.stop_reason == "stop" for outcome in scored]),
+        "loop_share": mean([has_loop(outcome.response) for outcome in scored]),
+        "no_room_share": mean([fills_context(outcome) for outcome in scored]),
+        "answer_tokens": mean([outcome.tokens for outcome in scored]),
         **{name: mean(values) for name, values in sorted(followed.items())},
     }
 
 
-def without_room(answer: PromptResult) -> bool:
-    """Whether the prompt left no room for an answer in the model's context."""
-    return answer.stop_reason == "model_length" and answer.tokens == 0
+def fills_context(outcome: PromptResult) -> bool:
+    """Whether the prompt fills the model's context, so that there is no response."""
+    return outcome.stop_reason == "model_length" and outcome.tokens == 0
 
 
 def mean(values: Sequence[float]) -> float:
@@ -82,17 +82,17 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def loops(text: str) -> bool:
-    """Whether some sequence of 1 to 32 words stands three times or more in a row, over eight words or more.
+def has_loop(text: str) -> bool:
+    """Whether a sequence of 1 to 32 words occurs three times or more in a row, over eight words or more.
 
-    "very, very, very" is emphasis, eight words that go in a circle are not.
+    The minimum of eight words leaves out emphasis, as in "very, very, very".
     """
     words = text.split()
-    return any(longest_echo(words, lag) >= max(2 * lag, SHORTEST_LOOP - lag) for lag in range(1, LONGEST_CYCLE + 1))
+    return any(longest_repeat(words, lag) >= max(2 * lag, SHORTEST_LOOP - lag) for lag in range(1, LONGEST_CYCLE + 1))
 
 
-def longest_echo(words: Sequence[str], lag: int) -> int:
-    """How many successive words at most equal the word ``lag`` places before them."""
+def longest_repeat(words: Sequence[str], lag: int) -> int:
+    """Length of the longest run of words that equal the word ``lag`` words before them."""
     longest = run = 0
     for before, word in zip(words, words[lag:], strict=False):
         run = run + 1 if word == before else 0
@@ -101,10 +101,10 @@ def longest_echo(words: Sequence[str], lag: int) -> int:
 
 
 class SampleResult(Record):
-    """One sample of any task: what was asked and answered, and each score of it as a number.
+    """One sample of any task: prompt, response, and each score as a number.
 
-    ``epoch``: which time it was asked, from 1. ``sizes``: of scores that are sums, how many were summed. ``error`` kept
-    it from being judged.
+    ``epoch``: inspect-ai's epoch, from 1. ``sizes``: number of summed items, of the scores that are sums. ``error``:
+    why the sample was not scored.
     """
 
     id: str
@@ -121,14 +121,16 @@ class SampleResult(Record):
 TO_NUMBER = value_to_float()
 
 
-def to_sampled(sample: EvalSample) -> SampleResult:
-    """A sample of inspect-ai's log as one of ours; scores that are no numbers count as 1 (C, correct), ½ (P), or 0."""
+def to_sample_result(sample: EvalSample) -> SampleResult:
+    """Convert a sample of inspect-ai's log; its letter scores become 1 (C, correct), 0.5 (P, partial) or 0."""
     usage = sample.output.usage
-    values = {name: value for scorer, score in (sample.scores or {}).items() for name, value in numbers(scorer, score)}
+    values = {
+        name: value for scorer, score in (sample.scores or {}).items() for name, value in score_values(scorer, score)
+    }
     return SampleResult(
         id=str(sample.id),
         epoch=sample.epoch,
-        prompt=sample.input if isinstance(sample.input, str) else "\n\n".join(one.text for one in sample.input),
+        prompt=sample.input if isinstance(sample.input, str) else "\n\n".join(message.text for message in sample.input),
         response=sample.output.completion,
         values=values,
         sizes={},
@@ -138,16 +140,16 @@ def to_sampled(sample: EvalSample) -> SampleResult:
     )
 
 
-def numbers(scorer: str, score: Score) -> Iterator[tuple[str, float]]:
-    """A score's values as numbers, by the scorer's name or, of several, by their own."""
+def score_values(scorer: str, score: Score) -> Iterator[tuple[str, float]]:
+    """A score's values as numbers: a single value by the scorer's name, several by their own names."""
     if isinstance(score.value, dict):
         yield from ((name, TO_NUMBER(value)) for name, value in score.value.items() if value is not None)
     elif not isinstance(score.value, list):
         yield scorer, TO_NUMBER(score.value)
 
 
-def judged(outcome: PromptResult) -> SampleResult:
-    """A prompt of IFEval as a sample: prompts and instructions followed, strictly and loosely."""
+def prompt_to_sample_result(outcome: PromptResult) -> SampleResult:
+    """An IFEval prompt as a SampleResult, scored by prompt and by instructions, strict and loose."""
     count = float(len(outcome.strict))
     values = {
         "prompt_strict": float(all(outcome.strict)),

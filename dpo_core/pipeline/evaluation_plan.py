@@ -13,7 +13,7 @@ from dpo_core.data import sources
 from dpo_core.data.readers.hub import HubRepository, resolve_commit
 from dpo_core.errors import DataError
 from dpo_core.evaluate import task_names
-from dpo_core.evaluate.ifeval.ifeval_prompts import HUB_ID, HUB_REVISION, INSTEAD, kept_by_inspect
+from dpo_core.evaluate.ifeval.ifeval_prompts import HUB_ALTERNATIVE, HUB_ID, HUB_REVISION, inspect_cached_prompts
 from dpo_core.inference import select_engine
 from dpo_core.process.run_stage import run_stage
 from dpo_core.records import ModelSource, PromptSet, RenderedSet, SampleSet, TaskResult
@@ -50,7 +50,7 @@ def prompts_source(recipe: Recipe) -> str | None:
     Raises DataError when they cannot be found.
     """
     settings = recipe.evaluate
-    if task_names.IFEVAL not in task_names.settle(settings.tasks) and not settings.infrequent_prompts:
+    if task_names.IFEVAL not in task_names.resolve_all(settings.tasks) and not settings.infrequent_prompts:
         return None
     if settings.ifeval_path:
         path = Path(settings.ifeval_path).expanduser()
@@ -60,9 +60,9 @@ def prompts_source(recipe: Recipe) -> str | None:
     if recipe.data.dataset == "demo":
         return "demo"
     try:
-        return f"{HUB_ID}@{resolve_commit(HubRepository('dataset', HUB_ID, HUB_REVISION, INSTEAD))}"
+        return f"{HUB_ID}@{resolve_commit(HubRepository('dataset', HUB_ID, HUB_REVISION, HUB_ALTERNATIVE))}"
     except DataError:
-        if (kept := kept_by_inspect()) is not None:
+        if (kept := inspect_cached_prompts()) is not None:
             return str(kept)
         raise
 
@@ -91,7 +91,7 @@ def plan(
     Tasks are built once, in a process of their own, the judge is asked for, and ``eval_python`` imports what it needs:
     what fails there fails before anything is trained. Raises EvaluationError.
     """
-    tasks = tuple(name for name in task_names.settle(settings.tasks) if name != task_names.IFEVAL)
+    tasks = tuple(name for name in task_names.resolve_all(settings.tasks) if name != task_names.IFEVAL)
     python = python_environment.interpreter_path(settings)
     if python is not None:
         print(
@@ -119,7 +119,7 @@ def answer_calls(
     recipe: Recipe, model: ModelSource, renderer: str, evaluation: EvaluationPlan
 ) -> tuple[StageCall[TaskResult], ...]:
     """A model's responses to every task."""
-    tasks = task_names.settle(recipe.evaluate.tasks)
+    tasks = task_names.resolve_all(recipe.evaluate.tasks)
     return tuple(answer_call(recipe, model, renderer, task, evaluation) for task in tasks)
 
 
@@ -143,7 +143,7 @@ def answer_call(
         request,
         select_engine.configured_engine(settings),
         renderer_identity(renderer),
-        (task_names.identity(task), content, is_ifeval),
+        (task_names.cache_identity(task), content, is_ifeval),
         python_environment.interpreter_path(settings),
     )
 
@@ -161,7 +161,7 @@ def generate_call(
         model=model,
         rendered=rendered,
         answers=keyed(answers),
-        continues=task_names.IFEVAL not in task_names.settle(settings.tasks),
+        continues=task_names.IFEVAL not in task_names.resolve_all(settings.tasks),
         evaluate=settings,
         precision=recipe.train.precision,
     )

@@ -43,7 +43,7 @@ def preflight(recipe: Recipe) -> RunPlan:
         check_renderer(recipe.render.renderer_name)
     run_dir.check_unused(recipe)
     data_source = sources.pin_source(recipe.data)
-    task_names.settle(recipe.evaluate.tasks)
+    task_names.resolve_all(recipe.evaluate.tasks)
     eval_environment = evaluation_plan.check_engine(recipe.evaluate)
     base = base_model.find(recipe)
     if base.path is not None:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dpo_core.evaluate.metric_names import of_other_tasks
+from dpo_core.evaluate.metric_names import other_task_metrics
 from dpo_core.records import EvalResult
 from flows.pipeline import PipelineOutcome
 from flows.reports.run_report import format_metric
@@ -66,7 +66,7 @@ def summary_table(base: EvalResult, trained: EvalResult, export: Mapping[str, fl
     for name, words in ROWS:
         if name in trained.metrics:
             metrics_table.add_row(words, format_cell(base.metrics, name), format_cell(trained.metrics, name))
-    for name in of_other_tasks(trained):
+    for name in other_task_metrics(trained):
         if name in base.metrics:
             metrics_table.add_row(escape(name), format_cell(base.metrics, name), format_cell(trained.metrics, name))
     for name, words in EXPORT.items():

@@ -204,10 +204,10 @@ def evaluate(words: tuple[str, ...]) -> None:
 
     \b
     A, B     a run's final/ or adapter/, a model directory, a hub id, or models:/NAME@champion
-    --task   ifeval (default), inspect_evals/NAME or FILE.py@TASK; may be repeated
+    --task   ifeval (default), inspect_evals/NAME or FILE.py@TASK; repeat it repeated
     --limit  evaluate at most this many prompts of each task
     --judge  inspect-ai model (PROVIDER/MODEL) that picks the better response, in both orders
-    --show   how many changed prompts to show in each direction (default 3)
+    --show   how many changed prompts prompts to show in each direction (default 3)
 
     Responses are cached: a repeated command reads them, and an interrupted one continues.
     """

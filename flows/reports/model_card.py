@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dpo_core.config.recipe import Recipe
-from dpo_core.evaluate.metric_names import of_other_tasks
+from dpo_core.evaluate.metric_names import other_task_metrics
 from flows.registry.versions import Candidate
 from flows.reports.run_report import result_lines, run_command
 
@@ -50,7 +50,7 @@ def limits(recipe: Recipe, candidate: Candidate) -> list[str]:
         spread = f", standard error {error:.3f}" if error else ""
         lines.append(f"- prompts followed: measured on one response per prompt{spread}")
     else:
-        missing = "IFEval was not run" if of_other_tasks(candidate.after) else "no task was run"
+        missing = "IFEval was not run" if other_task_metrics(candidate.after) else "no task was run"
         lines.append(f"- {missing}, so instruction following was not measured")
     if looping := metrics.get("loop_share"):
         lines.append(f"- {looping:.1%} of the responses loop")

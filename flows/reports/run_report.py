@@ -12,7 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from dpo_core.cache.store import RECORD
 from dpo_core.config.recipe import Recipe
 from dpo_core.data.report import JSON, TEXT
-from dpo_core.evaluate.metric_names import of_other_tasks, standard_error
+from dpo_core.evaluate.metric_names import other_task_metrics, standard_error
 from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, RenderedSet
 from dpo_core.stages.train import NOT_IN_KEY
 from dpo_core.train.checkpoint import journal, run_dir
@@ -138,7 +138,7 @@ def result_lines(candidate: Candidate) -> list[str]:
         for name, words in HEADLINES.items()
         if name in before and name in after
     ]
-    others = [name for name in of_other_tasks(candidate.after) if name in before]
+    others = [name for name in other_task_metrics(candidate.after) if name in before]
     return lines + [
         f"- {name}: **{format_metric(after, name)}**, base {format_metric(before, name)}" for name in others
     ]

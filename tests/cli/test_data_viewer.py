@@ -1,4 +1,4 @@
-"""dpo data: the report without a terminal, the pager with one; nothing is trained."""
+"""Data viewer: the report without a terminal, the pager on a terminal."""
 
 import io
 import json
@@ -24,37 +24,37 @@ from tests.end_to_end.test_bad_input import dpo
 Writer = Callable[..., Path]
 
 
-def test_without_a_terminal_the_report_is_plain_and_the_command_ends(tmp_path: Path, stories: Path) -> None:
+def test_without_a_terminal_the_report_is_plain_text(tmp_path: Path, stories: Path) -> None:
     rows = [*pair_rows(1200), *pair_rows(1), {"prompt": "p", "chosen": "same", "rejected": "same"}]
     path = write_rows(tmp_path / "pairs.jsonl", rows)
-    told = dpo(tmp_path, "data", str(path), f"model_name={stories}", "renderer_name=role_colon")
-    assert told.returncode == 0, told.stderr
-    lines = [line.split() for line in told.stdout.splitlines()]
+    process = dpo(tmp_path, "data", str(path), f"model_name={stories}", "renderer_name=role_colon")
+    assert process.returncode == 0, process.stderr
+    lines = [line.split() for line in process.stdout.splitlines()]
     assert ["read", "1082", "120"] in lines  # no separators in plain numbers
     assert ["dropped:", "duplicate", "1", "0"] in lines
     assert ["dropped:", "equal", "sides", "1", "0"] in lines
-    assert "Lengths in tokens" in told.stdout
-    assert "\x1b" not in told.stdout
-    report = json.loads(Path(told.stdout.split("Written to ")[1].strip()).read_text())
+    assert "Lengths in tokens" in process.stdout
+    assert "\x1b" not in process.stdout
+    report = json.loads(Path(process.stdout.split("Written to ")[1].strip()).read_text())
     assert report["train"]["kept"] == 1080
     assert report["train"]["unit"] == "tokens"
     assert sum(report["train"]["lengths"]["prompt"]["histogram"]) == 1080
 
 
-def test_without_a_model_lengths_are_in_characters_and_it_says_so(tmp_path: Path) -> None:
-    told = dpo(tmp_path, "data", f"dataset={write_rows(tmp_path / 'pairs.jsonl', pair_rows(20))}")
-    assert told.returncode == 0, told.stderr
-    assert "Lengths in characters" in told.stdout
-    assert "No model_name is given" in told.stdout
+def test_without_a_model_lengths_are_in_characters(tmp_path: Path) -> None:
+    process = dpo(tmp_path, "data", f"dataset={write_rows(tmp_path / 'pairs.jsonl', pair_rows(20))}")
+    assert process.returncode == 0, process.stderr
+    assert "Lengths in characters" in process.stdout
+    assert "No model_name is given" in process.stdout
 
 
-def test_the_same_as_a_module_and_with_a_recipe_file(tmp_path: Path) -> None:
+def test_python_m_dpo_core_data_with_a_recipe_file(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "pairs.jsonl", pair_rows(20))
     (tmp_path / "mine.toml").write_text(f'dataset = "{path}"\n')
     words = [sys.executable, "-m", "dpo_core", "data", "mine.toml", "test_size=1"]
-    told = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
-    assert told.returncode == 0, told.stderr
-    assert ["kept", "19", "1"] in [line.split() for line in told.stdout.splitlines()]
+    process = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    assert process.returncode == 0, process.stderr
+    assert ["kept", "19", "1"] in [line.split() for line in process.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_the_same_as_a_module_and_with_a_recipe_file(tmp_path: Path) -> None:
         (["{pairs}", "prompt_colum=x"], 2, "Did you mean prompt_column?"),
     ],
 )
-def test_wrong_words_are_told_in_a_line(tmp_path: Path, words: list[str], code: int, fragment: str) -> None:
+def test_errors_are_one_line(tmp_path: Path, words: list[str], code: int, fragment: str) -> None:
     path = write_rows(tmp_path / "pairs.jsonl", pair_rows(20))
-    told = dpo(tmp_path, "data", *(word.format(pairs=path) for word in words))
-    assert told.returncode == code, told.stderr
-    assert told.stderr.startswith("error: ")
-    assert told.stderr.count("\n") == 1
-    assert fragment in told.stderr
+    process = dpo(tmp_path, "data", *(word.format(pairs=path) for word in words))
+    assert process.returncode == code, process.stderr
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1
+    assert fragment in process.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -87,23 +87,23 @@ def terminal() -> Console:
 
 def output(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
-    told = console.file.getvalue()
+    text = console.file.getvalue()
     console.file.seek(0)
     console.file.truncate()
-    return told
+    return text
 
 
-def test_keys_lead_through_pairs_and_splits() -> None:
+def test_keys_move_through_pairs_and_splits() -> None:
     console = terminal()
     keys = iter(["n", "n", "p", "p", "t", "n", "x", "q"])
     data_viewer.Pager(console, {"train": 3, "test": 2}, lambda split, index: Text(f"<{split} {index}>")).run(
         lambda: next(keys)
     )
-    shown = [part.split(">")[0] for part in output(console).split("<")[1:]]
-    assert shown == ["train 0", "train 1", "train 0", "train 2", "test 0", "test 1", "test 1"]
+    pages = [part.split(">")[0] for part in output(console).split("<")[1:]]
+    assert pages == ["train 0", "train 1", "train 0", "train 2", "test 0", "test 1", "test 1"]
 
 
-def test_a_long_page_is_read_in_parts() -> None:
+def test_a_long_page_scrolls() -> None:
     console = terminal()
     pager = data_viewer.Pager(console, {"train": 1}, lambda *_: Text("\n".join(f"line {n}." for n in range(30))))
     pager.draw()
@@ -123,13 +123,13 @@ def test_text_pages_show_both_sides_by_role(tmp_path: Path) -> None:
     page = data_viewer.text_pages(acquired(tmp_path, recipe.data))
     console = terminal()
     console.print(page("train", 1500))
-    told = output(console)
-    assert "Tell me about story" in told
-    assert "\x1b[32mOnce upon a time" in told
-    assert "\x1b[31mNo, go away" in told
+    text = output(console)
+    assert "Tell me about story" in text
+    assert "\x1b[32mOnce upon a time" in text
+    assert "\x1b[31mNo, go away" in text
 
 
-def test_token_pages_colour_what_is_trained(tmp_path: Path, stories: Path) -> None:
+def test_token_pages_color_trained_tokens(tmp_path: Path, stories: Path) -> None:
     from dpo_core.cache.store import Store
     from dpo_core.records import RenderedSet
     from dpo_core.render import render
@@ -143,7 +143,7 @@ def test_token_pages_colour_what_is_trained(tmp_path: Path, stories: Path) -> No
             "render": {"renderer_name": "role_colon", "max_length": 80},
         }
     )
-    tokenizer = data_viewer.tokenizer_of(recipe)
+    tokenizer = data_viewer.find_tokenizer(recipe)
     assert tokenizer is not None
     store = Store(tmp_path / "store")
     with store.write("render", "key") as draft:
@@ -154,46 +154,46 @@ def test_token_pages_colour_what_is_trained(tmp_path: Path, stories: Path) -> No
     assert rendered.train_report.truncated == rendered.truncated > 0
     console = terminal()
     console.print(data_viewer.token_pages(rendered)("train", 0))
-    told = output(console)
-    assert "Assistant:" in told
-    assert "chosen, " in told
-    assert re.search(r"\x1b\[32m ?Once upon a time", told)
+    text = output(console)
+    assert "Assistant:" in text
+    assert "chosen, " in text
+    assert re.search(r"\x1b\[32m ?Once upon a time", text)
 
 
-def test_a_tokenizer_alone_is_enough() -> None:
+def test_a_tokenizer_without_weights_is_enough() -> None:
     recipe = Recipe.model_validate({"model": {"model_name": str(shared("tokenizers", "gpt2"))}})
-    found = data_viewer.tokenizer_of(recipe)
-    assert found is not None
-    assert not found.has_weights
-    assert data_viewer.tokenizer_of(Recipe()) is None
+    tokenizer = data_viewer.find_tokenizer(recipe)
+    assert tokenizer is not None
+    assert not tokenizer.has_weights
+    assert data_viewer.find_tokenizer(Recipe()) is None
 
 
-def test_on_a_terminal_keys_lead_through_the_pairs(tmp_path: Path) -> None:
-    ours, theirs = os.openpty()
+def test_keys_on_a_real_terminal(tmp_path: Path) -> None:
+    terminal_fd, child_fd = os.openpty()
     words = [sys.executable, "-c", "from flows.cli.main import main; main()", "data", "pairs.jsonl"]
     write_rows(tmp_path / "pairs.jsonl", pair_rows(20))
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    child = subprocess.Popen(words, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
+    child = subprocess.Popen(words, cwd=tmp_path, env=environment, stdin=child_fd, stdout=child_fd, stderr=child_fd)
+    os.close(child_fd)
 
     def press(key: bytes, pattern: str) -> None:
-        """Press a key, again where it came before the terminal listened, until what is shown matches."""
-        told = ""
+        """Press a key until the output matches: a key pressed before the program listens is lost."""
+        text = ""
         for _ in range(100):
-            os.write(ours, key)
-            while select.select([ours], [], [], 0.3)[0]:
-                told += os.read(ours, 4096).decode(errors="replace")
-                if re.search(pattern, told):
+            os.write(terminal_fd, key)
+            while select.select([terminal_fd], [], [], 0.3)[0]:
+                text += os.read(terminal_fd, 4096).decode(errors="replace")
+                if re.search(pattern, text):
                     return
-        raise AssertionError(told)
+        raise AssertionError(text)
 
     press(b"x", r"train 1 of 18")
     press(b"n", r"train [23] of 18")
     press(b"t", r"test 1 of 2")
     while child.poll() is None:
-        os.write(ours, b"q")
+        os.write(terminal_fd, b"q")
         with suppress(OSError):  # the other end is closed
-            if select.select([ours], [], [], 0.2)[0]:
-                os.read(ours, 4096)
+            if select.select([terminal_fd], [], [], 0.2)[0]:
+                os.read(terminal_fd, 4096)
     assert child.returncode == 0
-    os.close(ours)
+    os.close(terminal_fd)

@@ -1,11 +1,11 @@
-"""Training that is watched: the policy answers a few prompts on the infrequent cadence."""
+"""In-training evaluation: IFEval metrics of a policy with adapters."""
 
 from pathlib import Path
 
 from peft import LoraConfig, get_peft_model
 
 from dpo_core.evaluate.ifeval.ifeval_checkers import FollowedInstructions, IFEvalPrompt, score
-from dpo_core.evaluate.in_training import followed, shares
+from dpo_core.evaluate.in_training import followed_shares, ifeval_metrics
 from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_generator
 from dpo_core.inference.torch_engine import TorchEngine
 from dpo_core.model.load import load_model
@@ -22,18 +22,24 @@ ROWS = [
 ]
 
 
-def test_shares_are_of_prompts_and_of_instructions() -> None:
-    told = shares([FollowedInstructions((True, False), (True, True)), FollowedInstructions((True,), (True,))])
-    assert told == {"prompt_strict": 0.5, "prompt_loose": 1, "inst_strict": 2 / 3, "inst_loose": 1}
+def test_shares_of_prompts_and_of_instructions() -> None:
+    metrics = followed_shares(
+        [FollowedInstructions((True, False), (True, True)), FollowedInstructions((True,), (True,))]
+    )
+    assert metrics == {"prompt_strict": 0.5, "prompt_loose": 1, "inst_strict": 2 / 3, "inst_loose": 1}
 
 
-def test_a_policy_with_adapters_is_judged_on_what_it_says(stories: Path) -> None:
-    answerer = open_generator(stories)
-    questions = [Conversation([{"role": "user", "content": row.prompt}]) for row in ROWS]
-    answers = answerer.responses_or_errors(questions, Sampling(12))
-    verdicts = [score(row, one.text) for row, one in zip(ROWS, answers, strict=True) if isinstance(one, Response)]
+def test_metrics_of_a_policy_with_adapters(stories: Path) -> None:
+    generator = open_generator(stories)
+    conversations = [Conversation([{"role": "user", "content": row.prompt}]) for row in ROWS]
+    responses = generator.responses_or_errors(conversations, Sampling(12))
+    verdicts = [
+        score(row, response.text)
+        for row, response in zip(ROWS, responses, strict=True)
+        if isinstance(response, Response)
+    ]
     with ignore_deprecations():
         policy = get_peft_model(load_model(stories), LoraConfig(r=2, target_modules="all-linear"))
-    told = followed(ResponseGenerator(TorchEngine(policy), answerer.renderer), ROWS, Sampling(12))
-    assert told == {f"test/ifeval_{name}": value for name, value in shares(verdicts).items()}
-    assert 0 < told["test/ifeval_inst_strict"] < 1
+    metrics = ifeval_metrics(ResponseGenerator(TorchEngine(policy), generator.renderer), ROWS, Sampling(12))
+    assert metrics == {f"test/ifeval_{name}": value for name, value in followed_shares(verdicts).items()}
+    assert 0 < metrics["test/ifeval_inst_strict"] < 1

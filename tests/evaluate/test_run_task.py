@@ -1,4 +1,4 @@
-"""One model, one task: answers kept and scored, interruptions survived, judged against another's."""
+"""One task on one model: stored responses and scores, interruptions, failures, and the judge."""
 
 import gc
 import json
@@ -16,8 +16,8 @@ from dpo_core.errors import EvaluationError
 from dpo_core.evaluate import run_task
 from dpo_core.evaluate.ifeval import ifeval_prompts
 from dpo_core.evaluate.inspect.run_inspect import TaskRun, run_inspect_task
-from dpo_core.evaluate.judge import judge
-from dpo_core.evaluate.run_task import read_answers
+from dpo_core.evaluate.judge import judge_pairs
+from dpo_core.evaluate.run_task import read_sample_results
 from dpo_core.evaluate.sample_results import SampleResult
 from dpo_core.inference.decoding import DecodedTokens
 from dpo_core.inference.response_cache import ResponseCache
@@ -53,8 +53,8 @@ def words():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def collected() -> Iterator[None]:
-    """Leave no stream of inspect-ai to be collected in another test."""
+def collect_garbage() -> Iterator[None]:
+    """Collect inspect-ai's unclosed streams in the module that created them."""
     yield
     gc.collect()
 
@@ -65,7 +65,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def told(store: Store, prompt_file: PromptFile) -> PromptSet:
+def prompt_set(store: Store, prompt_file: PromptFile) -> PromptSet:
     with store.write("prompts", "key") as draft:
         ifeval_prompts.run(PromptsRequest(source=str(prompt_file(ASKED)), seed=0, limit=None, demo_pairs=64), draft)
     record = store.find("prompts", "key", PromptSet)
@@ -73,52 +73,54 @@ def told(store: Store, prompt_file: PromptFile) -> PromptSet:
     return record
 
 
-def request(stories: Path, task: str, told: PromptSet | None, **settings: Any) -> AnswerRequest:
+def request(stories: Path, task: str, prompts: PromptSet | None, **settings: Any) -> AnswerRequest:
     return AnswerRequest(
         model=describe(stories, "stories260K"),
         renderer_name="role_colon",
         task=task,
-        prompts=told,
+        prompts=prompts,
         evaluate=EvaluateSettings(max_new_tokens=16, **settings),
         precision="fp32",
     )
 
 
-def asked(store: Store, what: AnswerRequest, key: str = "key") -> TaskResult:
+def run_stage(store: Store, request: AnswerRequest, key: str = "key") -> TaskResult:
     with store.write("answer", key) as draft:
-        run_task.run(what, draft)
+        run_task.run(request, draft)
     result = store.find("answer", key, TaskResult)
     assert result is not None
     return result
 
 
-def test_ifeval_s_answers_carry_the_four_measures(store: Store, stories: Path, told: PromptSet) -> None:
-    result = asked(store, request(stories, "ifeval", told))
-    answers = read_answers(result)
+def test_ifeval_samples_have_the_official_scores(store: Store, stories: Path, prompt_set: PromptSet) -> None:
+    result = run_stage(store, request(stories, "ifeval", prompt_set))
+    samples = read_sample_results(result)
     outcomes = [json.loads(line) for line in (result.path / "outcomes.jsonl").read_text().splitlines()]
-    assert [one.id for one in answers] == ["1000", "1001", "1002"]
-    strict = [one.values["prompt_strict"] for one in answers]
+    assert [sample.id for sample in samples] == ["1000", "1001", "1002"]
+    strict = [sample.values["prompt_strict"] for sample in samples]
     assert strict == [float(all(outcome["strict"])) for outcome in outcomes]
     assert result.metrics["prompt_strict_acc"] == pytest.approx(sum(strict) / 3)
-    assert answers[1].sizes == {"inst_strict": 2, "inst_loose": 2}
+    assert samples[1].sizes == {"inst_strict": 2, "inst_loose": 2}
     assert (result.samples, result.failed) == (3, 0)
 
 
-def test_any_task_of_inspect_s_is_asked(store: Store, stories: Path, tmp_path: Path) -> None:
+def test_a_task_of_inspect_runs(store: Store, stories: Path, tmp_path: Path) -> None:
     (tmp_path / "tales.py").write_text(TASK)
-    result = asked(store, request(stories, f"{tmp_path / 'tales.py'}@words", None, task_limit=2))
-    answers = read_answers(result)
-    assert [one.id for one in answers] == ["dog", "park"]
-    assert [one.values for one in answers] == [{"includes": float("e" in one.response.lower())} for one in answers]
-    assert result.metrics["accuracy"] == pytest.approx(sum(one.values["includes"] for one in answers) / 2)
+    result = run_stage(store, request(stories, f"{tmp_path / 'tales.py'}@words", None, task_limit=2))
+    samples = read_sample_results(result)
+    assert [sample.id for sample in samples] == ["dog", "park"]
+    assert [sample.values for sample in samples] == [
+        {"includes": float("e" in sample.response.lower())} for sample in samples
+    ]
+    assert result.metrics["accuracy"] == pytest.approx(sum(sample.values["includes"] for sample in samples) / 2)
     assert read_eval_log(str(result.path / "words.eval")).status == "success"
 
 
-def test_what_was_answered_before_an_interruption_is_not_asked_again(
-    store: Store, stories: Path, told: PromptSet, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_task_continues_with_cached_responses(
+    store: Store, stories: Path, prompt_set: PromptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process dies after the second answer; the next attempt asks for the third alone."""
-    whole = asked(store, request(stories, "ifeval", told), "undisturbed")
+    """The first attempt ends after the second response; the next attempt generates the third alone."""
+    uninterrupted = run_stage(store, request(stories, "ifeval", prompt_set), "undisturbed")
     add = ResponseCache.add
 
     def dying(ledger: ResponseCache, key: str, completion: DecodedTokens) -> None:
@@ -129,21 +131,21 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(
     with monkeypatch.context() as patched:
         patched.setattr(ResponseCache, "add", dying)
         with pytest.raises((EvaluationError, KeyboardInterrupt)):
-            asked(store, request(stories, "ifeval", told), "cut off")
-    kept = store.entry("answer", "cut off").with_name(".cut off.answers.jsonl")
-    with kept.open("a") as torn:
-        torn.write('["half a li')
-    counted: list[str] = []
+            run_stage(store, request(stories, "ifeval", prompt_set), "cut off")
+    cache_path = store.entry("answer", "cut off").with_name(".cut off.answers.jsonl")
+    with cache_path.open("a") as file:
+        file.write('["half a li')
+    generated: list[str] = []
 
     def counting(ledger: ResponseCache, key: str, completion: DecodedTokens) -> None:
-        counted.append(key)
+        generated.append(key)
         add(ledger, key, completion)
 
     monkeypatch.setattr(ResponseCache, "add", counting)
-    result = asked(store, request(stories, "ifeval", told), "cut off")
-    assert len(counted) == 1
-    assert (result.metrics, read_answers(result)) == (whole.metrics, read_answers(whole))
-    assert not kept.exists()
+    result = run_stage(store, request(stories, "ifeval", prompt_set), "cut off")
+    assert len(generated) == 1
+    assert (result.metrics, read_sample_results(result)) == (uninterrupted.metrics, read_sample_results(uninterrupted))
+    assert not cache_path.exists()
 
 
 def test_the_ledger_keeps_scores(tmp_path: Path) -> None:
@@ -159,41 +161,41 @@ def test_a_task_without_samples_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("samples", "failing", "ends"), [(20, 1, True), (40, 3, False)])
-def test_five_in_a_hundred_may_fail_and_no_more(tmp_path: Path, samples: int, failing: int, ends: bool) -> None:
-    words = "tuple(f'{place}' for place in range(" + str(samples) + "))"
+def test_at_most_five_percent_of_samples_may_fail(tmp_path: Path, samples: int, failing: int, ends: bool) -> None:
+    words = "tuple(f'{index}' for index in range(" + str(samples) + "))"
     (tmp_path / "tales.py").write_text(TASK.replace('("park", "dog", "ball")', words))
-    said = iter(range(samples))
+    calls = iter(range(samples))
 
-    def output(*_: Any) -> ModelOutput:
-        if next(said) < failing:
+    def generate(*_: Any) -> ModelOutput:
+        if next(calls) < failing:
             raise MemoryError("this one does not fit")
-        told = ModelOutput.from_content("mockllm/model", "e")
-        told.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
-        return told
+        output = ModelOutput.from_content("mockllm/model", "e")
+        output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+        return output
 
-    model = get_model("mockllm/model", custom_outputs=output, memoize=False)
-    asked = TaskRun(f"{tmp_path / 'tales.py'}@words", "words", tmp_path)
+    model = get_model("mockllm/model", custom_outputs=generate, memoize=False)
+    task_run = TaskRun(f"{tmp_path / 'tales.py'}@words", "words", tmp_path)
     if ends:
-        assert run_inspect_task(model, asked).status == "success"
+        assert run_inspect_task(model, task_run).status == "success"
         return
-    with pytest.raises(EvaluationError, match="At most 5% of the prompts may fail"):
-        run_inspect_task(model, asked)
+    with pytest.raises(EvaluationError, match="At most 5% of the samples may fail"):
+        run_inspect_task(model, task_run)
 
 
-def test_a_task_that_imports_what_is_not_there_comes_with_the_pip_line(tmp_path: Path) -> None:
+def test_error_of_a_missing_module_has_the_pip_command(tmp_path: Path) -> None:
     (tmp_path / "tales.py").write_text("import a_package_of_tales\n" + TASK)
     with pytest.raises(EvaluationError, match="pip install a_package_of_tales"):
         run_inspect_task("mockllm/model", TaskRun(f"{tmp_path / 'tales.py'}@words", "words", tmp_path))
 
 
-def test_a_package_of_tasks_that_lacks_something_comes_with_the_pip_line(
+def test_error_of_a_task_package_with_a_missing_module_has_the_pip_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """inspect-ai only says that it found no tasks."""
-    told = tmp_path / "fables-1.0.dist-info"
-    told.mkdir()
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: fables\nVersion: 1.0\n")
-    (told / "entry_points.txt").write_text("[inspect_ai]\nfables = fables\n")
+    """inspect-ai itself reports only that it found no tasks."""
+    package = tmp_path / "fables-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: fables\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[inspect_ai]\nfables = fables\n")
     (tmp_path / "fables.py").write_text("import a_package_of_fables\n" + TASK)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(EvaluationError, match="pip install a_package_of_fables"):
@@ -206,26 +208,36 @@ def sampled(name: str, response: str) -> SampleResult:
     )
 
 
-ONE = [sampled("a", "long and good"), sampled("b", "x"), sampled("c", "the same"), sampled("d", "even")]
-OTHER = [sampled("a", "short"), sampled("b", "longer"), sampled("c", "the same"), sampled("d", "odd!")]
+FIRST = [
+    sampled("a", "long and good"),
+    sampled("b", "x"),
+    sampled("c", "the same"),
+    sampled("d", "even"),
+]
+SECOND = [
+    sampled("a", "short"),
+    sampled("b", "longer"),
+    sampled("c", "the same"),
+    sampled("d", "odd!"),
+]
 
 
-def judging(verdict: Callable[[str, str], str]) -> Any:
-    """A judge of inspect's own that never calls anyone: its verdict is a function of both replies."""
+def mock_judge(verdict: Callable[[str, str], str]) -> Any:
+    """A mock model as a judge: ``verdict`` maps the two responses to A, B or C."""
 
-    def output(input: Any, *_: Any) -> ModelOutput:
+    def generate(input: Any, *_: Any) -> ModelOutput:
         first, second = input[-1].text.split("[Reply A]\n")[1].split("\n\n[Reply B]\n")
-        said = verdict(first, second.split("\n\nGive your reasons")[0])
-        told = ModelOutput.from_content("mockllm/model", f"Because.\n**Verdict: {said}**")
-        told.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
-        return told
+        letter = verdict(first, second.split("\n\nGive your reasons")[0])
+        output = ModelOutput.from_content("mockllm/model", f"Because.\n**Verdict: {letter}**")
+        output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
+        return output
 
-    return get_model("mockllm/model", custom_outputs=output, memoize=False)
+    return get_model("mockllm/model", custom_outputs=generate, memoize=False)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What judges said is kept by inspect-ai: here, for one test."""
+    """Give inspect-ai's response cache a directory of its own for each test."""
     monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
 
 
@@ -233,8 +245,8 @@ def test_a_judge_sees_both_orders(tmp_path: Path) -> None:
     def longer(first: str, second: str) -> str:
         return "C" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
 
-    verdicts = judge(judging(longer), ONE, OTHER, tmp_path)
-    assert [(one.id, one.shown_first, one.shown_second) for one in verdicts] == [
+    verdicts = judge_pairs(mock_judge(longer), FIRST, SECOND, tmp_path)
+    assert [(verdict.id, verdict.shown_first, verdict.shown_second) for verdict in verdicts] == [
         ("a", 1, 1),
         ("b", 0, 0),
         ("c", 0.5, 0.5),
@@ -242,23 +254,23 @@ def test_a_judge_sees_both_orders(tmp_path: Path) -> None:
     ]
 
 
-def test_a_judge_that_favours_a_place_tells_nothing(tmp_path: Path) -> None:
-    verdicts = judge(judging(lambda first, second: "A"), ONE, OTHER, tmp_path)
-    assert [one.worth for one in verdicts] == [0.5] * 4
+def test_position_bias_cancels(tmp_path: Path) -> None:
+    verdicts = judge_pairs(mock_judge(lambda first, second: "A"), FIRST, SECOND, tmp_path)
+    assert [verdict.score for verdict in verdicts] == [0.5] * 4
     assert verdicts[0].shown_first != verdicts[0].shown_second
 
 
-def test_a_judge_whose_verdicts_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+def test_a_judge_without_readable_verdicts_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="gave no verdict"):
-        judge(judging(lambda first, second: "neither, really"), ONE, OTHER, tmp_path)
+        judge_pairs(mock_judge(lambda first, second: "neither, really"), FIRST, SECOND, tmp_path)
 
 
-def test_a_judge_without_its_key_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_without_its_api_key_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     with pytest.raises(EvaluationError, match=r"judge could not be started: .*(ANTHROPIC_API_KEY|pip install)"):
-        judge("anthropic/claude-sonnet-4-0", ONE, OTHER, tmp_path)
+        judge_pairs("anthropic/claude-sonnet-4-0", FIRST, SECOND, tmp_path)
 
 
-def test_two_models_without_a_prompt_in_common_cannot_be_judged(tmp_path: Path) -> None:
+def test_two_models_without_a_common_prompt_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no prompt in common"):
-        judge("mockllm/model", ONE[:1], OTHER[1:], tmp_path)
+        judge_pairs("mockllm/model", FIRST[:1], SECOND[1:], tmp_path)

@@ -1,12 +1,12 @@
-"""Shares over outcomes, and what counts as a loop."""
+"""Metrics over IFEval results, and the definition of a loop."""
 
 import pytest
 
-from dpo_core.evaluate.sample_results import PromptResult, loops, shares
+from dpo_core.evaluate.sample_results import PromptResult, has_loop, response_metrics
 
 
 def outcome(
-    key: int, strict: dict[str, bool], response: str = "A fine answer.", error: str | None = None
+    key: int, strict: dict[str, bool], response: str = "A fine response.", error: str | None = None
 ) -> PromptResult:
     return PromptResult(
         key=key,
@@ -22,7 +22,7 @@ def outcome(
 
 
 def test_shares_are_hand_counted() -> None:
-    """Three judged prompts; the fourth failed and counts nowhere."""
+    """Three prompts were scored; the fourth failed and is not counted."""
     full = outcome(2, {"punctuation:no_comma": False}, response="and so on " * 8)
     outcomes = [
         outcome(1, {"punctuation:no_comma": True, "detectable_format:title": False}),
@@ -30,7 +30,7 @@ def test_shares_are_hand_counted() -> None:
         outcome(3, {"punctuation:no_comma": True}),
         outcome(5, {"punctuation:no_comma": False}, error="out of memory"),
     ]
-    assert shares(outcomes) == {
+    assert response_metrics(outcomes) == {
         "ended_share": pytest.approx(2 / 3),
         "loop_share": pytest.approx(1 / 3),
         "no_room_share": pytest.approx(1 / 3),
@@ -55,12 +55,12 @@ def test_shares_are_hand_counted() -> None:
     ],
 )
 def test_a_loop_is_three_rounds_of_eight_words_or_more(text: str, expected: bool) -> None:
-    assert loops(text) is expected
+    assert has_loop(text) is expected
 
 
 def test_a_loop_may_be_32_words_long() -> None:
     def rounds(length: int) -> str:
         return " ".join(f"w{index}" for index in range(length)) + " "
 
-    assert loops(rounds(32) * 3)
-    assert not loops(rounds(33) * 3)
+    assert has_loop(rounds(32) * 3)
+    assert not has_loop(rounds(33) * 3)

@@ -10,7 +10,7 @@ import pytest
 
 from dpo_core.config.recipe import EvaluateSettings, TrainSettings
 from dpo_core.data.lengths import LengthCounts, summarize_lengths
-from dpo_core.evaluate.generate import continued
+from dpo_core.evaluate.generate import continue_prompts
 from dpo_core.records import DataReport
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.token_dataset import open_split, write_split
@@ -55,8 +55,8 @@ def test_an_evaluation_continues_whole_prompts(session: Any) -> None:
         asked.extend(prompts)
         return [SimpleNamespace(text="", stop_reason="stop", tokens=1) for _ in prompts]
 
-    answerer: Any = SimpleNamespace(responses_to_ids=responses_to_ids, renderer=session.renderer)
-    continued(lambda: answerer, session.request.rendered, EvaluateSettings(num_samples=8))
+    generator: Any = SimpleNamespace(responses_to_ids=responses_to_ids, renderer=session.renderer)
+    continue_prompts(lambda: generator, session.request.rendered, EvaluateSettings(num_samples=8))
     assert asked == WHOLE
 
 

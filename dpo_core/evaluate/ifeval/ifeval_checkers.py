@@ -1,7 +1,7 @@
-"""IFEval's scoring core: a prompt with verifiable instructions, a response, and the verdict of the official checkers.
+"""Official IFEval checkers: strict and loose verdicts on a response to a prompt with verifiable instructions.
 
 Zhou et al., Instruction-Following Evaluation for Large Language Models, arXiv 2311.07911. The checkers are Google's, as
-lm-eval carries them; the strict and loose rules are those of Google's ``evaluation_lib``.
+shipped in lm-eval; the strict and loose rules are those of Google's ``evaluation_lib``.
 """
 
 import os
@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from dpo_core.system import gc_tuning
 
-# langdetect samples; the official verdicts on lowercase and uppercase English are only repeatable with a fixed seed.
+# langdetect draws random samples: verdicts on lowercase and uppercase English are repeatable only with a fixed seed.
 langdetect.DetectorFactory.seed = 0
 
 
@@ -34,9 +34,9 @@ class IFEvalPrompt:
 
     @field_validator("kwargs")
     @classmethod
-    def _only_given(cls, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        # A table of all rows has a column for every argument, and None where a row has none.
-        return [{name: value for name, value in one.items() if value is not None} for one in told]
+    def _drop_none(cls, arguments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        # A table of all rows has a column for every argument, with None in rows without it.
+        return [{name: value for name, value in given.items() if value is not None} for given in arguments]
 
 
 ROW = TypeAdapter(IFEvalPrompt)
@@ -44,33 +44,34 @@ ROW = TypeAdapter(IFEvalPrompt)
 
 @dataclass(frozen=True, slots=True)
 class FollowedInstructions:
-    """Which instructions, in the row's order, the response follows as it stands and under the loose rule."""
+    """Verdicts on each instruction, in the row's order, under the strict and the loose rule."""
 
     strict: tuple[bool, ...]
     loose: tuple[bool, ...]
 
 
 def score(row: IFEvalPrompt, response: str) -> FollowedInstructions:
-    """Judge one response. A pure function: the same row and response get the same verdict everywhere.
+    """Score one response. A pure function: the same row and response always get the same verdicts.
 
-    Strict: the response itself. Loose: any of eight variants of it. An empty text follows nothing.
+    Strict: the response itself passes. Loose: any of its eight variants passes. An empty text never passes.
     Raises LookupError when a checker needs NLTK's sentence splitter and its data are not installed, and ValueError or
-    TypeError when the row's arguments are not the checker's.
+    TypeError when the row's arguments do not fit the checker.
     """
-    with drawing_from(row.key):
-        checkers = [checker(row, place) for place in range(len(row.instruction_id_list))]
-    loose = variants(response)
+    with seeded_random(row.key):
+        checkers = [build_checker(row, index) for index in range(len(row.instruction_id_list))]
+    loose = loose_variants(response)
     return FollowedInstructions(
-        strict=tuple(follows(one, response) for one in checkers),
-        loose=tuple(any(follows(one, variant) for variant in loose) for one in checkers),
+        strict=tuple(follows(checker, response) for checker in checkers),
+        loose=tuple(any(follows(checker, variant) for variant in loose) for checker in checkers),
     )
 
 
-def variants(response: str) -> list[str]:
-    """The texts that the loose rule accepts: without the first line, the last, both; each also without asterisks."""
+def loose_variants(response: str) -> list[str]:
+    """Eight texts that the loose rule checks: the response, without its first line, without its last, without both; and
+    each of these without asterisks."""
     lines = response.split("\n")
     cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
-    return [text for kept in (response, *cut) for text in (kept, kept.replace("*", ""))]
+    return [text for variant in (response, *cut) for text in (variant, variant.replace("*", ""))]
 
 
 def follows(checker: Any, text: str) -> bool:
@@ -78,28 +79,28 @@ def follows(checker: Any, text: str) -> bool:
     return bool(text.strip()) and bool(checker.check_following(text))
 
 
-def checker(row: IFEvalPrompt, place: int) -> Any:
-    """The official checker of one of the row's instructions, with its arguments."""
-    name = row.instruction_id_list[place]
-    made = registry()[name](name)
-    made.build_description(**row.kwargs[place])
-    arguments = made.get_instruction_args()
+def build_checker(row: IFEvalPrompt, index: int) -> Any:
+    """The official checker of the row's instruction at ``index``, with its arguments."""
+    name = row.instruction_id_list[index]
+    checker = official_checkers()[name](name)
+    checker.build_description(**row.kwargs[index])
+    arguments = checker.get_instruction_args()
     if arguments and "prompt" in arguments:
-        made.build_description(prompt=row.prompt)
-    return made
+        checker.build_description(prompt=row.prompt)
+    return checker
 
 
-def sentences_from(place: Path | None) -> None:
-    """Let the checkers look for NLTK's sentence splitter in this directory first."""
-    if place is not None:
-        import nltk  # lazy: the checkers bring it in, and only a setting asks for it here
+def set_nltk_data(directory: Path | None) -> None:
+    """Put a directory first in the search path of NLTK's data; None leaves the path as it is."""
+    if directory is not None:
+        import nltk  # lazy: imported with the checkers, and needed here only for the setting
 
-        nltk.data.path.insert(0, str(place.expanduser().resolve()))
+        nltk.data.path.insert(0, str(directory.expanduser().resolve()))
 
 
 @contextmanager
-def drawing_from(seed: int) -> Iterator[None]:
-    """Seed the global generator inside and restore it: a checker draws from it the arguments that a row leaves out."""
+def seeded_random(seed: int) -> Iterator[None]:
+    """Seed Python's global random generator inside, and restore it: checkers draw missing arguments from it."""
     state = random.getstate()
     random.seed(seed)
     try:
@@ -109,16 +110,16 @@ def drawing_from(seed: int) -> Iterator[None]:
 
 
 @cache
-def registry() -> dict[str, Any]:
-    """The official checkers by instruction id.
+def official_checkers() -> dict[str, Any]:
+    """The official checker classes by instruction id.
 
-    lm-eval downloads NLTK's data as it is imported, except on ranks other than 0 of a distributed job: its own switch,
-    used here so that nothing is fetched behind the user's back. The prompts stage reports data that are missing.
+    lm-eval downloads NLTK's data at import, except on ranks other than 0 of a distributed job. LOCAL_RANK is set to 1
+    during the import, so that nothing is downloaded unasked; the prompts stage reports missing data.
     """
     rank = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = "1"
     try:
-        # Lazy: 3 s of lm-eval's task machinery, paid by the evaluation alone.
+        # Lazy: lm-eval costs 3 s, which only the evaluation needs.
         with gc_tuning.paused():
             from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
     finally:

@@ -1,4 +1,4 @@
-"""IFEval as a task of inspect-ai, scored by the official checkers and measured as ``inspect_evals/ifeval`` measures."""
+"""IFEval task for inspect-ai: the official checkers as a scorer, with the metrics of ``inspect_evals/ifeval``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
@@ -13,20 +13,20 @@ from pydantic import ValidationError
 
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, FollowedInstructions, IFEvalPrompt, score
-from dpo_core.evaluate.ifeval.ifeval_prompts import check, missing_data, read
-from dpo_core.evaluate.inspect.inspect_errors import told_to_inspect
+from dpo_core.evaluate.ifeval.ifeval_prompts import check_prompt, missing_data_error, read_prompts
+from dpo_core.evaluate.inspect.inspect_errors import wrap_errors
 from dpo_core.evaluate.task_names import IFEVAL, IFEVAL_VERSION
 
 
 @task
 def ifeval(prompts: str) -> Task:
-    """The prompts of a JSONL file in IFEval's schema.
+    """The task with the prompts of a JSONL file in IFEval's schema.
 
-    By hand: ``inspect eval ifeval -T prompts=<file> --model dpo/<directory>``. Raises Unusable (DataError or
-    EvaluationError inside), before anything is generated, for a file that cannot be scored here.
+    From the command line: ``inspect eval ifeval -T prompts=<file> --model dpo/<directory>``. Raises
+    InspectPrerequisiteError, caused by DataError or EvaluationError, for prompts that cannot be scored here.
     """
-    with told_to_inspect():
-        samples = [to_sample(row) for row in scorable(Path(prompts))]
+    with wrap_errors():
+        samples = [to_sample(row) for row in read_scorable(Path(prompts))]
     return Task(
         dataset=MemoryDataset(samples, name=IFEVAL),
         solver=generate(),
@@ -35,58 +35,61 @@ def ifeval(prompts: str) -> Task:
     )
 
 
-def scorable(path: Path) -> Iterator[IFEvalPrompt]:
-    """The rows of a file; of each kind of instruction the first is tried, since some need data that may be missing."""
-    tried: set[str] = set()
-    for where, row in read(path):
-        if not tried.issuperset(row.instruction_id_list):
-            check(row, where)
-            tried.update(row.instruction_id_list)
+def read_scorable(path: Path) -> Iterator[IFEvalPrompt]:
+    """The rows of a file. The first row of each instruction type is checked, since a checker's data may be missing."""
+    checked: set[str] = set()
+    for location, row in read_prompts(path):
+        if not checked.issuperset(row.instruction_id_list):
+            check_prompt(row, location)
+            checked.update(row.instruction_id_list)
         yield row
 
 
 def to_sample(row: IFEvalPrompt) -> Sample:
-    """A prompt as a sample, its target for the log's reader. The row stays one value: a saved log turns integer keys
-    into strings."""
-    asked = ", ".join(row.instruction_id_list)
-    return Sample(id=row.key, input=row.prompt, target=asked, metadata={"row": ROW.dump_python(row)})
+    """An IFEval row as a sample. The target is for readers of the log: the scorer reads the row in the metadata."""
+    # The row stays a single value: a saved log turns integer keys of metadata into strings.
+    instructions = ", ".join(row.instruction_id_list)
+    return Sample(id=row.key, input=row.prompt, target=instructions, metadata={"row": ROW.dump_python(row)})
 
 
 @metric
 def accuracies() -> Metric:
-    """Shares of prompts and of instructions followed, their mean ``final_acc``, and all their standard errors.
+    """Shares of prompts and of instructions followed, their mean ``final_acc``, and their standard errors.
 
-    Instructions of one prompt are not independent: errors are clustered by prompt. The names and the numbers are those
-    of ``if_metric`` in inspect_evals.
+    Standard errors are clustered by prompt, since instructions of one prompt are not independent. Names and values
+    equal those of ``if_metric`` in inspect_evals.
     """
 
     def measure(scores: list[SampleScore]) -> Value:
         rows = [cast(Mapping[str, int], score.score.value) for score in scores]
-        if not rows:  # inspect-ai tries metrics on nothing, before there is anything
+        if not rows:  # inspect-ai calls metrics without scores before the first sample
             return {}
         ones = [1.0] * len(rows)
         sizes = [float(row["num_instructions"]) for row in rows]
         per_prompt = sum(sizes) / len(sizes)
         prompts = {kind: [float(row[f"prompt_level_{kind}"]) for row in rows] for kind in ("strict", "loose")}
         followed = {kind: [float(row[f"inst_level_{kind}"]) for row in rows] for kind in ("strict", "loose")}
-        # The mean of the four is again a share of instructions, a prompt's own verdict counted as per_prompt of them.
+        # The mean of the four is a share of instructions; a prompt's verdict counts as per_prompt instructions.
         quarters = zip(*followed.values(), *prompts.values(), strict=True)
-        final = [(strict + loose + per_prompt * (one + other)) / 4 for strict, loose, one, other in quarters]
+        final = [
+            (strict + loose + per_prompt * (prompt_strict + prompt_loose)) / 4
+            for strict, loose, prompt_strict, prompt_loose in quarters
+        ]
         return {
-            **named("prompt_strict", prompts["strict"], ones),
-            **named("prompt_loose", prompts["loose"], ones),
-            **named("inst_strict", followed["strict"], sizes),
-            **named("inst_loose", followed["loose"], sizes),
-            **named("final", final, sizes),
+            **share_with_error("prompt_strict", prompts["strict"], ones),
+            **share_with_error("prompt_loose", prompts["loose"], ones),
+            **share_with_error("inst_strict", followed["strict"], sizes),
+            **share_with_error("inst_loose", followed["loose"], sizes),
+            **share_with_error("final", final, sizes),
         }
 
     return measure
 
 
-def named(name: str, values: Sequence[float], sizes: Sequence[float]) -> dict[str, float]:
-    """A share Σv / Σn over G clusters of ``sizes`` n, with its standard error √(G/(G−1) Σ(v − share·n)²) / Σn.
+def share_with_error(name: str, values: Sequence[float], sizes: Sequence[float]) -> dict[str, float]:
+    """A share Σv / Σn over G clusters of ``sizes`` n, and its standard error √(G/(G−1) Σ(v − share·n)²) / Σn.
 
-    With clusters of one it is the standard error of a mean.
+    With clusters of size 1 it is the standard error of a mean.
     """
     count, total = len(values), sum(sizes)
     share = sum(values) / total
@@ -97,45 +100,47 @@ def named(name: str, values: Sequence[float], sizes: Sequence[float]) -> dict[st
 
 @scorer(metrics=[accuracies()])
 def instruction_following() -> Scorer:
-    """Strict and loose verdicts on every instruction, counted for :func:`accuracies`."""
+    """Scorer with strict and loose verdicts on every instruction, counted for :func:`accuracies`."""
 
-    async def judge(state: TaskState, target: Target) -> Score:
+    async def score_sample(state: TaskState, target: Target) -> Score:
         response = state.output.completion
-        with told_to_inspect():
-            row = row_of(state)
-            verdict = verdict_on(row, response)
-        told = {"strict": list(verdict.strict), "loose": list(verdict.loose)}
-        return Score(value=counts(verdict), answer=response, explanation=explain(row, verdict), metadata=told)
+        with wrap_errors():
+            row = sample_row(state)
+            verdict = score_response(row, response)
+        metadata = {"strict": list(verdict.strict), "loose": list(verdict.loose)}
+        return Score(
+            value=verdict_counts(verdict), answer=response, explanation=explain(row, verdict), metadata=metadata
+        )
 
-    return judge
+    return score_sample
 
 
-def verdict_on(row: IFEvalPrompt, response: str) -> FollowedInstructions:
-    """A response judged.
+def score_response(row: IFEvalPrompt, response: str) -> FollowedInstructions:
+    """Strict and loose verdicts on a response.
 
-    Raises EvaluationError where NLTK's data are missing, as when a log is scored again elsewhere.
+    Raises EvaluationError when NLTK's data are missing, for example when a log is scored again on another machine.
     """
     try:
         return score(row, response)
     except LookupError as error:
-        raise missing_data(f"Prompt {row.key}", error, None) from None
+        raise missing_data_error(f"Prompt {row.key}", error, None) from None
 
 
-def row_of(state: TaskState) -> IFEvalPrompt:
-    """A sample's row.
+def sample_row(state: TaskState) -> IFEvalPrompt:
+    """The IFEval row in a sample's metadata.
 
-    Raises EvaluationError for a log that another task, or another version of this one, has written.
+    Raises EvaluationError for a log written by another task, or by another version of this task.
     """
     try:
         return ROW.validate_python(state.metadata["row"])
     except (KeyError, ValidationError):
-        found = f"Sample {state.sample_id} has no row of IFEval as version {IFEVAL_VERSION} of the task keeps it."
-        rule = "A log is scored by the task, and the version of it, that wrote it."
+        found = f"Sample {state.sample_id} has no IFEval row as version {IFEVAL_VERSION} of the task writes it."
+        rule = "A log is scored by the same version of the same task that wrote it."
         raise EvaluationError(found, rule, "Run the evaluation again.") from None
 
 
-def counts(verdict: FollowedInstructions) -> dict[str, str | int | float | bool | None]:
-    """The numbers that the metrics are made of."""
+def verdict_counts(verdict: FollowedInstructions) -> dict[str, str | int | float | bool | None]:
+    """Counts of followed prompts and instructions, from which :func:`accuracies` computes the metrics."""
     return {
         "prompt_level_strict": int(all(verdict.strict)),
         "inst_level_strict": sum(verdict.strict),
@@ -146,6 +151,6 @@ def counts(verdict: FollowedInstructions) -> dict[str, str | int | float | bool 
 
 
 def explain(row: IFEvalPrompt, verdict: FollowedInstructions) -> str:
-    """Every instruction with its strict verdict, for the log's reader."""
+    """Every instruction with its strict verdict, for readers of the log."""
     pairs = zip(row.instruction_id_list, verdict.strict, strict=True)
     return ", ".join(f"{name}: {'followed' if followed else 'not followed'}" for name, followed in pairs)

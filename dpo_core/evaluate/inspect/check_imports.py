@@ -1,4 +1,4 @@
-"""Stage that imports what generating needs, in the interpreter that will generate, before anything is trained."""
+"""Import check: a stage that imports the generation modules in the generating interpreter, before training."""
 
 import importlib
 import sys
@@ -14,31 +14,31 @@ VLLM = ("LLMEngine", "EngineArgs", "SamplingParams")
 
 
 def run(request: ImportsRequest, draft: Draft) -> None:
-    """Import everything once; publish Imports.
+    """Import every module that generation needs; publish Imports.
 
-    Raises EvaluationError for what does not import, with the first cause.
+    Raises EvaluationError when an import fails, with the root cause.
     """
     try:
         with gc_tuning.paused():
             for module in MODULES:
                 importlib.import_module(module)
-            importlib.import_module("dpo_core.evaluate.ifeval.ifeval_checkers").registry()
+            importlib.import_module("dpo_core.evaluate.ifeval.ifeval_checkers").official_checkers()
             if request.engine == "vllm":
                 vllm = importlib.import_module("vllm")
-                for name in VLLM:  # it imports each when it is first asked for
+                for name in VLLM:  # vllm imports each on first access
                     getattr(vllm, name)
     except Exception as error:
-        raise refused(error) from error
+        raise import_error(error) from error
     draft.publish(Imports(path=draft.final, python=sys.version.split()[0]))
 
 
-def refused(error: BaseException) -> EvaluationError:
-    """The error for an environment whose packages do not fit each other."""
+def import_error(error: BaseException) -> EvaluationError:
+    """The error for an environment with incompatible or missing packages."""
     while error.__cause__ is not None:
         error = error.__cause__
     reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
     return EvaluationError(
-        f"{sys.executable} cannot import what generating needs: {type(error).__name__}: {reason.rstrip('.')}.",
-        "Everything is imported there once, before anything is trained.",
-        "Its packages do not fit each other: docs/vllm.md has commands that make an environment that works.",
+        f"{sys.executable} cannot import the generation modules: {type(error).__name__}: {reason.rstrip('.')}.",
+        "All of them must import before training starts.",
+        "Its packages are incompatible: create a working environment with the commands in docs/vllm.md.",
     )

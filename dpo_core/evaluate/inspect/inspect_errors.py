@@ -1,4 +1,4 @@
-"""Our errors as inspect-ai's own commands print them: in their own words, without a traceback."""
+"""Error conversion for inspect-ai: its command line prints prerequisite errors without a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +8,8 @@ from inspect_ai._util.error import PrerequisiteError
 from dpo_core.errors import DPOError
 
 
-class Unusable(PrerequisiteError):
-    """An error of ours, for inspect-ai's command line; ``cause`` is it."""
+class InspectPrerequisiteError(PrerequisiteError):
+    """A DPOError, ``cause``, as an error that inspect-ai's command line prints without a traceback."""
 
     def __init__(self, cause: DPOError) -> None:
         super().__init__(str(cause))
@@ -17,18 +17,18 @@ class Unusable(PrerequisiteError):
 
 
 @contextmanager
-def told_to_inspect() -> Iterator[None]:
-    """Raises Unusable for an error of ours that is raised inside."""
+def wrap_errors() -> Iterator[None]:
+    """Raises InspectPrerequisiteError for a DPOError raised inside."""
     try:
         yield
     except DPOError as error:
-        raise Unusable(error) from error
+        raise InspectPrerequisiteError(error) from error
 
 
 @contextmanager
-def told_to_us() -> Iterator[None]:
-    """Raises our error for an Unusable that is raised inside."""
+def unwrap_errors() -> Iterator[None]:
+    """Raises the DPOError of an InspectPrerequisiteError raised inside."""
     try:
         yield
-    except Unusable as error:
+    except InspectPrerequisiteError as error:
         raise error.cause from error

@@ -1,4 +1,4 @@
-"""What inspect-ai finds through our entry point: the provider, the task and its scorer."""
+"""inspect-ai plugin, found through an entry point: the model provider ``dpo``, the IFEval task and its scorer."""
 
 from inspect_ai.model import ModelAPI, modelapi
 
@@ -9,7 +9,7 @@ __all__ = ["dpo", "ifeval", "instruction_following"]
 
 @modelapi(name="dpo")
 def dpo() -> type[ModelAPI]:
-    """Models in transformers directories: ``--model dpo/<directory>``."""
+    """Model provider for transformers directories: ``--model dpo/<directory>``."""
     # Lazy: torch and transformers cost 4 s, which every other use of inspect-ai in this environment need not pay.
     from dpo_core.evaluate.inspect.provider import DPOModel
 

@@ -1,4 +1,4 @@
-"""The stage that builds tasks without asking them, to see that they can be and what they are made of."""
+"""Task inspection: a stage that builds inspect-ai tasks without running them, and digests their contents."""
 
 import sys
 from contextlib import redirect_stdout
@@ -14,22 +14,22 @@ from pydantic_core import to_jsonable_python
 from dpo_core.cache import fingerprint
 from dpo_core.cache.store import Draft
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.inspect.run_inspect import TaskRun, refused
+from dpo_core.evaluate.inspect.run_inspect import NO_SAMPLES_RULE, TaskRun, start_error
 from dpo_core.records import TaskContents
 from dpo_core.stages.evaluation.inspect_tasks import InspectTasksRequest
 from dpo_core.system.progress import ticking
 
 
 def run(request: InspectTasksRequest, draft: Draft) -> None:
-    """Publish the TaskContents of these tasks.
+    """Build the tasks; publish TaskContents.
 
-    Raises EvaluationError for one that cannot be built or has no samples.
+    Raises EvaluationError for a task that cannot be built or has no samples, and for a judge that is unavailable.
     """
-    # Some tasks ask for the model that is evaluated while they are built.
+    # Some tasks request the evaluated model while they are built.
     init_active_model(get_model("none"), GenerateConfig())
     if request.judge:
         check_judge(request.judge)
-    digests = {name: content(name) for name in request.tasks}
+    digests = {name: task_digest(name) for name in request.tasks}
     draft.publish(TaskContents(path=draft.final, digests=digests))
 
 
@@ -38,33 +38,37 @@ def check_judge(name: str) -> None:
     try:
         get_model(name)
     except Exception as error:
-        raise refused(TaskRun("judge", f"The judge {name}", Path()), error) from error
+        raise start_error(TaskRun("judge", f"The judge {name}", Path()), error) from error
 
 
-def content(name: str) -> str:
-    """The digest of a task's samples and version, and of the modules beside its file that it brought in."""
+def task_digest(name: str) -> str:
+    """Digest of a task's samples, version and epochs, and of the modules that it imported from its file's directory.
+
+    Raises EvaluationError when the task cannot be built or has no samples.
+    """
     try:
         with ticking(f"building the task {name}"), redirect_stdout(sys.stderr):  # a task's file may print
             [task] = load_tasks([name])
     except Exception as error:
-        raise refused(TaskRun(name, name, Path()), error) from error
+        raise start_error(TaskRun(name, name, Path()), error) from error
     if not len(task.dataset):
-        raise EvaluationError(f"{name} has no samples.", "A share of nothing is none.", "Check its dataset.")
-    return fingerprint.of_value([samples(task), str(task.version), task.epochs, neighbours(name)])
+        raise EvaluationError(f"{name} has no samples.", NO_SAMPLES_RULE, "Check its dataset.")
+    return fingerprint.of_value([sample_values(task), str(task.version), task.epochs, sibling_digests(name)])
 
 
-def samples(task: Task) -> list[Any]:
-    """A task's samples as values; the messages of an input are given new ids each time, which are left out."""
-    told = to_jsonable_python([sample.model_dump() for sample in task.dataset], fallback=str)
-    for sample in told:
+def sample_values(task: Task) -> list[Any]:
+    """A task's samples as JSON values, without the message ids, which inspect-ai draws anew each time."""
+    samples: list[Any] = to_jsonable_python([sample.model_dump() for sample in task.dataset], fallback=str)
+    for sample in samples:
         if isinstance(sample["input"], list):
-            sample["input"] = [{key: value for key, value in one.items() if key != "id"} for one in sample["input"]]
-    values: list[Any] = told
-    return values
+            sample["input"] = [
+                {key: value for key, value in message.items() if key != "id"} for message in sample["input"]
+            ]
+    return samples
 
 
-def neighbours(name: str) -> list[str]:
-    """Digests of the modules that were loaded from where a task's file is, or below."""
+def sibling_digests(name: str) -> list[str]:
+    """Digests of the modules loaded from the directory of a task's file, or below it."""
     path = Path(name.partition("@")[0])
     if path.suffix != ".py":
         return []

@@ -1,4 +1,4 @@
-"""inspect-ai's way to our models: the provider ``dpo``, as in ``inspect eval … --model dpo/<directory or name>``."""
+"""Model provider ``dpo`` for inspect-ai: ``inspect eval … --model dpo/<directory or name>``."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from dpo_core.cache import fingerprint
 from dpo_core.config.recipe import EngineName, EvaluateSettings
 from dpo_core.data.preference import Message
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.inspect.inspect_errors import told_to_inspect
+from dpo_core.evaluate.inspect.inspect_errors import wrap_errors
 from dpo_core.inference.generator import Conversation, Response, ResponseGenerator, Sampling, open_generator
 from dpo_core.inference.load_engine import EngineConfig
 from dpo_core.inference.select_engine import DTYPES
@@ -38,21 +38,21 @@ QUIET_S = 0.03
 CONNECTIONS = 4096
 DEFAULT = GenerateConfig()
 
-# Settings of a generation that would change answers and that our decoding does not have: refused, not ignored.
+# Generation settings that would change responses and that the engines do not have: rejected, not ignored.
 UNSUPPORTED = "best_of", "prompt_logprobs", "frequency_penalty", "presence_penalty", "logit_bias", "response_schema"
 
 
 @dataclass(eq=False, slots=True)
 class PendingRequest:
-    """One conversation that waits for its answers, as many as ``questions``, or for the failure of one of them."""
+    """A request that waits for its responses, one for each of ``conversations``, or an exception instead of one."""
 
-    questions: list[Conversation]
+    conversations: list[Conversation]
     sampling: Sampling
-    answers: list[Response | Exception] = field(default_factory=list)
+    responses: list[Response | Exception] = field(default_factory=list)
 
 
 class DPOModel(ModelAPI):
-    """A transformers model behind inspect-ai; concurrent requests are decoded together."""
+    """A transformers model as an inspect-ai model; concurrent requests are generated in one batch."""
 
     def __init__(
         self,
@@ -62,107 +62,111 @@ class DPOModel(ModelAPI):
         config: GenerateConfig = DEFAULT,
         **model_args: Any,
     ) -> None:
-        """Open ``model_name``: a directory of weights or of LoRA adapters, a hub id, or a registered model.
+        """Load ``model_name``: a directory of weights or of LoRA adapters, a hub id, or a registered model.
 
-        ``-M renderer_name=…``, ``-M batch_size=…`` (default: from memory), ``-M precision=bf16``,
+        ``-M renderer_name=…``, ``-M batch_size=…`` (default: what fits into memory), ``-M precision=bf16``,
         ``-M engine=torch|paged|vllm`` and ``-M trust_remote_code=true`` as needed.
-        ``answerer``, if given, is a model that is open already. Raises Unusable for one that cannot be used.
+        ``generator``: a model that is already loaded, used instead of ``model_name``. Raises InspectPrerequisiteError
+        for a model or argument that cannot be used.
         """
         super().__init__(model_name, base_url, api_key, [], config)
-        given = model_args.pop("answerer", None)
+        generator = model_args.pop("generator", None)
         renderer_name = model_args.pop("renderer_name", None)
-        with told_to_inspect():
-            how = to_how(model_args)
-            self.answerer: ResponseGenerator = given or open_generator(
-                find_model(model_name), how, renderer_name, model_name
+        with wrap_errors():
+            engine_config = to_engine_config(model_args)
+            self.generator: ResponseGenerator = generator or open_generator(
+                find(model_name), engine_config, renderer_name, model_name
             )
-        # Told here, because inspect-ai would otherwise open the model a second time, in mid-evaluation, to ask for it.
-        set_model_info(f"dpo/{model_name}", ModelInfo(context_length=self.answerer.engine.context_length))
-        self.waiting: list[PendingRequest] = []
-        self.asked: Counter[str] = Counter()
-        self.turn = anyio.Lock()
+        # Without this, inspect-ai would load the model again during the evaluation to find its context length.
+        set_model_info(f"dpo/{model_name}", ModelInfo(context_length=self.generator.engine.context_length))
+        self.pending: list[PendingRequest] = []
+        self.request_counts: Counter[str] = Counter()
+        self.generation_lock = anyio.Lock()
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
     ) -> ModelOutput:
-        """Answer one conversation, together with all that wait by then.
+        """Generate the responses to one conversation, in a batch with the other pending requests.
 
-        Whoever's turn it is serves everyone who waits: no task of our own that could outlive the evaluation.
+        The request that holds the lock generates for all: there is no background task that could outlive the
+        evaluation. Raises EvaluationError for unsupported settings, and the exception of a failed generation.
         """
         refuse_unsupported(tools, config)
         sampling = to_sampling(config)
-        request = PendingRequest(self.questions([to_message(message) for message in input], sampling, config), sampling)
-        self.waiting.append(request)
-        async with self.turn:
-            if not request.answers:
-                await self.serve(request.sampling)
-        answers = [answer for answer in request.answers if isinstance(answer, Response)]
-        if len(answers) < len(request.questions):
-            raise next(answer for answer in request.answers if isinstance(answer, Exception))
-        return to_output(self.model_name, answers, self.answerer.renderer)
+        request = PendingRequest(
+            self.conversations([to_message(message) for message in input], sampling, config), sampling
+        )
+        self.pending.append(request)
+        async with self.generation_lock:
+            if not request.responses:
+                await self.generate_pending(request.sampling)
+        responses = [response for response in request.responses if isinstance(response, Response)]
+        if len(responses) < len(request.conversations):
+            raise next(response for response in request.responses if isinstance(response, Exception))
+        return to_output(self.model_name, responses, self.generator.renderer)
 
-    def questions(self, messages: list[Message], sampling: Sampling, config: GenerateConfig) -> list[Conversation]:
-        """The conversation once for each answer that is wanted; asked again, it is given other draws."""
+    def conversations(self, messages: list[Message], sampling: Sampling, config: GenerateConfig) -> list[Conversation]:
+        """The conversation once per requested response; a repeated request gets new random draws."""
         key = fingerprint.of_value([messages, str(sampling)])
-        first = self.asked[key]
-        self.asked[key] += config.num_choices or 1
-        return [Conversation(messages, place) for place in range(first, self.asked[key])]
+        first = self.request_counts[key]
+        self.request_counts[key] += config.num_choices or 1
+        return [Conversation(messages, index) for index in range(first, self.request_counts[key])]
 
-    async def serve(self, sampling: Sampling) -> None:
-        """Answer everyone who waits for answers drawn in this way, once no more arrive."""
+    async def generate_pending(self, sampling: Sampling) -> None:
+        """Generate the responses of all pending requests with this sampling, once no new request arrives."""
         count = 0
-        while count != len(self.waiting):
-            count = len(self.waiting)
+        while count != len(self.pending):
+            count = len(self.pending)
             await anyio.sleep(QUIET_S)
-        batch = [request for request in self.waiting if request.sampling == sampling]
-        self.waiting = [request for request in self.waiting if request.sampling != sampling]
-        questions = [question for request in batch for question in request.questions]
+        batch = [request for request in self.pending if request.sampling == sampling]
+        self.pending = [request for request in self.pending if request.sampling != sampling]
+        conversations = [conversation for request in batch for conversation in request.conversations]
         try:
-            answers = iter(await anyio.to_thread.run_sync(self.answerer.responses_or_errors, questions, sampling))
-        except Exception as error:  # noqa: BLE001 - what fails as a whole belongs to every request, not to this one
-            answers = iter([error] * len(questions))
+            responses = iter(await anyio.to_thread.run_sync(self.generator.responses_or_errors, conversations, sampling))
+        except Exception as error:  # noqa: BLE001 - a failure of the batch belongs to each of its requests
+            responses = iter([error] * len(conversations))
         for request in batch:
-            request.answers = [next(answers) for _ in request.questions]
+            request.responses = [next(responses) for _ in request.conversations]
 
     def max_connections(self) -> int:
-        """As many as there are samples: waiting costs nothing, and the larger the batch the better."""
+        """More than any task's samples: a pending request costs nothing, and a larger batch is faster."""
         return CONNECTIONS
 
     def retry_wait(self) -> WaitBaseT:
-        """No wait: what failed here fails again, and is never tried twice."""
+        """No wait: a generation that failed here would fail again."""
         return wait_none()
 
     def connection_key(self) -> str:
-        """Every model has its own queue."""
+        """One connection limit per model."""
         return self.model_name
 
 
-def to_how(given: dict[str, Any]) -> EngineConfig:
-    """The provider's own arguments.
+def to_engine_config(arguments: dict[str, Any]) -> EngineConfig:
+    """The provider's arguments (``-M name=value``) as an EngineConfig.
 
-    Raises EvaluationError for one that it does not have.
+    Raises EvaluationError for an unknown argument or value.
     """
-    known = [one.name for one in fields(EngineConfig)]
-    if unknown := sorted(given.keys() - set(known)):
+    names = [field.name for field in fields(EngineConfig)]
+    if unknown := sorted(arguments.keys() - set(names)):
         found = f"The provider dpo has no argument {', '.join(unknown)}."
-        raise EvaluationError(found, f"It takes renderer_name, {', '.join(known)}.", "Leave out the others.")
+        raise EvaluationError(found, f"It takes renderer_name, {', '.join(names)}.", "Leave it out.")
     for name, allowed in {"precision": [*DTYPES], "engine": get_args(EngineName)}.items():
-        if given.get(name, allowed[0]) not in allowed:
-            raise EvaluationError(f"{name}={given[name]} means nothing.", f"It is {' or '.join(allowed)}.", "")
-    size = given.get("batch_size")
-    return EngineConfig(**given | {"batch_size": int(size) if size else None})
+        if arguments.get(name, allowed[0]) not in allowed:
+            raise EvaluationError(f"{name}={arguments[name]} is unknown.", f"It is {' or '.join(allowed)}.", "")
+    size = arguments.get("batch_size")
+    return EngineConfig(**arguments | {"batch_size": int(size) if size else None})
 
 
 def refuse_unsupported(tools: list[ToolInfo], config: GenerateConfig) -> None:
-    """Raises EvaluationError when a request asks for what the provider cannot do."""
-    asked = [name for name in UNSUPPORTED if getattr(config, name) is not None] + (["tools"] if tools else [])
-    if asked:
-        rule = "It has max_tokens, temperature, seed, top_p, top_k, stop_seqs, num_choices and logprobs."
-        raise EvaluationError(f"The provider dpo does not know {', '.join(asked)}.", rule, "Leave them out.")
+    """Raises EvaluationError when a request has settings or tools that the provider does not support."""
+    unsupported = [name for name in UNSUPPORTED if getattr(config, name) is not None] + (["tools"] if tools else [])
+    if unsupported:
+        rule = "It supports max_tokens, temperature, seed, top_p, top_k, stop_seqs, num_choices and logprobs."
+        raise EvaluationError(f"The provider dpo does not support {', '.join(unsupported)}.", rule, "Leave them out.")
 
 
 def to_sampling(config: GenerateConfig) -> Sampling:
-    """inspect-ai's settings as ours; where it says nothing, greedy."""
+    """inspect-ai's generation settings as Sampling; greedy by default."""
     return Sampling(
         config.max_tokens or EvaluateSettings().max_new_tokens,
         config.temperature or 0.0,
@@ -175,29 +179,31 @@ def to_sampling(config: GenerateConfig) -> Sampling:
 
 
 def to_message(message: ChatMessage) -> Message:
-    """inspect-ai's message as ours, its text only."""
+    """The role and text of an inspect-ai message."""
     return {"role": message.role, "content": message.text}
 
 
-def to_output(model_name: str, answers: Sequence[Response], renderer: Renderer) -> ModelOutput:
-    """Answers as inspect-ai's, with the true reason of their ends and their tokens."""
-    asked, made = answers[0].prompt_tokens, sum(answer.tokens for answer in answers)
+def to_output(model_name: str, responses: Sequence[Response], renderer: Renderer) -> ModelOutput:
+    """Responses to one prompt as inspect-ai's output, with stop reasons and token counts."""
+    input_tokens, output_tokens = responses[0].prompt_tokens, sum(response.tokens for response in responses)
     return ModelOutput(
         model=model_name,
         choices=[
             ChatCompletionChoice(
-                message=ChatMessageAssistant(content=answer.text, model=model_name, source="generate"),
-                stop_reason=answer.stop_reason,
-                logprobs=to_logprobs(answer, renderer) if answer.scores else None,
+                message=ChatMessageAssistant(content=response.text, model=model_name, source="generate"),
+                stop_reason=response.stop_reason,
+                logprobs=to_logprobs(response, renderer) if response.scores else None,
             )
-            for answer in answers
+            for response in responses
         ],
-        usage=ModelUsage(input_tokens=asked, output_tokens=made, total_tokens=asked + made),
+        usage=ModelUsage(
+            input_tokens=input_tokens, output_tokens=output_tokens, total_tokens=input_tokens + output_tokens
+        ),
     )
 
 
-def to_logprobs(answer: Response, renderer: Renderer) -> Logprobs:
-    """The log-probability of every new token, the end marker included, with the likeliest ones there."""
+def to_logprobs(response: Response, renderer: Renderer) -> Logprobs:
+    """Log-probability of every new token, the end marker included, with the likeliest alternatives at its position."""
     tokenizer = renderer.tokenizer
 
     def name(token: int) -> str:
@@ -210,6 +216,6 @@ def to_logprobs(answer: Response, renderer: Renderer) -> Logprobs:
                 logprob=score.logp,
                 top_logprobs=[TopLogprob(token=name(other), logprob=logp) for other, logp in score.top] or None,
             )
-            for token, score in zip(answer.ids, answer.scores, strict=True)
+            for token, score in zip(response.ids, response.scores, strict=True)
         ]
     )

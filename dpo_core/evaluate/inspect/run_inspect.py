@@ -1,4 +1,4 @@
-"""Tasks run through inspect-ai: to their end, with every sample in the log, or not at all."""
+"""Task runner on inspect-ai: a task finishes with every sample in its log, or raises."""
 
 import math
 import re
@@ -12,29 +12,31 @@ from inspect_ai.log import EvalLog
 from inspect_ai.model import GenerateConfig, Model, ModelAPI
 
 from dpo_core.errors import DPOError, EvaluationError
-from dpo_core.evaluate.inspect.inspect_errors import told_to_us
+from dpo_core.evaluate.inspect.inspect_errors import unwrap_errors
 from dpo_core.evaluate.inspect.inspect_plugin import dpo
 from dpo_core.evaluate.inspect.provider import CONNECTIONS
 from dpo_core.evaluate.task_names import label
 from dpo_core.inference.generator import ResponseGenerator, Sampling
 
-MOST_FAILED = 0.05
+MAX_FAILED_SHARE = 0.05
+NO_SAMPLES_RULE = "An evaluation needs at least one sample."
+DEBUG_HINT = "--debug prints the traceback."
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRun:
-    """A task (inspect-ai's name of it, or the task itself) with its first ``limit`` samples; ``place`` gets its log,
+    """A task to run: the task or its inspect-ai name, at most ``limit`` samples, and the directory of its log,
     ``<name>.eval``."""
 
     task: Task | str
     name: str
-    place: Path
+    log_dir: Path
     limit: int | None = None
 
 
-def as_model(answerer: ResponseGenerator, name: str, sampling: Sampling) -> Model:
-    """An open model as inspect-ai's, with settings that a task's own take precedence over."""
-    # inspect-ai declares its decorated providers as classes, and makes them functions with the class's arguments.
+def to_inspect_model(generator: ResponseGenerator, name: str, sampling: Sampling) -> Model:
+    """A loaded model as an inspect-ai model; a task's own generation settings override ``sampling``."""
+    # inspect-ai types a decorated provider as a class, but it is a function with the class's arguments.
     provider: Callable[..., ModelAPI] = dpo
     config = GenerateConfig(
         max_connections=CONNECTIONS,
@@ -42,26 +44,26 @@ def as_model(answerer: ResponseGenerator, name: str, sampling: Sampling) -> Mode
         temperature=sampling.temperature,
         seed=sampling.seed,
     )
-    return Model(provider(name, answerer=answerer), config)
+    return Model(provider(name, generator=generator), config)
 
 
-def run_inspect_task(model: Model | str, asked: TaskRun) -> EvalLog:
-    """Run a task on a model; the log is left in its place.
+def run_inspect_task(model: Model | str, task_run: TaskRun) -> EvalLog:
+    """Run a task on a model, and leave its log in ``log_dir``.
 
-    Raises EvaluationError unless it ended well with every sample in the log.
+    Raises EvaluationError unless the task finished with every sample in the log.
     """
     try:
-        with told_to_us():
+        with unwrap_errors():
             logs = eval(
-                asked.task,
+                task_run.task,
                 model=model,
-                limit=asked.limit,
+                limit=task_run.limit,
                 continue_on_fail=True,
-                # inspect-ai ends an evaluation that has reached its share; ours is one that may be reached.
-                fail_on_error=math.nextafter(MOST_FAILED, 1),
+                # inspect-ai stops at this share of failed samples; MAX_FAILED_SHARE itself is still allowed.
+                fail_on_error=math.nextafter(MAX_FAILED_SHARE, 1),
                 display="none",
-                log_dir=str(asked.place),
-                # The live view of a running evaluation costs as much again as the evaluation's own bookkeeping.
+                log_dir=str(task_run.log_dir),
+                # inspect-ai's live view doubles the cost of its bookkeeping.
                 log_realtime=False,
                 score_display=False,
                 ctl_server=False,
@@ -69,24 +71,24 @@ def run_inspect_task(model: Model | str, asked: TaskRun) -> EvalLog:
     except DPOError:
         raise
     except Exception as error:
-        raise refused(asked, error) from error
-    checked = check(logs)
-    Path(checked.location).rename(asked.place / f"{label(asked.name)}.eval")
-    return checked
+        raise start_error(task_run, error) from error
+    log = check_log(logs)
+    Path(log.location).rename(task_run.log_dir / f"{label(task_run.name)}.eval")
+    return log
 
 
-def refused(asked: TaskRun, error: Exception) -> EvaluationError:
-    """The error for a task or a model that inspect-ai could not begin with."""
-    # inspect-ai's own words are several lines, with marks for the terminal.
+def start_error(task_run: TaskRun, error: Exception) -> EvaluationError:
+    """The error for a task or model that inspect-ai could not start."""
+    # inspect-ai's message has several lines, with terminal markup.
     words = re.sub(r"\[/?[a-z ]+\]", "", str(getattr(error, "message", error))).split()
-    told = " ".join(words) or type(error).__name__
-    missing = error.name if isinstance(error, ModuleNotFoundError) else missing_module(asked.name)
-    remedy = f"Install what it needs: pip install {missing.partition('.')[0]}" if missing else "--debug shows where."
-    return EvaluationError(f"{asked.name} could not be started: {told.rstrip('.')}.", "", remedy)
+    message = " ".join(words) or type(error).__name__
+    missing = error.name if isinstance(error, ModuleNotFoundError) else missing_module(task_run.name)
+    remedy = f"Install what it needs: pip install {missing.partition('.')[0]}" if missing else DEBUG_HINT
+    return EvaluationError(f"{task_run.name} could not be started: {message.rstrip('.')}.", "", remedy)
 
 
 def missing_module(name: str) -> str | None:
-    """What a package of tasks imports and does not find: inspect-ai then knows no task of its, and does not say why."""
+    """The module that a task package fails to import: inspect-ai then finds none of its tasks, without a reason."""
     for entry in entry_points(group="inspect_ai", name=name.partition("/")[0]):
         try:
             entry.load()
@@ -95,42 +97,42 @@ def missing_module(name: str) -> str | None:
     return None
 
 
-def check(logs: Sequence[EvalLog], expected: int | None = None) -> EvalLog:
-    """The log of an evaluation that ran to its end; ``expected`` samples, by default as many as it says it had.
+def check_log(logs: Sequence[EvalLog], expected: int | None = None) -> EvalLog:
+    """The log of a finished evaluation. ``expected``: its number of samples, by default the log's own count.
 
-    Raises EvaluationError for one that was interrupted, failed, lost samples or had none.
+    Raises EvaluationError for an evaluation that was interrupted, failed, lost samples or had none.
     """
-    rule = f"At most {MOST_FAILED:.0%} of the prompts may fail, and none may be missing."
+    rule = f"At most {MAX_FAILED_SHARE:.0%} of the samples may fail, and none may be missing."
     if not logs or logs[0].status == "cancelled":
-        raise EvaluationError("The evaluation was interrupted.", "It runs to its end or not at all.", "Run it again.")
+        raise EvaluationError("The evaluation was interrupted.", "It has no result.", "Run it again.")
     log = logs[0]
     samples = log.samples or []
     if expected is None:
         expected = log.results.total_samples if log.results else len(samples)
     failed = [sample.error.message for sample in samples if sample.error]
-    if log.status != "success" or len(failed) > MOST_FAILED * expected:
+    if log.status != "success" or len(failed) > MAX_FAILED_SHARE * expected:
         cause = failed[0] if failed else (log.error.message if log.error else log.status)
-        raise EvaluationError(f"{len(failed)} of {expected} prompts failed: {cause}.", rule, "--debug shows where.")
+        raise EvaluationError(f"{len(failed)} of {expected} samples failed: {cause}.", rule, DEBUG_HINT)
     if len(samples) != expected:
-        raise EvaluationError(f"{len(samples)} of {expected} prompts are in the log.", rule, "Run it again.")
+        raise EvaluationError(f"{len(samples)} of {expected} samples are in the log.", rule, "Run it again.")
     if not samples:
-        raise EvaluationError("The task has no samples.", "A share of nothing is none.", "Check its dataset and limit.")
+        raise EvaluationError("The task has no samples.", NO_SAMPLES_RULE, "Check its dataset and limit.")
     return log
 
 
-def version(log: EvalLog) -> str:
-    """The version of the task, and of the package that it comes from."""
+def task_version(log: EvalLog) -> str:
+    """The task's version, with its package's in parentheses."""
     package = log.eval.packages.get((log.eval.task_registry_name or "").partition("/")[0])
     return f"{log.eval.task_version}" + (f" ({package})" if package else "")
 
 
-def failures(log: EvalLog) -> int:
-    """How many samples could not be asked or judged."""
+def failed_samples(log: EvalLog) -> int:
+    """Number of samples whose generation or scoring failed."""
     return sum(sample.error is not None for sample in log.samples or [])
 
 
-def measures(log: EvalLog) -> dict[str, float]:
-    """The log's metrics by name, each after its scorer's where there are several."""
+def log_metrics(log: EvalLog) -> dict[str, float]:
+    """The log's metrics by name, prefixed with the scorer's name when there are several scorers."""
     scores = log.results.scores if log.results else []
     return {
         name if len(scores) == 1 else f"{score.name}/{name}": float(metric.value)

@@ -1,4 +1,4 @@
-"""The scoring core gives the official verdicts."""
+"""IFEval checkers and metrics equal the official ones."""
 
 import json
 import random
@@ -10,7 +10,7 @@ import pytest
 from inspect_ai.scorer import SampleScore, Score
 
 from dpo_core.evaluate.ifeval.ifeval_checkers import ROW, FollowedInstructions, IFEvalPrompt, score
-from dpo_core.evaluate.ifeval.ifeval_task import accuracies, counts
+from dpo_core.evaluate.ifeval.ifeval_task import accuracies, verdict_counts
 
 CAPITALS = "change_case:english_capital"
 
@@ -25,21 +25,21 @@ def row(name: str, **arguments: Any) -> IFEvalPrompt:
 
 @pytest.fixture(scope="module")
 def official(ifeval_data: Path) -> dict[int, dict[str, Any]]:
-    return {told["key"]: told for told in lines(ifeval_data / "official_scorer_gpt4_verdicts.jsonl")}
+    return {row["key"]: row for row in lines(ifeval_data / "official_scorer_gpt4_verdicts.jsonl")}
 
 
 @pytest.fixture(scope="module")
 def verdicts(ifeval_data: Path, punkt: Path) -> dict[int, FollowedInstructions]:
-    """Our verdicts on GPT-4's responses to all 541 prompts (2 s)."""
+    """Verdicts on GPT-4's responses to all 541 prompts (2 s)."""
     nltk.data.path.insert(0, str(punkt))
-    rows = [ROW.validate_python(told) for told in lines(ifeval_data / "input_data_20231215.jsonl")]
-    said = {
-        told["prompt"]: told["response"]
-        for told in lines(ifeval_data / "input_response_data_gpt4_20231107_145030.jsonl")
+    rows = [ROW.validate_python(row) for row in lines(ifeval_data / "input_data_20231215.jsonl")]
+    responses = {
+        line["prompt"]: line["response"]
+        for line in lines(ifeval_data / "input_response_data_gpt4_20231107_145030.jsonl")
     }
-    found = {row.key: score(row, said[row.prompt]) for row in rows}
+    verdicts = {row.key: score(row, responses[row.prompt]) for row in rows}
     nltk.data.path.remove(str(punkt))
-    return found
+    return verdicts
 
 
 def test_verdicts_are_the_official_ones(
@@ -47,27 +47,27 @@ def test_verdicts_are_the_official_ones(
 ) -> None:
     """Every instruction of the 539 prompts whose arguments are all given, strict and loose."""
     assert len(verdicts) == 541
-    ours = {key: (list(verdict.strict), list(verdict.loose)) for key, verdict in verdicts.items()}
-    theirs = {key: (told["strict"], told["loose"]) for key, told in official.items() if told["deterministic"]}
-    assert len(theirs) == 539
-    assert {key for key in theirs if ours[key] != theirs[key]} == set()
+    actual = {key: (list(verdict.strict), list(verdict.loose)) for key, verdict in verdicts.items()}
+    expected = {key: (row["strict"], row["loose"]) for key, row in official.items() if row["deterministic"]}
+    assert len(expected) == 539
+    assert {key for key in expected if actual[key] != expected[key]} == set()
 
 
 @pytest.fixture(scope="module")
 def scores(verdicts: dict[int, FollowedInstructions]) -> list[SampleScore]:
-    return [SampleScore(score=Score(value=counts(verdict))) for verdict in verdicts.values()]
+    return [SampleScore(score=Score(value=verdict_counts(verdict))) for verdict in verdicts.values()]
 
 
 def test_metrics_are_the_published_ones(scores: list[SampleScore]) -> None:
     """GPT-4's counts, of 541 prompts and 834 instructions; two prompts' arguments are drawn, hence the ranges."""
     metrics = accuracies()(scores)
-    counted = {
+    expected = {
         "prompt_strict": (415, 417, 541),
         "inst_strict": (696, 698, 834),
         "prompt_loose": (429, 431, 541),
         "inst_loose": (712, 714, 834),
     }
-    for name, (least, most, total) in counted.items():
+    for name, (least, most, total) in expected.items():
         count = metrics[f"{name}_acc"] * total
         assert count == pytest.approx(round(count))
         assert least <= round(count) <= most, name
@@ -77,33 +77,33 @@ def test_metrics_are_the_published_ones(scores: list[SampleScore]) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("count", [541, 7, 1])
 def test_metrics_are_those_of_inspect_evals(scores: list[SampleScore], count: int) -> None:
-    """Names, values and clustered standard errors; its import warns, of pydantic 1's ways."""
+    """Names, values and clustered standard errors; its import warns of deprecated pydantic 1 features."""
     peer = pytest.importorskip("inspect_evals.ifeval")
-    theirs = peer.if_metric()(scores[:count])
-    assert accuracies()(scores[:count]) == pytest.approx(theirs, abs=1e-12)
+    expected = peer.if_metric()(scores[:count])
+    assert accuracies()(scores[:count]) == pytest.approx(expected, abs=1e-12)
 
 
-def test_arguments_left_out_are_drawn_the_same_way_every_time() -> None:
-    """The checkers draw them from the global generator, which must not decide a verdict, nor be disturbed."""
+def test_missing_arguments_are_drawn_deterministically() -> None:
+    """Checkers draw them from the global generator; its state must not change verdicts, and is restored."""
     open_row = row("length_constraints:number_words")
     text = "word " * 300
     random.seed(0)
     before = random.getstate()
-    found = {score(open_row, text), *(seeded(seed, open_row, text) for seed in range(20))}
+    verdicts = {score(open_row, text), *(seeded(seed, open_row, text) for seed in range(20))}
     random.seed(0)
-    assert len(found) == 1
+    assert len(verdicts) == 1
     score(open_row, text)
     assert random.getstate() == before
 
 
-def seeded(seed: int, asked: IFEvalPrompt, text: str) -> FollowedInstructions:
+def seeded(seed: int, prompt: IFEvalPrompt, text: str) -> FollowedInstructions:
     random.seed(seed)
-    return score(asked, text)
+    return score(prompt, text)
 
 
-def test_language_detection_does_not_vary() -> None:
-    asked, text = row(CAPITALS), "OK A B C"
-    assert len({score(asked, text) for _ in range(20)}) == 1
+def test_language_detection_is_deterministic() -> None:
+    prompt, text = row(CAPITALS), "OK A B C"
+    assert len({score(prompt, text) for _ in range(20)}) == 1
 
 
 def test_an_empty_response_follows_nothing() -> None:
@@ -124,11 +124,11 @@ def test_loose_forgives_the_first_and_the_last_line(response: str, strict: bool)
 
 
 def test_loose_forgives_asterisks() -> None:
-    asked = row("startend:end_checker", end_phrase="The end.")
-    assert score(asked, "It was so. **The end.**\n*") == FollowedInstructions(strict=(False,), loose=(True,))
+    prompt = row("startend:end_checker", end_phrase="The end.")
+    assert score(prompt, "It was so. **The end.**\n*") == FollowedInstructions(strict=(False,), loose=(True,))
 
 
-def test_the_prompt_s_text_reaches_the_checker_that_compares_with_it() -> None:
-    asked = row("combination:repeat_prompt", prompt_to_repeat="Say it")
-    assert score(asked, "Say it. Done.").strict == (True,)
-    assert score(asked, "Done. Say it").strict == (False,)
+def test_the_repeat_prompt_checker_gets_the_prompt() -> None:
+    prompt = row("combination:repeat_prompt", prompt_to_repeat="Say it")
+    assert score(prompt, "Say it. Done.").strict == (True,)
+    assert score(prompt, "Done. Say it").strict == (False,)

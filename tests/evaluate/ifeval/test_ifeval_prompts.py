@@ -1,4 +1,4 @@
-"""The prompts stage: official rows in, official rows out, and every fault found before anything is trained."""
+"""Prompts stage of IFEval: rows keep the official schema, and errors are found before training."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from dpo_core.cache.store import Store
 from dpo_core.config.recipe import Recipe
 from dpo_core.errors import DataError, EvaluationError, from_json
 from dpo_core.evaluate.ifeval.ifeval_checkers import IFEvalPrompt
-from dpo_core.evaluate.ifeval.ifeval_prompts import HUB_ID, HUB_REVISION, kept_by_inspect, read, run
+from dpo_core.evaluate.ifeval.ifeval_prompts import HUB_ID, HUB_REVISION, inspect_cached_prompts, read_prompts, run
 from dpo_core.pipeline.evaluation_plan import prompts_source
 from dpo_core.records import PromptSet
 from dpo_core.stages.evaluation.prompts import PromptsRequest
@@ -27,48 +27,50 @@ PromptFile = Callable[[dict[str, dict[str, Any]]], Path]
 GOOD = {"key": 7, "prompt": "Write.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 
 
-def fetch(place: Path, source: str, limit: int | None = None, seed: int = 0) -> tuple[PromptSet, list[IFEvalPrompt]]:
+def fetch(
+    directory: Path, source: str, limit: int | None = None, seed: int = 0
+) -> tuple[PromptSet, list[IFEvalPrompt]]:
     """The published record and the rows that its file holds."""
-    store = Store(place / "store")
+    store = Store(directory / "store")
     with store.write("prompts", "key") as draft:
         run(PromptsRequest(source=source, seed=seed, limit=limit, demo_pairs=64), draft)
     record = store.find("prompts", "key", PromptSet)
     assert record is not None
-    return record, [row for _, row in read(record.path)]
+    return record, [row for _, row in read_prompts(record.path)]
 
 
-def refusal(place: Path, *lines: str) -> str:
-    """What the stage says of a file with these lines."""
-    file = place / "prompts.jsonl"
+def error_message(directory: Path, *lines: str) -> str:
+    """The stage's error message for a file with these lines."""
+    file = directory / "prompts.jsonl"
     file.write_text("\n".join(lines))
     with pytest.raises(DataError) as caught:
-        fetch(place, str(file))
-    assert not (place / "store" / "prompts" / "key").exists()
+        fetch(directory, str(file))
+    assert not (directory / "store" / "prompts" / "key").exists()
     return str(caught.value)
 
 
-def changed(**fields: Any) -> str:
+def prompt_line(**fields: Any) -> str:
     return json.dumps(GOOD | fields)
 
 
-def test_the_official_file_is_taken_whole(
+def test_every_official_prompt_is_kept(
     ifeval_data: Path, punkt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nltk.data.path", [str(punkt)])
     record, rows = fetch(tmp_path, str(ifeval_data / "input_data.jsonl"))
-    told = [json.loads(line) for line in (ifeval_data / "input_data.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (ifeval_data / "input_data.jsonl").read_text().splitlines()]
     assert (record.prompts, len(rows)) == (541, 541)
-    assert [row.__dict__ for row in rows] == told
+    assert [row.__dict__ for row in rows] == expected
 
 
-def test_the_limit_takes_the_first_rows_and_looks_at_no_other(tmp_path: Path) -> None:
+def test_limit_reads_only_the_first_rows(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
-    file.write_text("\n".join([changed(key=1), changed(key=2), "not JSON"]))
+    file.write_text("\n".join([prompt_line(key=1), prompt_line(key=2), "not JSON"]))
     record, rows = fetch(tmp_path, str(file), limit=2)
     assert (record.prompts, [row.key for row in rows]) == (2, [1, 2])
 
 
-def test_the_demo_brings_its_own_prompts(tmp_path: Path) -> None:
+def test_demo_prompts(tmp_path: Path) -> None:
     """Enough of them for the demo's targets, the same for the same seed only, and of several official types."""
     first, rows = fetch(tmp_path / "a", "demo", seed=1)
     again, _ = fetch(tmp_path / "b", "demo", seed=1)
@@ -78,32 +80,32 @@ def test_the_demo_brings_its_own_prompts(tmp_path: Path) -> None:
     assert len({name for row in rows for name in row.instruction_id_list}) >= 8
 
 
-def test_arguments_of_a_table_with_a_column_for_each_are_the_same_row(tmp_path: Path) -> None:
+def test_null_arguments_are_dropped(tmp_path: Path) -> None:
     """The hub's viewer and Arrow fill what a row does not have with null."""
-    (tmp_path / "table.jsonl").write_text(changed(kwargs=[{"num_words": None, "keywords": None}]))
+    (tmp_path / "table.jsonl").write_text(prompt_line(kwargs=[{"num_words": None, "keywords": None}]))
     _, [row] = fetch(tmp_path, str(tmp_path / "table.jsonl"))
     assert row.kwargs == [{}]
 
 
-def test_what_inspect_keeps_of_the_hub_serves_without_it(
+def test_prompts_in_the_cache_of_inspect_replace_an_unreachable_hub(
     ifeval_data: Path, punkt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saved as inspect-ai's hf_dataset saves what inspect_evals/ifeval reads, in its place and under its name."""
+    """The cache has the directory and name that inspect-ai's hf_dataset gives to the data of inspect_evals/ifeval."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert kept_by_inspect() is None
+    assert inspect_cached_prompts() is None
     with pytest.raises(DataError, match="hub cannot be reached"):
         prompts_source(Recipe())
-    told = [json.loads(line) for line in (ifeval_data / "input_data.jsonl").read_text().splitlines()]
-    place = inspect_cache_dir("hf_datasets") / f"{safe_filename(HUB_ID)}-0123abcd"
-    Dataset.from_list(told).save_to_disk(place)
-    assert prompts_source(Recipe()) == str(place)
+    expected = [json.loads(line) for line in (ifeval_data / "input_data.jsonl").read_text().splitlines()]
+    saved = inspect_cache_dir("hf_datasets") / f"{safe_filename(HUB_ID)}-0123abcd"
+    Dataset.from_list(expected).save_to_disk(saved)
+    assert prompts_source(Recipe()) == str(saved)
     store = Store(tmp_path / "store")
     with store.write("prompts", "key") as draft:
-        run(PromptsRequest(source=str(place), seed=0, limit=None, demo_pairs=64, nltk_data=punkt), draft)
-    assert [row.__dict__ for _, row in read(store.entry("prompts", "key") / "prompts.jsonl")] == told
+        run(PromptsRequest(source=str(saved), seed=0, limit=None, demo_pairs=64, nltk_data=punkt), draft)
+    assert [row.__dict__ for _, row in read_prompts(store.entry("prompts", "key") / "prompts.jsonl")] == expected
 
 
 def test_a_directory_that_is_no_saved_dataset_is_refused(tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_a_directory_that_is_no_saved_dataset_is_refused(tmp_path: Path) -> None
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    assert "no prompts" in refusal(tmp_path, "", "")
+    assert "no prompts" in error_message(tmp_path, "", "")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -121,9 +123,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_not_json_is_named_by_its_number(tmp_path: Path) -> None:
-    told = refusal(tmp_path, changed(), "", "{'key': 8}")
-    assert "line 3" in told
-    assert "Invalid JSON" in told
+    message = error_message(tmp_path, prompt_line(), "", "{'key': 8}")
+    assert "line 3" in message
+    assert "Invalid JSON" in message
 
 
 @pytest.mark.parametrize(
@@ -133,30 +135,30 @@ def test_a_line_that_is_not_json_is_named_by_its_number(tmp_path: Path) -> None:
         ({"prompt": ""}, "prompt: String should have at least 1 character"),
         ({"instruction_id_list": []}, "instruction_id_list: List should have at least 1 item"),
         ({"kwargs": [[]]}, "kwargs.0: Input should be an object"),
-        ({"kwargs": []}, "1 instructions and arguments for 0"),
-        ({"kwargs": [{"num_words": 3}]}, "arguments that its checker refuses"),
+        ({"kwargs": []}, "1 instructions but 0 kwargs"),
+        ({"kwargs": [{"num_words": 3}]}, "arguments that a checker rejects"),
         ({"instruction_id_list": ["punctuation:no_commas"]}, "Did you mean punctuation:no_comma?"),
     ],
 )
-def test_a_broken_row_is_named_with_the_reason(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    told = refusal(tmp_path, changed(key=1), changed(**fields))
-    assert "line 2" in told
-    assert reason in told
+def test_error_names_the_malformed_row_and_the_reason(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    message = error_message(tmp_path, prompt_line(key=1), prompt_line(**fields))
+    assert "line 2" in message
+    assert reason in message
 
 
 def test_a_field_left_out_is_named(tmp_path: Path) -> None:
-    assert "line 1: prompt: Field required" in refusal(tmp_path, json.dumps({"key": 1}))
+    assert "line 1: prompt: Field required" in error_message(tmp_path, json.dumps({"key": 1}))
 
 
 def test_a_repeated_key_is_named_with_both_lines(tmp_path: Path) -> None:
-    told = refusal(tmp_path, changed(), changed())
-    assert "line 2" in told
-    assert "line 1" in told
+    message = error_message(tmp_path, prompt_line(), prompt_line())
+    assert "line 2" in message
+    assert "line 1" in message
 
 
-def in_own_process(place: Path, source: str, **environment: str) -> tuple[Exception, float]:
-    """The error of the stage's own process, and its seconds."""
-    (place / "request.json").write_text(
+def run_in_process(directory: Path, source: str, **environment: str) -> tuple[Exception, float]:
+    """Run the stage in its own process; its error, and its duration in seconds."""
+    (directory / "request.json").write_text(
         PromptsRequest(source=source, seed=0, limit=None, demo_pairs=64).model_dump_json()
     )
     words = [
@@ -164,21 +166,19 @@ def in_own_process(place: Path, source: str, **environment: str) -> tuple[Except
         "-m",
         "dpo_core.process.worker",
         "prompts",
-        str(place / "request.json"),
-        str(place / "store"),
+        str(directory / "request.json"),
+        str(directory / "store"),
         "key",
         str(os.getpid()),
     ]
     began = time.monotonic()
     done = subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, check=False)
-    error = from_json((place / "error.json").read_text())
+    error = from_json((directory / "error.json").read_text())
     assert done.returncode == error.exit_code
     return error, time.monotonic() - began
 
 
-def test_missing_sentence_data_are_reported_here_and_not_after_the_training(
-    tmp_path: Path, prompt_file: PromptFile
-) -> None:
+def test_missing_nltk_data_fail_before_training(tmp_path: Path, prompt_file: PromptFile) -> None:
     file = prompt_file(
         {
             "Write.": {"punctuation:no_comma": {}},
@@ -187,16 +187,16 @@ def test_missing_sentence_data_are_reported_here_and_not_after_the_training(
     )
     empty = tmp_path / "empty"
     empty.mkdir()
-    error, _ = in_own_process(tmp_path, str(file), NLTK_DATA=str(empty), HOME=str(empty))
+    error, _ = run_in_process(tmp_path, str(file), NLTK_DATA=str(empty), HOME=str(empty))
     assert isinstance(error, EvaluationError)
     assert "set nltk_data=<directory> or NLTK_DATA" in error.remedy
     assert f"line 2 needs NLTK's sentence splitter punkt_tab, which is not in NLTK_DATA={empty}" in str(error)
 
 
-def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path) -> None:
-    """Port 9 refuses; nothing is tried again and again."""
+def test_an_unreachable_hub_fails_at_once(tmp_path: Path) -> None:
+    """Port 9 refuses connections; there are no retries."""
     source = f"{HUB_ID}@{HUB_REVISION}"
-    error, seconds = in_own_process(tmp_path, source, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf"))
+    error, seconds = run_in_process(tmp_path, source, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf"))
     assert isinstance(error, DataError)
     assert "ifeval_path=" in error.remedy
     assert "HF_HOME" in error.remedy

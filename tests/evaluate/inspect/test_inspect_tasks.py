@@ -1,4 +1,4 @@
-"""Tasks are built before anything is asked: what they need is told then, and what they are made of is known."""
+"""Task inspection: tasks are built before generation, and digested."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 
 @task
 def fables():
-    get_model()  # as tasks do that judge with the model itself
+    get_model()  # as tasks do whose scorer uses the evaluated model
     rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text().splitlines()]
     return Task([Sample(input=[ChatMessageUser(content=PREFIX + row)], target="e") for row in rows], scorer=includes())
 """
@@ -42,42 +42,42 @@ def fables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop("fable_helper", None)
 
 
-def contents(place: Path, *tasks: str, judge: str | None = None) -> dict[str, str]:
-    """Each look is a process of its own; here the helper is forgotten in between."""
+def contents(directory: Path, *tasks: str, judge: str | None = None) -> dict[str, str]:
+    """Digests by task. The helper is imported anew each time, as in the stage's own process."""
     sys.modules.pop("fable_helper", None)
-    store = Store(place / "store")
+    store = Store(directory / "store")
     with store.write("look", "once") as draft:
         inspect_tasks.run(InspectTasksRequest(tasks=tasks, judge=judge), draft)
         record = json.loads((draft.path / "record.json").read_text())
     return TaskContents.model_validate(record).digests
 
 
-def test_a_task_s_content_is_its_samples_whatever_ids_their_messages_have(fables: str, tmp_path: Path) -> None:
+def test_the_digest_depends_on_samples_but_not_on_message_ids(fables: str, tmp_path: Path) -> None:
     first = contents(tmp_path, fables)
     assert contents(tmp_path, fables) == first
     (tmp_path / "rows.jsonl").write_text('"the fox"\n"the raven"\n')
     assert contents(tmp_path, fables) != first
 
 
-def test_a_module_beside_a_task_is_part_of_it(fables: str, tmp_path: Path) -> None:
+def test_the_digest_depends_on_modules_beside_the_task(fables: str, tmp_path: Path) -> None:
     first = contents(tmp_path, fables)
-    (tmp_path / "fable_helper.py").write_text("PREFIX = 'Tell: '  # and more, that samples do not show\n")
+    (tmp_path / "fable_helper.py").write_text("PREFIX = 'Tell: '  # a change that does not change the samples\n")
     assert contents(tmp_path, fables) != first
 
 
-def test_what_a_task_needs_and_is_not_there_comes_with_the_pip_line(fables: str, tmp_path: Path) -> None:
+def test_error_of_a_missing_module_has_the_pip_command(fables: str, tmp_path: Path) -> None:
     (tmp_path / "fables.py").write_text(TASK.replace("    get_model()", "    import a_package_of_fables"))
     with pytest.raises(EvaluationError, match="pip install a_package_of_fables"):
         contents(tmp_path, fables)
 
 
-def test_a_task_without_samples_is_refused(fables: str, tmp_path: Path) -> None:
+def test_a_task_without_samples_is_an_error(fables: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("")
     with pytest.raises(EvaluationError, match=r"could not be started|no samples"):
         contents(tmp_path, fables)
 
 
-def test_a_judge_without_its_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_without_its_api_key_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     with pytest.raises(EvaluationError, match=r"The judge anthropic/.*(ANTHROPIC_API_KEY|pip install)"):
         contents(tmp_path, judge="anthropic/claude-sonnet-4-0")
