@@ -123,7 +123,7 @@ def eval_command(words: Sequence[str]) -> None:
     eval_environment = evaluation_plan.check_engine(recipe.evaluate)
     if not tasks:
         raise RecipeError("No task is named.", "An evaluation runs at least one task.", "Add --task ifeval.")
-    models = [find_model(name, recipe) for name in (evaluation.model, evaluation.against) if name is not None]
+    models = [find_model_source(name, recipe) for name in (evaluation.model, evaluation.against) if name is not None]
     for _, renderer in models:
         python_environment.check_module(recipe.evaluate, renderer)
     source = evaluation_plan.prompts_source(recipe)
@@ -143,7 +143,7 @@ def eval_command(words: Sequence[str]) -> None:
             evaluation_report.print_judgement(judgement.record, results, console)
 
 
-def find_model(name: str, recipe: Recipe) -> tuple[ModelSource, str]:
+def find_model_source(name: str, recipe: Recipe) -> tuple[ModelSource, str]:
     """The model of this name, and its renderer's name.
 
     ``name``: a directory of weights or LoRA adapters, a registered model, or a hub id. Raises RecipeError when there is

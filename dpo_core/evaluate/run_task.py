@@ -45,7 +45,7 @@ def run(request: AnswerRequest, draft: Draft) -> None:
     """
     set_nltk_data(request.evaluate.nltk_data)
     config = to_engine_config(request.evaluate, request.precision, request.model)
-    generator = open_answerer(request.model.path, config, request.renderer_name, request.model.name)
+    generator = open_generator(request.model.path, config, request.renderer_name, request.model.name)
     generate_and_score(generator, request, draft)
 
 

@@ -75,7 +75,7 @@ class DPOModel(ModelAPI):
         with wrap_errors():
             engine_config = to_engine_config(model_args)
             self.generator: ResponseGenerator = generator or open_generator(
-                find(model_name), engine_config, renderer_name, model_name
+                find_model(model_name), engine_config, renderer_name, model_name
             )
         # Without this, inspect-ai would load the model again during the evaluation to find its context length.
         set_model_info(f"dpo/{model_name}", ModelInfo(context_length=self.generator.engine.context_length))
@@ -122,7 +122,9 @@ class DPOModel(ModelAPI):
         self.pending = [request for request in self.pending if request.sampling != sampling]
         conversations = [conversation for request in batch for conversation in request.conversations]
         try:
-            responses = iter(await anyio.to_thread.run_sync(self.generator.responses_or_errors, conversations, sampling))
+            responses = iter(
+                await anyio.to_thread.run_sync(self.generator.responses_or_errors, conversations, sampling)
+            )
         except Exception as error:  # noqa: BLE001 - a failure of the batch belongs to each of its requests
             responses = iter([error] * len(conversations))
         for request in batch:

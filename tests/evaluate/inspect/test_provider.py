@@ -57,7 +57,9 @@ class BatchRecorder:
         self.batches: list[int] = []
         self.failures = failures
 
-    def responses_or_errors(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Response | Exception]:
+    def responses_or_errors(
+        self, conversations: Sequence[Conversation], sampling: Sampling
+    ) -> list[Response | Exception]:
         self.batches.append(len(conversations))
         if len(self.batches) <= self.failures:
             raise MemoryError("the batch does not fit")
