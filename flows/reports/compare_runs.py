@@ -15,6 +15,7 @@ from dpo_core.evaluate.paired_tests import mcnemar
 from dpo_core.train.checkpoint import journal
 from flows.registry.promotion_rule import ModelMeasurements, beyond_noise, follows, prefers
 from flows.reports import compare_plot, comparison_page
+from flows.reports.comparison_page import RunComparison
 from flows.reports.run_table import ID_LENGTH, RESULTS, Experiment, differing_settings, find_run
 from flows.tracking.mlflow_run import AFTER, answering
 
@@ -39,22 +40,6 @@ class ComparedRun:
     label: str
     outcomes: dict[str, bool]
     pairs_digest: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RunComparison:
-    """Runs side by side.
-
-    ``settings`` (the differing ones) and ``results``: by row name, a value per run. ``tests``: sentences that compare
-    each run with the first one. ``curves``: (step, value) by label and metric.
-    """
-
-    labels: tuple[str, ...]
-    ids: tuple[str, ...]
-    settings: dict[str, tuple[str, ...]]
-    results: dict[str, tuple[str, ...]]
-    tests: tuple[str, ...]
-    curves: dict[str, dict[str, list[tuple[int, float]]]]
 
 
 def compare(experiment: Experiment, runs: Sequence[Run]) -> RunComparison:

@@ -2,15 +2,12 @@
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from flows.reports.compare_runs import RunComparison
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222 }
@@ -23,7 +20,23 @@ NO_DIFFERENCE = "The recipes are the same."
 MANY_TESTS = "Each p-value is for one test alone, without correction: among many tests, some are small by chance."
 
 
-def print_comparison(comparison: "RunComparison") -> None:
+@dataclass(frozen=True, slots=True)
+class RunComparison:
+    """Runs side by side.
+
+    ``settings`` (the differing ones) and ``results``: by row name, a value per run. ``tests``: sentences that compare
+    each run with the first one. ``curves``: (step, value) by label and metric.
+    """
+
+    labels: tuple[str, ...]
+    ids: tuple[str, ...]
+    settings: dict[str, tuple[str, ...]]
+    results: dict[str, tuple[str, ...]]
+    tests: tuple[str, ...]
+    curves: dict[str, dict[str, list[tuple[int, float]]]]
+
+
+def print_comparison(comparison: RunComparison) -> None:
     """Print the tables and the tests."""
     console = Console(highlight=False)
     for title, rows in titled_tables(comparison):
@@ -38,17 +51,17 @@ def print_comparison(comparison: "RunComparison") -> None:
         console.print(f"- {sentence}", markup=False, soft_wrap=True)
 
 
-def titled_tables(comparison: "RunComparison") -> list[tuple[str, Mapping[str, Sequence[str]]]]:
+def titled_tables(comparison: RunComparison) -> list[tuple[str, Mapping[str, Sequence[str]]]]:
     """The two tables, settings and results, with their titles."""
     return [("What differs in the recipe", comparison.settings), ("Results", comparison.results)]
 
 
-def comparison_sentences(comparison: "RunComparison") -> list[str]:
+def comparison_sentences(comparison: RunComparison) -> list[str]:
     """The results of the tests, with a warning about p-values when more than two runs are compared."""
     return [*comparison.tests, *([MANY_TESTS] if len(comparison.labels) > 2 else [])]
 
 
-def to_html(comparison: "RunComparison", picture: bytes) -> str:
+def to_html(comparison: RunComparison, picture: bytes) -> str:
     """One self-contained HTML page; ``picture`` is the bytes of the PNG, embedded in it."""
     body = ["<h1>Comparison of runs</h1>"]
     for title, rows in titled_tables(comparison):
@@ -72,7 +85,7 @@ def to_html(comparison: "RunComparison", picture: bytes) -> str:
     return f"<!doctype html>\n<html><head>{head}</head><body>\n{chr(10).join(body)}\n</body></html>\n"
 
 
-def to_markdown(comparison: "RunComparison") -> str:
+def to_markdown(comparison: RunComparison) -> str:
     """The tables and the tests in Markdown, for a Prefect artifact."""
     lines = []
     for title, rows in titled_tables(comparison):
