@@ -90,9 +90,9 @@ def compare(runs: tuple[str, ...], out: Path | None, **where: str | None) -> Non
 @click.option("--experiment-name", default=None, help="Experiment (default: the run's own).")
 def sync(log_path: Path, tracking_uri: str | None, experiment_name: str | None) -> None:
     """Bring MLflow up to a run's journal: dpo sync runs/<run>."""
-    from flows.replay import sync as bring  # lazy: mlflow
+    from flows.replay import sync_run  # lazy: mlflow
 
-    click.echo(bring(log_path.expanduser().resolve(), tracking_uri, experiment_name))
+    click.echo(sync_run(log_path.expanduser().resolve(), tracking_uri, experiment_name))
 
 
 COMMANDS = (models, promote, rollback, approve, runs, compare, sync)

@@ -96,10 +96,10 @@ def start(recipe: "Recipe") -> None:
     with gc_tuning.importing():
         # Lazy, each of these: prefect and mlflow come after the checks.
         from flows.cli.final_summary import show
-        from flows.pipeline import CHECKED, pipeline
+        from flows.pipeline import CHECKED_PLAN, pipeline
         from flows.tracking import mlflow_server
 
-    CHECKED.set(plan)
+    CHECKED_PLAN.set(plan)
     show(pipeline(mlflow_server.without_password(recipe)))
 
 
@@ -127,7 +127,7 @@ def refuse_early(recipe: "Recipe") -> "RunPlan":
     else:
         mlflow_server.check_server(uri)
     prefect_setup.check_prefect()
-    prefect_setup.quieten(bool(os.environ.get("DPO_DEBUG")))
+    prefect_setup.configure_console(bool(os.environ.get("DPO_DEBUG")))
     plan = preflight(recipe)
     run_dir.settle(recipe)
     return plan

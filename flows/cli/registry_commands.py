@@ -12,11 +12,11 @@ from flows.registry import model_admin as registered
 def models(name: str | None, tracking_uri: str | None) -> None:
     """A table for each registered model, or for the one that is named."""
     registry, console = registered.open_registry(tracking_uri), Console(highlight=False)
-    names = [registered.named(registry, name)] if name else registry.names()
+    names = [registered.resolve_model_name(registry, name)] if name else registry.names()
     if not names:
-        registered.named(registry, None)
+        registered.resolve_model_name(registry, None)
     for one in names:
-        console.print(registered.table(registry, one))
+        console.print(registered.versions_table(registry, one))
 
 
 def promote(version: str, words: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -27,7 +27,7 @@ def promote(version: str, words: Sequence[str], options: Mapping[str, Any]) -> N
     if options["force"] and not options["reason"]:
         raise RecipeError("--force comes without a reason.", "Overruling the gates is recorded.", "Add --reason.")
     registry = registered.open_registry(options["tracking_uri"])
-    found = registered.find(registry, version, options["name"])
+    found = registered.find_version(registry, version, options["name"])
     promotion = registered.promote(registry, found, words, options["reason"] if options["force"] else None)
     for name, told in promotion.gates.items():
         print(f"{name.replace('_', ' ')} {told}")
@@ -39,4 +39,4 @@ def promote(version: str, words: Sequence[str], options: Mapping[str, Any]) -> N
 def rollback(name: str | None, tracking_uri: str | None, reason: str | None) -> None:
     """Who is the champion now."""
     registry = registered.open_registry(tracking_uri)
-    print(registered.rollback(registry, registered.named(registry, name), reason))
+    print(registered.rollback(registry, registered.resolve_model_name(registry, name), reason))

@@ -61,7 +61,7 @@ class Server:
 def running(uri: str, port: int) -> Iterator[tuple[Server, str]]:
     """A server of this store, answering inside the block and gone with it."""
     mlflow_server.check_port(HOST, port)
-    if file := mlflow_server.database(uri):
+    if file := mlflow_server.database_path(uri):
         file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile() as log:
         ours = Server(start(uri, port, log), log)
@@ -125,11 +125,11 @@ def page(address: str, experiment: str) -> str:
     """The page of the experiment, or the start page while there is none."""
     try:
         query = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
-        with urlopen(query, timeout=mlflow_server.PATIENCE_S) as answer:
+        with urlopen(query, timeout=mlflow_server.TIMEOUT_S) as answer:
             known = json.load(answer)["experiment"]
     except HTTPError:
         return shown(address)
-    viewed = any(tag["key"] == experiment_page.TAG for tag in known.get("tags", []))
+    viewed = any(tag["key"] == experiment_page.VIEW_TAG for tag in known.get("tags", []))
     return mlflow_server.experiment_page(
-        shown(address), known["experiment_id"], experiment_page.KEY if viewed else None
+        shown(address), known["experiment_id"], experiment_page.VIEW_KEY if viewed else None
     )

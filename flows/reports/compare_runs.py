@@ -13,10 +13,15 @@ from mlflow.exceptions import MlflowException
 from dpo_core.errors import RecipeError
 from dpo_core.evaluate.paired_tests import mcnemar
 from dpo_core.train.checkpoint import journal
-from flows.registry.promotion_rule import ModelMeasurements, beyond_noise, follows, prefers
+from flows.registry.promotion_rule import (
+    ModelMeasurements,
+    accuracy_beyond_noise,
+    compare_prompt_strict_acc,
+    compare_test_accuracy,
+)
 from flows.reports import compare_plot, comparison_page
 from flows.reports.run_table import ID, RESULTS, Experiment, differing, find
-from flows.tracking.mlflow_run import AFTER, answering
+from flows.tracking.mlflow_run import AFTER, as_tracking_error
 
 OUTCOMES = "evaluation/after/outcomes.jsonl"
 MORE = {
@@ -86,7 +91,7 @@ def contestant(experiment: Experiment, run: Run) -> Contestant:
 
 def outcomes(experiment: Experiment, run: Run) -> dict[str, bool]:
     """Whether each prompt was followed strictly; one without a verdict is left out."""
-    with tempfile.TemporaryDirectory() as temporary, answering(experiment.uri):
+    with tempfile.TemporaryDirectory() as temporary, as_tracking_error(experiment.uri):
         try:
             path = experiment.client.download_artifacts(run.info.run_id, OUTCOMES, temporary)
         except (MlflowException, OSError):
@@ -113,11 +118,11 @@ def tested(one: Contestant, first: Contestant) -> list[str]:
         gained = sum(one.outcomes[key] and not first.outcomes[key] for key in common)
         lost = sum(first.outcomes[key] and not one.outcomes[key] for key in common)
         cells = f"{gained} only it follows, {lost} only the other; McNemar's exact p = {mcnemar(gained, lost):.3g}"
-        told.append(f"{one.label} {follows(ours, theirs).sentence}: {cells}.")
+        told.append(f"{one.label} {compare_prompt_strict_acc(ours, theirs).sentence}: {cells}.")
     elif one.outcomes or first.outcomes:
         told.append(f"{one.label} and {first.label} were not evaluated on the same prompts: no paired test of those.")
     if ours.num_pairs and theirs.num_pairs and one.pairs_digest == first.pairs_digest:
-        told.append(f"{one.label} {prefers(ours, theirs).sentence}.")
+        told.append(f"{one.label} {compare_test_accuracy(ours, theirs).sentence}.")
     return told
 
 
@@ -127,13 +132,13 @@ def measured(one: Contestant) -> ModelMeasurements:
     told = {name.removeprefix(prefix): value for name, value in one.run.data.metrics.items() if name.startswith(prefix)}
     accuracy, low, high = (told.get(f"test/accuracy{end}", 0.0) for end in ("", "_low", "_high"))
     known = ModelMeasurements(one.label, "", one.outcomes, "", accuracy, low, high, int(told.get("test/num_pairs", 0)))
-    return replace(known, margin_noise=told.get("test/margin_noise", 0.0), beyond_noise=beyond_noise(told))
+    return replace(known, margin_noise=told.get("test/margin_noise", 0.0), beyond_noise=accuracy_beyond_noise(told))
 
 
 def histories(experiment: Experiment, run: Run) -> dict[str, list[tuple[int, float]]]:
     """The curves that are drawn, and no other metric's history."""
     told = {}
-    with answering(experiment.uri):
+    with as_tracking_error(experiment.uri):
         for metric in compare_plot.METRICS:
             if metric in run.data.metrics:
                 history = experiment.client.get_metric_history(run.info.run_id, metric)
@@ -164,6 +169,6 @@ def folder(comparison: RunComparison) -> str:
 
 def log(experiment: Experiment, comparison: RunComparison, place: Path, run_id: str | None = None) -> None:
     """The files as artifacts of a run: the given one, else the first that is compared."""
-    with answering(experiment.uri):
+    with as_tracking_error(experiment.uri):
         target = run_id or comparison.ids[0]
         experiment.client.log_artifacts(target, str(place), f"comparison/{folder(comparison)}")

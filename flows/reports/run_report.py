@@ -17,12 +17,12 @@ from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, Rendere
 from dpo_core.stages.train import NOT_IN_KEY
 from dpo_core.train.checkpoint import journal, run_dir
 from flows.registry import champion
-from flows.registry.versions import Candidate, held_out_name
+from flows.registry.versions import Candidate, test_dataset_name
 from flows.reports.curve_plot import curves
 from flows.reports.data_plot import lengths
 from flows.reports.instruction_plot import by_kind, instructions
 from flows.reports.reward_plot import rewards
-from flows.tracking.mlflow_run import AFTER, BEFORE, RunHandle, answering, log_result, tag
+from flows.tracking.mlflow_run import AFTER, BEFORE, RunHandle, as_tracking_error, log_result, set_tags
 
 TOLD = {
     "prompt_strict_acc": "prompts followed strictly (IFEval)",
@@ -46,13 +46,13 @@ def log_data(handle: RunHandle, pairs: PairSet, rendered: RenderedSet) -> None:
     name = Path(pairs.dataset).name
     parts = (
         ("training", f"{name} train", rendered.train_report),
-        ("evaluation", held_out_name(pairs), rendered.test_report),
+        ("evaluation", test_dataset_name(pairs), rendered.test_report),
     )
     inputs = [
         DatasetInput(dataset(label, pairs, report), [InputTag("mlflow.data.context", context)])
         for context, label, report in parts
     ]
-    with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
+    with as_tracking_error(handle.uri), tempfile.TemporaryDirectory() as temporary:
         handle.client.log_inputs(handle.run_id, inputs)
         plot = Path(temporary) / "lengths.png"
         lengths({"train": rendered.train_report, "test": rendered.test_report}, plot)
@@ -70,7 +70,7 @@ def dataset(name: str, pairs: PairSet, report: DataReport) -> Dataset:
 
 def log_files(handle: RunHandle, recipe: Recipe, log_path: Path) -> None:
     """The recipe, the journal and log, and the curves drawn from it."""
-    with tempfile.TemporaryDirectory() as temporary, answering(handle.uri):
+    with tempfile.TemporaryDirectory() as temporary, as_tracking_error(handle.uri):
         place = Path(temporary)
         (place / "recipe.toml").write_text(to_toml(recipe))
         curves(journal.read_steps(log_path / run_dir.METRICS), place / "curves.png")
@@ -83,7 +83,7 @@ def log_files(handle: RunHandle, recipe: Recipe, log_path: Path) -> None:
 def log_results(handle: RunHandle, candidate: Candidate) -> None:
     """Numbers, outcomes and inspect's logs of the base and of the trained model, their answers side by side, and drawn
     what the trained model follows and prefers."""
-    with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
+    with as_tracking_error(handle.uri), tempfile.TemporaryDirectory() as temporary:
         for when, result in ((BEFORE, candidate.before), (AFTER, candidate.after)):
             log_result(handle, when, result)
             for path in evaluation_files(result):
@@ -94,7 +94,7 @@ def log_results(handle: RunHandle, candidate: Candidate) -> None:
         before, after = (journal.read(result.path / SAMPLES) for result in (candidate.before, candidate.after))
         # As log_table writes it, which would append the same rows again when a run is projected again.
         handle.client.log_dict(handle.run_id, side_by_side(before, after), TABLE)
-        tag(handle, {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
+        set_tags(handle, {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
 
 
 def evaluation_files(result: EvalResult) -> Iterator[Path]:
@@ -117,13 +117,13 @@ def describe(handle: RunHandle, recipe: Recipe, candidate: Candidate, promotion:
     if by_kind(candidate.after):
         # MLflow's pages show a picture of the run by this address, relative to wherever the server is.
         told += f"\n\n![Instructions followed](get-artifact?path={INSTRUCTIONS}&run_uuid={handle.run_id})"
-    tag(handle, {"mlflow.note.content": told})
+    set_tags(handle, {"mlflow.note.content": told})
 
 
 def note(recipe: Recipe, candidate: Candidate, promotion: Promotion) -> str:
     """The description in Markdown, of which MLflow renders lists and code but no tables."""
-    said = champion.paragraph(promotion.name, promotion.version, promotion.reason, promotion.gates)
-    return "\n".join([*results(candidate), "", said, "", champion.AFTER_IT, "", f"    {command(recipe)}"])
+    said = champion.report_paragraph(promotion.name, promotion.version, promotion.reason, promotion.gates)
+    return "\n".join([*results(candidate), "", said, "", champion.COMMAND_HEADING, "", f"    {command(recipe)}"])
 
 
 def results(candidate: Candidate) -> list[str]:

@@ -28,7 +28,7 @@ from flows.sweep import sweep_report
 from flows.sweep.member_processes import FAILED, INTERRUPTED, Result, WorkerPool
 from flows.sweep.sweep_plan import Member, SweepPlan, plan
 from flows.tracking import mlflow_run, mlflow_server
-from flows.tracking.mlflow_run import RunHandle, answering
+from flows.tracking.mlflow_run import RunHandle, as_tracking_error
 
 PARENT, SWEEP = "mlflow.parentRunId", "dpo.sweep"
 STOPPED = "dpo.stopped_early"
@@ -57,7 +57,7 @@ def sweep(recipe: Recipe, axes: dict[str, list[str]]) -> SweepOutcome:
         best, outcome = choose(results)
         promotion = promoted(handle, outcome, recipe.promote)
         summarise(handle, planned, results, best)
-        mlflow_run.tag(
+        mlflow_run.set_tags(
             handle, {"mlflow.note.content": sweep_report.description(planned, results, best, promotion.reason)}
         )
         Console(highlight=False).print(sweep_report.table(planned, results, best))
@@ -107,11 +107,11 @@ def open_parent(planned: SweepPlan) -> RunHandle:
     track = planned.recipe.track
     uri = mlflow_server.tracking_uri(track)
     client = mlflow_run.connect(uri)
-    with answering(uri):
-        experiment = mlflow_run.experiment(client, uri, track.experiment_name)
+    with as_tracking_error(uri):
+        experiment = mlflow_run.find_or_create_experiment(client, uri, track.experiment_name)
         run = mlflow_run.find_run(client, experiment, planned.fingerprint)
         if run is None:
-            tags = mlflow_run.birth_tags(planned.fingerprint) | {
+            tags = mlflow_run.initial_tags(planned.fingerprint) | {
                 "mlflow.source.name": "dpo sweep",
                 SWEEP: planned.place.name,
             }
@@ -136,7 +136,7 @@ class MemberNester:
         told = None if member.name in self.known else read_config(member.log_path)
         if told is None:
             return
-        with suppress(TrackingError), answering(self.handle.uri):
+        with suppress(TrackingError), as_tracking_error(self.handle.uri):
             run = mlflow_run.find_run(self.handle.client, self.handle.experiment_id, told["origin"])
             if run is not None:
                 self.adopt(run.info.run_id)
@@ -182,15 +182,17 @@ def promoted(handle: RunHandle, outcome: PipelineOutcome, rule: PromoteSettings)
     """The best member's version through the gates; it holds the alias ``candidate`` whichever came last."""
     version = outcome.version
     run = RunHandle(handle.uri, version.experiment_id, version.run_id, handle.client)
-    with answering(handle.uri):
+    with as_tracking_error(handle.uri):
         handle.client.set_registered_model_alias(version.name, CANDIDATE, str(version.version))
-    return champion.promote(run, champion.case(version, outcome.base, outcome.trained), rule, approval.asker(rule))
+    return champion.promote(
+        run, champion.measured_version(version, outcome.base, outcome.trained), rule, approval.approval_request(rule)
+    )
 
 
 def summarise(handle: RunHandle, planned: SweepPlan, results: Sequence[Result], best: Result) -> None:
     """Table, bars and the comparison of the members, with the sweep's run and as Prefect artifacts."""
     told = sweep_report.markdown(planned, results, best)
-    with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
+    with as_tracking_error(handle.uri), tempfile.TemporaryDirectory() as temporary:
         nest(handle, results)
         sweep_report.bars(results, Path(temporary) / PICTURE)
         (Path(temporary) / "sweep.md").write_text(told)

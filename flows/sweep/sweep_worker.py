@@ -21,7 +21,7 @@ def main(request: Path, outcome: Path) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from flows import prefect_setup  # lazy: before Prefect is imported, which reads what this sets
 
-    prefect_setup.quieten(bool(os.environ.get("DPO_DEBUG")))
+    prefect_setup.configure_console(bool(os.environ.get("DPO_DEBUG")))
     with gc_tuning.importing():
         from prefect import tags
 

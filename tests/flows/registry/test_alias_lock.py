@@ -17,7 +17,7 @@ SCRIPT = """
 import sys, time
 import flows
 from flows.registry.alias_lock import locked
-from flows.tracking import connect
+from flows.tracking.mlflow_run import connect
 client, log = connect(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -78,7 +78,7 @@ def test_a_holder_whose_lock_was_taken_notices(run: RunHandle) -> None:
 
 
 def test_a_lock_that_is_never_released_is_told(run: RunHandle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alias_lock, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(alias_lock, "MAX_WAIT_S", 0.3)
     with (
         locked(run.client, "m"),
         pytest.raises(TrackingError, match=r"has been holding dpo-lock\.m"),

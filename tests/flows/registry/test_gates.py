@@ -5,14 +5,14 @@ import re
 import pytest
 
 from dpo_core.config.recipe import PromoteSettings
-from flows.registry.gates import judge
+from flows.registry.gates import gate_report
 from tests.flows.registry.test_promotion_rule import BAD, BASE, GOOD, measured, noisy
 
 BETTER = measured("version 2", GOOD, 0.9)
 
 
 def verdicts(candidate=BETTER, champion=None, base=BASE, **rule):  # type: ignore[no-untyped-def]
-    judgement = judge(candidate, champion, base, PromoteSettings(**rule))
+    judgement = gate_report(candidate, champion, base, PromoteSettings(**rule))
     return judgement, {gate.name: gate.passed for gate in judgement.gates}
 
 
@@ -78,7 +78,7 @@ def test_other_prompts_cannot_be_compared_whatever_the_rule(improvement: bool) -
 def test_nothing_to_compare_with_is_not_promoted() -> None:
     judgement, gates = verdicts(base=None)
     assert (judgement.promoted, gates["against_champion"]) == (False, False)
-    assert "what its base measured is not known" in judgement.reason
+    assert "its base's measurements are missing" in judgement.reason
 
 
 def test_every_gate_tells_its_verdict_in_a_tag() -> None:

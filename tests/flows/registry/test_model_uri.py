@@ -14,7 +14,9 @@ from flows.registry.versions import CHAMPION, Candidate, VersionNotes, register
 from flows.tracking import mlflow_run
 from tests.flows import fake
 
-ABOUT = VersionNotes({}, "")
+
+def notes() -> VersionNotes:
+    return VersionNotes({}, "")
 
 
 @pytest.fixture
@@ -32,14 +34,14 @@ def filled(
     """Version 1, the champion, and version 2, real weights both."""
     final = candidate.checkpoint.path
     shutil.copytree(stories, final, dirs_exist_ok=True)
-    register(run, candidate, "dpo-test", ABOUT)
+    register(run, candidate, "dpo-test", notes)
     run.client.set_registered_model_alias("dpo-test", CHAMPION, "1")
     (final / "note.txt").write_text("the second")
     register(
         run,
         replace(candidate, checkpoint=candidate.checkpoint.model_copy(update={"fingerprint": "d"})),
         "dpo-test",
-        ABOUT,
+        notes,
     )
     # Last: registering makes a store MLflow's default for a moment, and then the one that it last knew as such.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", run.uri)

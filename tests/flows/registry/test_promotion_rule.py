@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.registry.logged_model import measurements
-from flows.registry.promotion_rule import ModelMeasurements, decide, follows, mcnemar, prefers
+from flows.registry.promotion_rule import (
+    ModelMeasurements,
+    compare_prompt_strict_acc,
+    compare_test_accuracy,
+    decide,
+    mcnemar,
+)
 from tests.flows.fake import evaluation
 
 Z = 1.959964
@@ -45,13 +51,13 @@ def test_mcnemar_by_hand(gained: int, lost: int, p: float) -> None:
 
 def test_newcombe_difference_as_in_his_table_two() -> None:
     # 56/70 against 48/80: +0.2, method 10 gives 0.0524 to 0.3339.
-    comparison = prefers(measured("a", "", 56 / 70, 70), measured("b", "", 48 / 80, 80))
+    comparison = compare_test_accuracy(measured("a", "", 56 / 70, 70), measured("b", "", 48 / 80, 80))
     assert (comparison.low, comparison.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
 def test_paired_interval_by_hand() -> None:
     # 10 prompts: 4 gained, 1 lost. With ½ a cell: (4.5 - 1.5)/12 ± 1.96 sqrt(6 - 9/12)/12.
-    comparison = follows(measured("a", "1111100011", 0.5), measured("b", "0000110011", 0.5))
+    comparison = compare_prompt_strict_acc(measured("a", "1111100011", 0.5), measured("b", "0000110011", 0.5))
     assert comparison.difference == pytest.approx(0.3)
     assert comparison.verdict == "even"
     assert (comparison.low, comparison.high) == pytest.approx((0.25 - 0.374235, 0.25 + 0.374235), abs=1e-5)
@@ -115,7 +121,7 @@ def noisy(name: str, accuracy: float, certain: float, noise: float = 0.5) -> Mod
 )
 def test_what_is_within_the_exports_noise_decides_nothing(accuracy: float, certain: float, verdict: str) -> None:
     candidate, base = noisy("version 1", accuracy, certain), measured("its base", "", 0.5)
-    comparison = prefers(candidate, base)
+    comparison = compare_test_accuracy(candidate, base)
     assert comparison.verdict == verdict
     assert comparison.candidate == accuracy  # the number is what was measured
     assert f"margins within the export's noise of 0.98 nats as ties, {certain:.1%} against 50.0%" in comparison.sentence
@@ -125,11 +131,11 @@ def test_what_is_within_the_exports_noise_decides_nothing(accuracy: float, certa
 
 
 def test_a_noisy_champion_is_worse_only_beyond_its_noise() -> None:
-    assert prefers(measured("version 2", "", 0.7), noisy("version 1", 0.6, 0.7)).verdict == "even"
+    assert compare_test_accuracy(measured("version 2", "", 0.7), noisy("version 1", 0.6, 0.7)).verdict == "even"
 
 
 def test_a_model_without_noise_is_not_said_to_have_any() -> None:
-    assert "noise" not in prefers(measured("version 1", "", 0.9), measured("its base", "", 0.5)).sentence
+    assert "noise" not in compare_test_accuracy(measured("version 1", "", 0.9), measured("its base", "", 0.5)).sentence
 
 
 def test_without_prompts_preferences_alone_decide() -> None:
@@ -139,7 +145,7 @@ def test_without_prompts_preferences_alone_decide() -> None:
 
 
 def test_a_prompt_without_verdict_on_one_side_is_left_out() -> None:
-    comparison = follows(measured("a", "110", 0.5), measured("b", "01", 0.5))
+    comparison = compare_prompt_strict_acc(measured("a", "110", 0.5), measured("b", "01", 0.5))
     assert (comparison.candidate, comparison.rival) == (1.0, 0.5)
 
 
