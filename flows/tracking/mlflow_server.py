@@ -23,7 +23,7 @@ SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databrick
 
 
 def tracking_uri(track: TrackSettings) -> str:
-    """Return the store's URI: the setting, else MLFLOW_TRACKING_URI, else sqlite in ./mlruns; sqlite paths become absolute.
+    """Return the store's URI: the setting, else MLFLOW_TRACKING_URI, else sqlite in ./mlruns, with an absolute path.
 
     Raises TrackingError for a plain directory, which MLflow no longer supports.
     """

@@ -1,4 +1,4 @@
-"""A person is asked: on a real Prefect server, answered from the command line, and not answered at all."""
+"""Approval on a real Prefect server: given or declined on the command line, or not given in time."""
 
 import os
 import re

@@ -73,7 +73,7 @@ def shown(made: Any) -> str:
     return out.getvalue()
 
 
-def test_the_table_tells_aliases_numbers_and_reasons(
+def test_the_table_shows_aliases_metrics_and_reasons(
     two: mlflow_run.RunHandle, registry: Registry, candidate: Candidate
 ) -> None:
     mlflow_run.log_result(two, "after", candidate.after)
@@ -227,7 +227,7 @@ def test_two_candidates_at_once_are_decided_one_after_the_other(
     assert aliases(run) | {"candidate": 0} == {"candidate": 0, "champion": winner.version, "previous": 1}
 
 
-def test_an_approval_counts_only_for_the_champion_that_was_shown(
+def test_an_approval_is_void_when_the_champion_changes_meanwhile(
     two: mlflow_run.RunHandle, registry: Registry, candidate: Candidate, tmp_path: Path
 ) -> None:
     best = replace(candidate, after=evaluation(tmp_path / "best", [True] * 100, 0.99))
@@ -237,39 +237,41 @@ def test_an_approval_counts_only_for_the_champion_that_was_shown(
         by_hand(registry, "2", forced="meanwhile")
         return champion.Gate("approval", True, "Ada approved it.")
 
-    case = champion.measured_version(version, best.before, best.after)
-    decided = champion.promote(two, case, model_admin.PromoteSettings(), approved)
+    measured = champion.measured_version(version, best.before, best.after)
+    decided = champion.promote(two, measured, model_admin.PromoteSettings(), approved)
     assert not decided.promoted
-    assert "the champion became version 2 while a person was asked" in decided.reason
+    assert "the champion became version 2 while approval was pending" in decided.reason
     assert aliases(two)["champion"] == 2
 
 
-def test_an_answer_is_the_last_gate(two: mlflow_run.RunHandle, candidate: Candidate, tmp_path: Path) -> None:
+def test_approval_is_the_last_gate(two: mlflow_run.RunHandle, candidate: Candidate, tmp_path: Path) -> None:
     best = replace(candidate, after=evaluation(tmp_path / "best", [True] * 100, 0.99))
-    case = champion.measured_version(registered(two, best), best.before, best.after)
+    measured = champion.measured_version(registered(two, best), best.before, best.after)
     no = champion.Gate("approval", False, "Ada declined it (too chatty).")
-    decided = champion.promote(two, case, model_admin.PromoteSettings(), lambda _: no)
+    decided = champion.promote(two, measured, model_admin.PromoteSettings(), lambda _: no)
     assert decided.reason.startswith(
         "The alias is left alone, Ada declined it (too chatty), although version 3 would be"
     )
     assert aliases(two)["champion"] == 1
     decided = champion.promote(
-        two, case, model_admin.PromoteSettings(), lambda _: replace(no, passed=True, reason="Yes.")
+        two, measured, model_admin.PromoteSettings(), lambda _: replace(no, passed=True, reason="Yes.")
     )
     assert decided.promoted
     assert decided.gates["approval"] == "passed: Yes."
 
 
-def test_nobody_is_asked_about_a_version_that_fails_a_gate(
+def test_no_approval_is_requested_for_a_version_that_fails_a_gate(
     two: mlflow_run.RunHandle, candidate: Candidate, tmp_path: Path
 ) -> None:
     worse = replace(candidate, after=evaluation(tmp_path / "worse", [False] * 100, 0.5))
-    case = champion.measured_version(registered(two, worse), worse.before, worse.after)
-    decided = champion.promote(two, case, model_admin.PromoteSettings(), lambda _: pytest.fail("asked"))
+    measured = champion.measured_version(registered(two, worse), worse.before, worse.after)
+    decided = champion.promote(two, measured, model_admin.PromoteSettings(), lambda _: pytest.fail("asked"))
     assert not decided.promoted
 
 
-def test_a_champion_whose_files_are_gone_is_told(two: mlflow_run.RunHandle, registry: Registry, tmp_path: Path) -> None:
+def test_a_champion_whose_files_are_gone_is_an_error(
+    two: mlflow_run.RunHandle, registry: Registry, tmp_path: Path
+) -> None:
     for path in files(two, tmp_path):
         if path.name == "measured.json":
             path.unlink()
@@ -302,10 +304,10 @@ def test_a_model_without_versions(registry: Registry) -> None:
 def test_a_later_decision_replaces_the_first_in_the_description(
     two: mlflow_run.RunHandle, registry: Registry, candidate: Candidate, recipe: Recipe
 ) -> None:
-    case = champion.measured_version(
+    measured = champion.measured_version(
         model_admin.version_record(two, model_admin.find_version(registry, "2")), candidate.before, candidate.after
     )
-    run_report.describe(two, recipe, candidate, champion.promote(two, case, model_admin.PromoteSettings()))
+    run_report.describe(two, recipe, candidate, champion.promote(two, measured, model_admin.PromoteSettings()))
     first = two.client.get_run(two.run_id).data.tags["mlflow.note.content"]
     assert "for want of evidence" in first
     by_hand(registry, "2", forced=r"it \g<0> is better")

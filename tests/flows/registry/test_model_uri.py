@@ -1,4 +1,4 @@
-"""Registered models by name, opened by whoever opens models."""
+"""Model URIs of registered models resolve to checkpoint directories."""
 
 import shutil
 from dataclasses import replace
@@ -60,14 +60,14 @@ def test_versions_aliases_and_names(world: mlflow_run.RunHandle, tmp_path: Path)
     assert directory("dpo-test") == second
 
 
-def test_files_that_are_gone_are_told(world: mlflow_run.RunHandle, tmp_path: Path) -> None:
+def test_missing_files_are_an_error(world: mlflow_run.RunHandle, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
-    with pytest.raises(TrackingError, match="files of version 1 of dpo-test cannot be had"):
+    with pytest.raises(TrackingError, match="files of version 1 of dpo-test cannot be read"):
         directory("models:/dpo-test@champion")
 
 
 @pytest.mark.slow
-def test_what_a_server_holds_is_brought_once(
+def test_a_servers_checkpoint_is_downloaded_once(
     recipe: Recipe,
     candidate: Candidate,
     stories: Path,
@@ -90,7 +90,7 @@ def test_what_a_server_holds_is_brought_once(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("models:/dpo-tset@champion", "no registered model 'dpo-tset'.*Did you mean dpo-test"),
         ("models:/dpo-test@best", "no version 'best'.*Versions are candidate, champion, 2, 1"),
@@ -98,8 +98,8 @@ def test_what_a_server_holds_is_brought_once(
         ("other", "no registered model 'other'"),
     ],
 )
-def test_what_is_not_there_is_told_with_what_is(world: mlflow_run.RunHandle, name: str, told: str) -> None:
-    with pytest.raises(RecipeError, match=told):
+def test_the_error_for_a_missing_model_names_what_exists(world: mlflow_run.RunHandle, name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         directory(name)
 
 

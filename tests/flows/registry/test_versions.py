@@ -1,4 +1,4 @@
-"""A registered version is whole and found again; what fails on the way leaves nothing behind."""
+"""A registered version is complete and found again; a failed registration leaves nothing behind."""
 
 import json
 import os
@@ -35,8 +35,8 @@ def registered(run: mlflow_run.RunHandle, candidate: Candidate) -> Any:
     return register(run, candidate, "dpo-test", notes).record
 
 
-def promoted(run: mlflow_run.RunHandle, version: ModelVersion, one: Candidate, **rule: Any) -> Promotion:
-    return promote(run, measured_version(version, one.before, one.after), PromoteSettings(**rule))
+def promoted(run: mlflow_run.RunHandle, version: ModelVersion, candidate: Candidate, **rule: Any) -> Promotion:
+    return promote(run, measured_version(version, candidate.before, candidate.after), PromoteSettings(**rule))
 
 
 def models(run: mlflow_run.RunHandle) -> list[Any]:
@@ -73,8 +73,8 @@ def test_torch_stays_out_of_the_flows_process() -> None:
     modules = (
         "registry.versions registry.champion tracking.journal_follower reports.run_report registry.served_model cli.ui"
     )
-    told = f"import sys, {', '.join(f'flows.{name}' for name in modules.split())}"
-    subprocess.run([sys.executable, "-c", f"{told}; sys.exit('torch' in sys.modules)"], check=True)
+    imports = f"import sys, {', '.join(f'flows.{name}' for name in modules.split())}"
+    subprocess.run([sys.executable, "-c", f"{imports}; sys.exit('torch' in sys.modules)"], check=True)
 
 
 def test_the_same_candidate_is_the_same_version(run: mlflow_run.RunHandle, candidate: Candidate) -> None:
@@ -94,7 +94,7 @@ def test_another_measurement_is_another_version(
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "measured.json"])
-def test_a_version_that_lost_a_file_is_made_again(
+def test_a_version_that_lost_a_file_is_registered_again(
     run: mlflow_run.RunHandle, candidate: Candidate, tmp_path: Path, lost: str
 ) -> None:
     registered(run, candidate)
@@ -135,7 +135,7 @@ def test_a_failure_keeps_the_versions_that_were_there(
     assert register(run, candidate, "dpo-test", notes).cached
 
 
-def test_a_killed_attempt_is_swept(run: mlflow_run.RunHandle, candidate: Candidate) -> None:
+def test_the_model_of_a_killed_attempt_is_deleted(run: mlflow_run.RunHandle, candidate: Candidate) -> None:
     run.client.create_logged_model(run.experiment_id, name="dpo-test", source_run_id=run.run_id)
     version = registered(run, candidate)
     found = run.client.get_model_version("dpo-test", str(version.version))
@@ -169,13 +169,13 @@ def test_a_model_that_does_not_fit_is_uploaded_anew(
     assert len([path for path in files(run, tmp_path) if path.name == "model.safetensors"]) == 1
 
 
-def test_the_name_says_data_and_model() -> None:
+def test_the_default_name_has_dataset_and_model() -> None:
     recipe = Recipe(data=DataSettings(dataset="some/file.v2.jsonl.gz"), model=ModelSettings(model_name="meta/Ll:ama"))
     assert registered_model_name(recipe) == "dpo-file-Ll_ama"
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", "", " ", "it's"])
-def test_a_name_that_the_registry_cannot_take(name: str) -> None:
+def test_a_name_that_the_registry_does_not_accept(name: str) -> None:
     with pytest.raises(RecipeError, match="registered_model_name="):
         registered_model_name(Recipe(promote=PromoteSettings(registered_model_name=name)))
 
@@ -227,7 +227,7 @@ def test_without_auto_promote_the_comparison_is_recorded(run: mlflow_run.RunHand
     assert run.client.get_registered_model("dpo-test").aliases == {"candidate": 1}
 
 
-def test_a_champion_from_elsewhere_is_told(run: mlflow_run.RunHandle, candidate: Candidate) -> None:
+def test_a_champion_without_measurements_is_an_error(run: mlflow_run.RunHandle, candidate: Candidate) -> None:
     run.client.create_registered_model("dpo-test")
     foreign = run.client.create_model_version("dpo-test", source="/tmp/somewhere")
     run.client.set_registered_model_alias("dpo-test", "champion", foreign.version)

@@ -1,4 +1,4 @@
-"""The projection: a run is found again, and every step is in it exactly once."""
+"""MLflow run: it is found again, and every step is in it exactly once."""
 
 import json
 import os
@@ -216,11 +216,11 @@ def test_the_follower_never_raises_and_warns_once(
 ) -> None:
     tries: list[int] = []
 
-    def away(*_: object, **__: object) -> None:
+    def unavailable(*_: object, **__: object) -> None:
         tries.append(1)
         raise RuntimeError("gone")
 
-    monkeypatch.setattr(run.client, "log_batch", away)
+    monkeypatch.setattr(run.client, "log_batch", unavailable)
     with Follower(lambda: run, tmp_path, pause=0.01):
         for last in range(1, 5):
             write_journal(tmp_path, last)

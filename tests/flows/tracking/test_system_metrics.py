@@ -1,4 +1,4 @@
-"""What a run's page says of the computer: measured here, at its times, and by nobody taken for a step."""
+"""System metrics: measured and logged with their time, and never mistaken for training steps."""
 
 import time
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.flows.fake import steps_of, wait_for, write_journal
 CPU, MEMORY = "system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"
 
 
-def test_a_sample_is_what_the_system_says() -> None:
+def test_a_sample_matches_the_system() -> None:
     machine = SystemMetrics(interval_s=0.3)
 
     def work() -> None:
