@@ -1,4 +1,4 @@
-"""GPU limit: a stage that uses a GPU holds a slot of Prefect's concurrency limit ``gpu`` (made by dpo deploy)."""
+"""GPU limit: a stage that uses a GPU holds a slot of Prefect's concurrency limit ``gpu``, which dpo deploy creates."""
 
 import time
 from collections.abc import Iterator
@@ -16,37 +16,41 @@ from flows.prefect_setup import check_prefect
 
 LIMIT = "gpu"
 LEASE_S = 60.0
-AWAY_S, POLL_S = 600.0, 2.0
+MAX_WAIT_S, POLL_S = 600.0, 2.0
 
 
 @contextmanager
 def gpu_slot(stage: Stage[Any]) -> Iterator[None]:
-    """Wait for a slot when the stage computes on a GPU, and hold it while it does.
+    """Acquire a slot for a stage that uses a GPU, and hold it while the block runs.
 
-    A server of this run's own has no such limit and is not asked: its sqlite makes the question wait for seconds.
-    A holder that is killed loses it after ``LEASE_S`` seconds. A server that is away takes it from nobody; it is waited
-    for when a slot is taken, and after a good end when it is given back.
+    Without PREFECT_API_URL the flow runs its own temporary server, which has no such limit: no slot is acquired, since
+    the request alone takes seconds on sqlite. The slot of a killed process is free again after ``LEASE_S`` seconds.
+    While the server is unavailable all slots stay held. Acquiring waits for the server, and so does releasing after the
+    block succeeded.
 
-    Raises TrackingError when the server stays away.
+    Raises TrackingError when the server does not answer for ``MAX_WAIT_S`` seconds.
     """
     if not stage.uses_gpu or not PREFECT_API_URL.value():
         yield
         return
     slot = concurrency(LIMIT, occupy=1, lease_duration=LEASE_S, strict=False)
-    await_server()
+    wait_for_server()
     slot.__enter__()
     try:
         yield
-        await_server()
+        wait_for_server()
     finally:
-        # A slot that cannot be given back is free when its lease ends: what the stage made is not lost for that.
+        # A slot that cannot be released expires with its lease; the stage's output must not be lost because of it.
         with suppress(httpx.HTTPError, PrefectHTTPStatusError):
             slot.__exit__(None, None, None)
 
 
-def await_server() -> None:
-    """Return when Prefect's server answers. Raises TrackingError when it is away for longer than ``AWAY_S`` seconds."""
-    deadline = time.monotonic() + AWAY_S
+def wait_for_server() -> None:
+    """Return when Prefect's server answers.
+
+    Raises TrackingError when it does not answer for ``MAX_WAIT_S`` seconds.
+    """
+    deadline = time.monotonic() + MAX_WAIT_S
     while True:
         try:
             check_prefect()

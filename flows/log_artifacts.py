@@ -1,4 +1,7 @@
-"""What training left goes to MLflow while the base is evaluated: nobody waits for it, and it can be looked at early."""
+"""Artifacts of training, logged to MLflow in the background while the base model is evaluated.
+
+The flow does not wait for the upload, and the artifacts can be seen before the evaluation ends.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,50 +16,54 @@ from flows.reports import run_report
 from flows.tracking import mlflow_run
 from flows.tracking.mlflow_run import RunHandle
 
-RECORDED = "dpo.recorded"
-LEAVING_S = 60.0
+LOGGED_TAG = "dpo.recorded"
+JOIN_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """A training run that has ended, and its data."""
+class TrainingOutput:
+    """The final checkpoint of a training run and the data that it was trained on."""
 
     checkpoint: Checkpoint
     pairs: PairSet
     rendered: RenderedSet
 
 
-def record(handle: RunHandle, recipe: Recipe, training: Training) -> None:
-    """The whole journal, the data, files, curves and the model, unless the run has those of this checkpoint already.
+def log_training(handle: RunHandle, recipe: Recipe, output: TrainingOutput) -> None:
+    """Log the journal, data, files, curves and model, unless the run already has those of this checkpoint.
 
     Raises TrackingError when MLflow does not answer.
     """
-    checkpoint = training.checkpoint
-    mlflow_run.project(handle, checkpoint.log_path)
-    with mlflow_run.answering(handle.uri):
-        held = handle.client.get_run(handle.run_id).data.tags.get(RECORDED)
-    if held == checkpoint.fingerprint:
+    checkpoint = output.checkpoint
+    mlflow_run.log_journal(handle, checkpoint.log_path)
+    with mlflow_run.as_tracking_error(handle.uri):
+        logged_fingerprint = handle.client.get_run(handle.run_id).data.tags.get(LOGGED_TAG)
+    if logged_fingerprint == checkpoint.fingerprint:
         return
-    run_report.log_data(handle, training.pairs, training.rendered)
+    run_report.log_data(handle, output.pairs, output.rendered)
     run_report.log_files(handle, recipe, checkpoint.log_path)
-    with mlflow_run.answering(handle.uri):
-        versions.log_model(handle, checkpoint, versions.registered_name(recipe))
-    mlflow_run.tag(handle, {RECORDED: checkpoint.fingerprint})
+    with mlflow_run.as_tracking_error(handle.uri):
+        versions.find_or_upload_model(handle, checkpoint, versions.registered_model_name(recipe))
+    # Last: a process killed before this tag logs everything again.
+    mlflow_run.set_tags(handle, {LOGGED_TAG: checkpoint.fingerprint})
 
 
 @contextmanager
-def recording(opened: Callable[[], RunHandle], recipe: Recipe, training: Training) -> Iterator[None]:
-    """Record in a thread while the block runs, and until it is done. When MLflow fails, registering makes up for it."""
+def log_in_background(open_run: Callable[[], RunHandle], recipe: Recipe, output: TrainingOutput) -> Iterator[None]:
+    """Log in a thread while the block runs; leaving the block waits for the thread.
+
+    When MLflow fails, the error is suppressed: registering the model logs whatever is missing.
+    """
 
     def attempt() -> None:
         with suppress(TrackingError):
-            record(opened(), recipe, training)
+            log_training(open_run(), recipe, output)
 
     thread = threading.Thread(target=attempt, name="mlflow-recording", daemon=True)
     thread.start()
     try:
         yield
     except BaseException:
-        thread.join(LEAVING_S)
+        thread.join(JOIN_TIMEOUT_S)
         raise
     thread.join()

@@ -1,4 +1,4 @@
-"""The flow: preferences and a model become an evaluated, registered, and perhaps promoted version."""
+"""Prefect flow ``dpo``: from preferences and a base model to an evaluated, registered and perhaps promoted version."""
 
 import importlib
 import threading
@@ -19,13 +19,13 @@ from dpo_core.train.checkpoint import run_dir
 from flows import tasks
 from flows.gpu_limit import gpu_slot
 
-MOST_STARTS = 6  # the first among them
-# What preflight found, where the process that runs the flow has already checked the recipe.
-CHECKED: ContextVar[RunPlan | None] = ContextVar("checked", default=None)
+MAX_STARTS = 6  # including the first
+# The plan of a preflight that this process has already run.
+CHECKED_PLAN: ContextVar[RunPlan | None] = ContextVar("checked_plan", default=None)
 
 
 class PipelineOutcome(Record):
-    """What a run of the pipeline came to."""
+    """Outputs of a pipeline run."""
 
     checkpoint: Checkpoint
     base: EvalResult
@@ -35,17 +35,20 @@ class PipelineOutcome(Record):
 
 
 def check_starts(count: int) -> None:
-    """Raises TrainingError for a run that took its workers with it time after time, which another would not survive."""
-    if count > MOST_STARTS:
+    """Stop a run that kills its worker each time.
+
+    Raises TrainingError when the run was started more than ``MAX_STARTS`` times.
+    """
+    if count > MAX_STARTS:
         raise TrainingError(
-            f"This run was started {count} times and never ended.",
-            f"After {MOST_STARTS} starts the run itself is taken to be the cause, such as by its need of memory.",
-            "Look into its workers' logs; a new run with the same settings goes on from the last checkpoint.",
+            f"This run was started {count} times and never completed.",
+            f"After {MAX_STARTS} starts the run itself is taken to be the cause, such as by running out of memory.",
+            "Read its workers' logs; a new run with the same settings continues from the last checkpoint.",
         )
 
 
 def import_in_background(module: str) -> None:
-    """Import a module in the background: MLflow's seconds pass while the first stages' processes are at work."""
+    """Import a module in a thread: MLflow takes seconds to import, which pass while the first stages run."""
 
     def load() -> None:
         with gc_tuning.paused():
@@ -56,25 +59,25 @@ def import_in_background(module: str) -> None:
 
 @flow(name="dpo", description=__doc__, timeout_seconds=None, persist_result=False)
 def pipeline(recipe: Recipe) -> PipelineOutcome:
-    """Download and render preferences, train with DPO, evaluate, register, and promote on evidence."""
+    """Download and render preferences, train with DPO, evaluate, register, and promote if the gates pass."""
     check_starts(flow_run.run_count)
     GPU_LIMIT.set(gpu_slot)
     import_in_background("flows.training_run")
     with tasks.StageTasks(recipe) as stage_tasks:
-        outputs = walk(steps(plan_of(recipe)), stage_tasks.run)
-        from flows.registry.versions import Candidate  # lazy: mlflow, imported by now
+        outputs = walk(steps(run_plan(recipe)), stage_tasks.run)
+        from flows.registry.versions import Candidate  # lazy: mlflow, already imported in the background
 
         candidate = Candidate(outputs.checkpoint, outputs.pairs, outputs.rendered, outputs.base, outputs.trained)
-        version = tasks.register(recipe, candidate)
-        promotion = tasks.promote(recipe, candidate, version)
+        version = stage_tasks.register(candidate)
+        promotion = stage_tasks.promote(candidate, version)
     return PipelineOutcome(
         checkpoint=outputs.checkpoint, base=outputs.base, trained=outputs.trained, version=version, promotion=promotion
     )
 
 
-def plan_of(recipe: Recipe) -> RunPlan:
-    """The plan that the command line made in this process, else a new one, as in a deployment's run."""
-    plan = CHECKED.get()
+def run_plan(recipe: Recipe) -> RunPlan:
+    """Return the plan that the command line made in this process; a deployment's run makes its own."""
+    plan = CHECKED_PLAN.get()
     if plan is not None:
         return replace(plan, recipe=recipe)
     plan = preflight(recipe)

@@ -1,4 +1,4 @@
-"""Project a run's directory into MLflow, whenever that is: after a server was away, or into another store."""
+"""Replay of a run's directory into MLflow: after a server was unavailable, or into another store."""
 
 from pathlib import Path
 
@@ -10,25 +10,28 @@ from flows.reports import run_report
 from flows.tracking import mlflow_run
 
 
-def sync(log_path: Path, tracking_uri: str | None, experiment_name: str | None) -> str:
-    """Bring the run in MLflow up to the journal, with its files; returns a line on what is there now.
+def sync_run(log_path: Path, tracking_uri: str | None, experiment_name: str | None) -> str:
+    """Log the journal and files that the MLflow run lacks, and return a line that says what was added.
 
-    Raises RecipeError when there is no run, TrackingError when MLflow does not answer.
+    Raises RecipeError when the directory holds no run, TrackingError when MLflow does not answer.
     """
-    told = read_config(log_path)
-    if told is None:
-        raise RecipeError(f"{log_path} holds no run.", f"A run's directory has its {CONFIG}.", "Give a run's log_path.")
-    recipe = Recipe.model_validate(told["recipe"])
-    given = {"tracking_uri": tracking_uri, "experiment_name": experiment_name}
-    track = recipe.track.model_copy(update={name: value for name, value in given.items() if value})
-    handle = mlflow_run.open_run(track, recipe, mlflow_run.run_name(recipe, log_path), told["origin"])
-    before = mlflow_run.last_step(handle)
-    after = mlflow_run.project(handle, log_path)
+    config = read_config(log_path)
+    if config is None:
+        raise RecipeError(
+            f"{log_path} holds no run.", f"A run's directory contains {CONFIG}.", "Give a run's log_path."
+        )
+    recipe = Recipe.model_validate(config["recipe"])
+    overrides = {"tracking_uri": tracking_uri, "experiment_name": experiment_name}
+    track = recipe.track.model_copy(update={name: value for name, value in overrides.items() if value})
+    handle = mlflow_run.open_run(track, recipe, mlflow_run.run_name(recipe, log_path), config["origin"])
+    step_before = mlflow_run.last_logged_step(handle)
+    step_after = mlflow_run.log_journal(handle, log_path)
     run_report.log_files(handle, recipe, log_path)
     finished = any(row["name"] == FINAL for row in journal.read(log_path / CHECKPOINTS))
     if finished:
         mlflow_run.close_run(handle, "FINISHED")
     lines = len(journal.read(log_path / METRICS))
-    said = "nothing was missing" if after == before else f"steps {max(before + 1, 0)} to {after} were added"
+    added = f"steps {max(step_before + 1, 0)} to {step_after} were added"
+    change = "nothing was missing" if step_after == step_before else added
     state = "finished" if finished else "not finished"
-    return f"{log_path}: {lines} lines in the journal, {said}; the run is {state}. {handle.url or handle.run_id}"
+    return f"{log_path}: {lines} lines in the journal, {change}; the run is {state}. {handle.url or handle.run_id}"

@@ -1,10 +1,11 @@
-"""Tasks: one Prefect task around each stage, shown in Prefect's UI with its state, retries and time.
+"""Prefect tasks, one around each stage: Prefect's UI shows its state, retries and duration.
 
-MLflow is imported inside the tasks that need it: its seconds pass while the first stages run.
+MLflow is imported only where it is used: importing it takes seconds, which pass while the first stages run.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import Task, get_run_logger, task
@@ -21,6 +22,7 @@ from dpo_core.stages.stage import StageResult
 
 if TYPE_CHECKING:
     from flows.registry.versions import Candidate
+    from flows.training_run import TrainingRun
 
 R = TypeVar("R", bound=Record)
 
@@ -28,9 +30,9 @@ RETRY_DELAYS_S = [5.0, 60.0]
 
 
 def run_as_task(name: str, run: Callable[[], StageResult[R]]) -> R:
-    """Run a stage as a Prefect task; a task whose output was already there ends in the state Cached.
+    """Run a stage as a Prefect task and return its record; the task of a cached output ends in the state Cached.
 
-    Prefect's own task cache is off: it would not notice that an output is gone, and the store does.
+    Prefect's own task cache is off: it does not notice a deleted output, and the store does.
     """
 
     @task(
@@ -38,95 +40,88 @@ def run_as_task(name: str, run: Callable[[], StageResult[R]]) -> R:
         cache_policy=NO_CACHE,
         retries=len(RETRY_DELAYS_S),
         retry_delay_seconds=RETRY_DELAYS_S,
-        retry_condition_fn=worth_retrying,
+        retry_condition_fn=is_retryable,
     )
     def stage_task() -> State[R]:
         result = run()
-        say(f"{name}: {'cached' if result.cached else 'done'}")
+        print_and_log(f"{name}: {'cached' if result.cached else 'done'}")
         return Completed(name="Cached" if result.cached else None, data=result.record)
 
     return stage_task().result()
 
 
-def worth_retrying(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
-    """Only a process that was killed: a wrong setting or a loss that is not a number would only repeat itself."""
+def is_retryable(_: Task[Any, Any], __: TaskRun, state: State[Any]) -> bool:
+    """Retry only a killed process: a wrong setting or a NaN loss would fail again."""
     try:
         state.result()
     except DiedError:
         return True
-    except BaseException:  # noqa: BLE001 - any other end of the task is final
+    except BaseException:  # noqa: BLE001 - any other error is final
         return False
     return False
 
 
-def say(line: str) -> None:
-    """Print a line on the terminal and in the flow run's log."""
+def print_and_log(line: str) -> None:
+    """Print a line on the terminal and write it to the flow run's log."""
     print(line, flush=True)
     get_run_logger().info(line)
 
 
 class StageTasks:
-    """Runs the steps of a pipeline as tasks, while MLflow follows the training run.
+    """Prefect tasks of one pipeline run, with the MLflow run that follows its training.
 
-    Leaving it by an error closes the MLflow run of a training that had ended; the same command reopens it.
+    An error inside the block closes the MLflow run if training had completed; the same command reopens it.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.records: dict[str, Any] = {}
 
+    @cached_property
+    def training_run(self) -> "TrainingRun":
+        """The MLflow run of the training run."""
+        from flows.training_run import TrainingRun  # lazy: mlflow
+
+        return TrainingRun(self.recipe)
+
     def __enter__(self) -> "StageTasks":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and "train" in self.records:
-            from flows import training_run  # lazy: mlflow
-
-            training_run.close_after_error(self.recipe, self.records["train"], error)
+            self.training_run.close_after_error(self.records["train"], error)
 
     def run(self, step: Step) -> Any:
-        """Run one step and return its record."""
+        """Run one step as a task and return its record."""
         if step.title == EVALUATE_BASE:
-            with self.recorded():
+            with self.log_training_output():
                 record = run_as_task(step.stage.name, step.run)
         elif step.stage.name == "train":
-            record = run_as_task("train", lambda: step.run(self.followed(step)))
+            record = run_as_task("train", lambda: step.run(self.training_run.follow_journal(step.call)))
         else:
             record = run_as_task(step.stage.name, step.run)
         self.records[step.title] = record
         if isinstance(record, RenderedSet):
-            say((record.path / TEXT).read_text())
+            print_and_log((record.path / TEXT).read_text())
         return record
 
-    def followed(self, step: Step) -> AbstractContextManager[None]:
-        """The context of training: an MLflow run that follows its journal."""
-        from flows import training_run  # lazy: mlflow
+    def log_training_output(self) -> AbstractContextManager[None]:
+        """Log what training wrote to MLflow, in the background while the block runs."""
+        from flows.log_artifacts import TrainingOutput  # lazy: mlflow
 
-        assert step.call is not None
-        return training_run.followed(self.recipe, step.call)
+        checkpoint, pairs, rendered = (self.records[title] for title in ("train", "acquire", "render"))
+        return self.training_run.log_in_background(TrainingOutput(checkpoint, pairs, rendered))
 
-    def recorded(self) -> AbstractContextManager[None]:
-        """The context of the base's evaluation: what training left is logged to MLflow."""
-        from flows import training_run  # lazy: mlflow
+    def register(self, candidate: "Candidate") -> ModelVersion:
+        """Log the run completely to MLflow and register its model as a version."""
+        return run_as_task("register", lambda: self.training_run.register(candidate))
 
-        pairs, rendered, checkpoint = (self.records[name] for name in ("acquire", "render", "train"))
-        return training_run.recorded(self.recipe, pairs, rendered, checkpoint)
+    def promote(self, candidate: "Candidate", version: ModelVersion) -> Promotion:
+        """Decide about the champion; print and log the reason."""
 
+        def decide() -> StageResult[Promotion]:
+            promotion = self.training_run.promote(candidate, version)
+            print_and_log(promotion.reason)
+            return StageResult(promotion, False)
 
-def register(recipe: Recipe, candidate: "Candidate") -> ModelVersion:
-    """The whole run in MLflow, and its model as a version in the registry."""
-    from flows import training_run  # lazy: mlflow
-
-    return run_as_task("register", lambda: training_run.register(recipe, candidate))
-
-
-def promote(recipe: Recipe, candidate: "Candidate", version: ModelVersion) -> Promotion:
-    """The decision about the champion, in MLflow and as a Prefect artifact."""
-    from flows import training_run  # lazy: mlflow
-
-    def decide() -> StageResult[Promotion]:
-        promotion = training_run.promote(recipe, candidate, version)
-        say(promotion.reason)
-        return StageResult(promotion, False)
-
-    return run_as_task("promote", decide)
+        return run_as_task("promote", decide)

@@ -101,10 +101,10 @@ def run_flow(recipe: "Recipe") -> None:
     with gc_tuning.paused():
         # Lazy: prefect and mlflow, seconds that an error of the checks must not wait for.
         from flows.cli.final_summary import print_summary
-        from flows.pipeline import CHECKED, pipeline
+        from flows.pipeline import CHECKED_PLAN, pipeline
         from flows.tracking import mlflow_server
 
-    CHECKED.set(plan)
+    CHECKED_PLAN.set(plan)
     print_summary(pipeline(mlflow_server.without_password(recipe)))
 
 
@@ -135,7 +135,7 @@ def check_before_start(recipe: "Recipe") -> "RunPlan":
     else:
         mlflow_server.check_server(uri)
     prefect_setup.check_prefect()
-    prefect_setup.quieten(bool(os.environ.get("DPO_DEBUG")))
+    prefect_setup.configure_console(bool(os.environ.get("DPO_DEBUG")))
     plan = preflight(recipe)
     run_dir.settle(recipe)
     return plan

@@ -15,11 +15,11 @@ def models(name: str | None, tracking_uri: str | None) -> None:
     Raises RecipeError when there is no such model, or none at all.
     """
     registry, console = model_admin.open_registry(tracking_uri), Console(highlight=False)
-    names = [model_admin.named(registry, name)] if name else registry.names()
+    names = [model_admin.resolve_model_name(registry, name)] if name else registry.names()
     if not names:
-        model_admin.named(registry, None)
+        model_admin.resolve_model_name(registry, None)
     for model in names:
-        console.print(model_admin.table(registry, model))
+        console.print(model_admin.versions_table(registry, model))
 
 
 def promote(version: str, words: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -35,7 +35,7 @@ def promote(version: str, words: Sequence[str], options: Mapping[str, Any]) -> N
             "Add --reason TEXT.",
         )
     registry = model_admin.open_registry(options["tracking_uri"])
-    model_version = model_admin.find(registry, version, options["name"])
+    model_version = model_admin.find_version(registry, version, options["name"])
     promotion = model_admin.promote(registry, model_version, words, options["reason"] if options["force"] else None)
     for name, verdict in promotion.gates.items():
         print(f"{name.replace('_', ' ')} {verdict}")
@@ -47,4 +47,4 @@ def promote(version: str, words: Sequence[str], options: Mapping[str, Any]) -> N
 def rollback(name: str | None, tracking_uri: str | None, reason: str | None) -> None:
     """Move the alias back and print which version is the champion now."""
     registry = model_admin.open_registry(tracking_uri)
-    print(model_admin.rollback(registry, model_admin.named(registry, name), reason))
+    print(model_admin.rollback(registry, model_admin.resolve_model_name(registry, name), reason))

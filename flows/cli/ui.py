@@ -65,7 +65,7 @@ def running_server(uri: str, port: int) -> Iterator[tuple[Server, str]]:
     Raises TrackingError when the port is taken or the server does not start.
     """
     mlflow_server.check_port(HOST, port)
-    if file := mlflow_server.database(uri):
+    if file := mlflow_server.database_path(uri):
         file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile() as log:
         server = Server(start_server(uri, port, log), log)
@@ -131,11 +131,11 @@ def experiment_url(address: str, experiment: str) -> str:
     """Address of the experiment's page, or of the start page while the experiment does not exist."""
     try:
         query = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
-        with urlopen(query, timeout=mlflow_server.PATIENCE_S) as response:
+        with urlopen(query, timeout=mlflow_server.TIMEOUT_S) as response:
             details = json.load(response)["experiment"]
     except HTTPError:
         return shown(address)
-    has_view = any(tag["key"] == experiment_page.TAG for tag in details.get("tags", []))
+    has_view = any(tag["key"] == experiment_page.VIEW_TAG for tag in details.get("tags", []))
     return mlflow_server.experiment_page(
-        shown(address), details["experiment_id"], experiment_page.KEY if has_view else None
+        shown(address), details["experiment_id"], experiment_page.VIEW_KEY if has_view else None
     )

@@ -1,13 +1,14 @@
-"""One at a time at a registered model's aliases, whoever they are and wherever they run.
+"""Lock on the aliases of a registered model, across threads, processes and machines.
 
-MLflow's aliases cannot be set on a condition (no compare-and-set). What its registry does do atomically is refuse a
-second registered model of the same name: so a model named ``dpo-lock.<name>``, which exists while somebody decides, is
-the lock. It works across threads, processes and machines, on sqlite, a database and a server alike.
+MLflow's aliases cannot be set on a condition (there is no compare-and-set). Its registry does refuse a second
+registered model of the same name atomically, on sqlite, a database and a server alike. So a registered model named
+``dpo-lock.<name>``, which exists while a decision is made, is the lock.
 
-A holder that was killed leaves it behind. A waiter that sees the same holder for ``LEASE_S`` seconds by its own clock
-renames the lock to ``dpo-lock.<name>.<holder>``, which again only one can do, and deletes that when it lets go. Before
-an alias moves, the holder looks whether it still is the holder (:meth:`Lock.check`). What remains: a holder that was
-stopped longer than the lease (a laptop asleep) and wakes up between that look and the two calls after it.
+A killed holder leaves it behind. A waiter that sees the same holder for ``LEASE_S`` seconds by its own clock renames
+the lock to ``dpo-lock.<name>.<holder>``, which only one waiter can do, and deletes that model when it releases the
+lock. Before an alias moves, the holder checks that it still holds the lock (:meth:`Lock.check`). One gap remains: a
+holder that was suspended for longer than the lease (a laptop asleep) and resumes between that check and the alias
+calls after it.
 """
 
 import os
@@ -23,23 +24,24 @@ from mlflow.exceptions import MlflowException
 
 from dpo_core.errors import TrackingError
 
-PREFIX = "dpo-lock."
-LEASE_S, PAUSE_S, PATIENCE_S = 60.0, 0.1, 300.0
+LOCK_PREFIX = "dpo-lock."
+LEASE_S, POLL_S, MAX_WAIT_S = 60.0, 0.1, 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A lock that is held: under which name, and by whom."""
+    """A lock: the name of its registered model, and the identity of the process that wants or holds it."""
 
     client: MlflowClient
     name: str
     holder: str
 
     def check(self) -> None:
-        """Raises TrackingError when somebody took it for abandoned meanwhile."""
-        if holder(self.client, self.name) != self.holder:
+        """Raises TrackingError when another process has broken this lock as stale."""
+        holder = current_holder(self.client, self.name)
+        if holder != self.holder:
             raise TrackingError(
-                "The registry was locked by another while this decision was made.",
+                f"The lock {self.name} was taken over by {holder or 'another process'} while this decision was made.",
                 f"A decision takes less than {LEASE_S:.0f} seconds.",
                 "No alias was moved: run the same command again.",
             )
@@ -49,59 +51,60 @@ class Lock:
 def locked(client: MlflowClient, model: str) -> Iterator[Lock]:
     """Hold the lock of a registered model.
 
-    Raises TrackingError when others hold it for more than ``PATIENCE_S`` seconds.
+    Raises TrackingError when others hold it for more than ``MAX_WAIT_S`` seconds.
     """
-    lock = Lock(client, PREFIX + model, f"{uuid.uuid4().hex[:12]}.{socket.gethostname()}.{os.getpid()}")
-    graves = wait(lock)
+    lock = Lock(client, LOCK_PREFIX + model, f"{uuid.uuid4().hex[:12]}.{socket.gethostname()}.{os.getpid()}")
+    stale_names = acquire(lock)
     try:
         yield lock
     finally:
-        if holder(client, lock.name) == lock.holder:
+        if current_holder(client, lock.name) == lock.holder:
             client.delete_registered_model(lock.name)
-        for grave in graves:
+        for name in stale_names:
             with suppress(MlflowException):
-                client.delete_registered_model(grave)
+                client.delete_registered_model(name)
 
 
-def wait(lock: Lock) -> list[str]:
-    """Until the lock is ours; returns the names under which abandoned ones were put aside."""
-    graves: list[str] = []
-    seen, since, end = None, time.monotonic(), time.monotonic() + PATIENCE_S
-    while not taken(lock):
-        other = holder(lock.client, lock.name)
-        if other != seen:
-            seen, since = other, time.monotonic()
-        elif other and time.monotonic() - since > LEASE_S and (grave := bury(lock, other)):
-            graves.append(grave)
-        if time.monotonic() > end:
+def acquire(lock: Lock) -> list[str]:
+    """Wait until the lock is acquired; return the names that stale locks were renamed to."""
+    stale_names: list[str] = []
+    last_holder, since, deadline = None, time.monotonic(), time.monotonic() + MAX_WAIT_S
+    while not try_acquire(lock):
+        holder = current_holder(lock.client, lock.name)
+        if holder != last_holder:
+            last_holder, since = holder, time.monotonic()
+        elif holder and time.monotonic() - since > LEASE_S and (name := break_stale_lock(lock, holder)):
+            stale_names.append(name)
+        if time.monotonic() > deadline:
             raise TrackingError(
-                f"{other} has been holding {lock.name} in the registry.",
-                "One at a time decides about a champion.",
-                "Wait for it, or delete that registered model if nobody is at work.",
+                f"{holder} has been holding {lock.name} in the registry for {MAX_WAIT_S:g} seconds.",
+                "Only one process at a time may decide about a champion.",
+                "Wait for it, or delete that registered model if no process is deciding.",
             )
-        time.sleep(PAUSE_S)
-    return graves
+        time.sleep(POLL_S)
+    return stale_names
 
 
-def taken(lock: Lock) -> bool:
-    """Whether the lock came to be ours just now."""
+def try_acquire(lock: Lock) -> bool:
+    """Try once to create the lock's model; True when this process now holds the lock."""
     with suppress(MlflowException):
         lock.client.create_registered_model(lock.name, description=lock.holder)
         return True
-    return holder(lock.client, lock.name) == lock.holder
+    # A request whose response was lost may have created it.
+    return current_holder(lock.client, lock.name) == lock.holder
 
 
-def holder(client: MlflowClient, name: str) -> str | None:
-    """Who holds a lock, None for nobody."""
+def current_holder(client: MlflowClient, name: str) -> str | None:
+    """Return the identity that holds a lock, or None."""
     with suppress(MlflowException):
         return str(client.get_registered_model(name).description)
     return None
 
 
-def bury(lock: Lock, abandoned: str) -> str | None:
-    """Put a lock aside whose holder is gone; None when another waiter was first."""
-    grave = f"{lock.name}.{abandoned}"
+def break_stale_lock(lock: Lock, stale_holder: str) -> str | None:
+    """Rename the lock of a dead holder and return its new name; None when another waiter was faster."""
+    name = f"{lock.name}.{stale_holder}"
     with suppress(MlflowException):
-        lock.client.rename_registered_model(lock.name, grave)
-        return grave
+        lock.client.rename_registered_model(lock.name, name)
+        return name
     return None

@@ -1,4 +1,4 @@
-"""A person's approval of a promotion: the flow pauses, Prefect's UI shows a form, and a time limit decides."""
+"""Approval of a promotion by a person: the flow pauses, Prefect's UI shows a form, and no response in time declines."""
 
 from typing import Any
 
@@ -13,54 +13,54 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from dpo_core.config.recipe import PromoteSettings
-from flows.registry.champion import Ask
+from flows.registry.champion import RequestApproval
 from flows.registry.gates import Gate, GateReport
 
 POLL_S = 2
 
 
 class ApprovalForm(RunInput):
-    """What the form asks. Its text shows the judgement (see :func:`form`)."""
+    """The form's fields; its description is set for each request."""
 
     approve: bool = Field(default=False, description="Give this version the alias champion.")
-    name: str = Field(default="", description="Who says so.")
-    note: str = Field(default="", description="Why.")
+    name: str = Field(default="", description="Your name.")
+    note: str = Field(default="", description="Your reason.")
 
 
-def asker(rule: PromoteSettings) -> Ask | None:
-    """How a person is asked, None when none must be."""
+def approval_request(rule: PromoteSettings) -> RequestApproval | None:
+    """Return the function that requests approval, or None when ``require_approval`` is off."""
     if not rule.require_approval:
         return None
     minutes = rule.approval_minutes
 
-    def ask(judgement: GateReport) -> Gate:
-        """Pause the flow that this runs in until somebody answers or the time is up."""
-        announce(judgement, minutes)
-        # Without a form of its own for each question the UI would show no words of what is asked.
-        form: Any = ApprovalForm.with_initial_data(description=f"{judgement.reason}\n\nShall it become the champion?")
+    def request(report: GateReport) -> Gate:
+        """Pause the current flow until the form is submitted or the time is up."""
+        print_instructions(report, minutes)
+        # The UI shows the description only when the form is built for this request.
+        form: Any = ApprovalForm.with_initial_data(description=f"{report.reason}\n\nShall it become the champion?")
         try:
-            return gate(pause_flow_run(wait_for_input=form, timeout=round(minutes * 60), poll_interval=POLL_S))
+            return approval_gate(pause_flow_run(wait_for_input=form, timeout=round(minutes * 60), poll_interval=POLL_S))
         except FlowPauseTimeout:
-            carry_on()
+            resume_flow()
             return Gate("approval", False, f"nobody approved it within {minutes:g} minutes.")
 
-    return ask
+    return request
 
 
-def gate(answer: ApprovalForm) -> Gate:
-    """An answer as a gate."""
-    who = answer.name or "a person"
-    told = f" ({answer.note.rstrip('.')})" if answer.note else ""
-    return Gate("approval", answer.approve, f"{who} {'approved' if answer.approve else 'declined'} it{told}.")
+def approval_gate(form: ApprovalForm) -> Gate:
+    """Return the gate that a submitted form stands for."""
+    name = form.name or "a person"
+    note = f" ({form.note.rstrip('.')})" if form.note else ""
+    return Gate("approval", form.approve, f"{name} {'approved' if form.approve else 'declined'} it{note}.")
 
 
-def announce(judgement: GateReport, minutes: float) -> None:
-    """Say on the terminal and in the flow run's log how to answer."""
+def print_instructions(report: GateReport, minutes: float) -> None:
+    """Print on the terminal and write to the flow run's log how to respond."""
     with get_client(sync_client=True) as client:
         api = str(client.api_url)
     lines = (
-        f"Waiting {minutes:g} minutes for approval: {judgement.reason}",
-        f"Answer in the Prefect UI ({flow_run.ui_url}, Resume), or type, with PREFECT_API_URL={api.rstrip('/')}:",
+        f"Waiting {minutes:g} minutes for approval: {report.reason}",
+        f"Respond in the Prefect UI ({flow_run.ui_url}, Resume), or run, with PREFECT_API_URL={api.rstrip('/')}:",
         f"    dpo approve {flow_run.id}    (or --decline)",
     )
     for line in lines:
@@ -68,8 +68,8 @@ def announce(judgement: GateReport, minutes: float) -> None:
         get_run_logger().info(line)
 
 
-def carry_on() -> None:
-    """Let the flow run on after the time was up; a later answer finds it no longer paused."""
+def resume_flow() -> None:
+    """Set the paused flow run to RUNNING after the time limit, so that a late response is refused."""
     context = FlowRunContext.get()
     if context and context.flow_run:
         with get_client(sync_client=True) as client:

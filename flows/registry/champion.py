@@ -1,4 +1,4 @@
-"""The champion of a registered model: the gates applied, the aliases moved, the reasons written where people look."""
+"""Champion of a registered model: promotion through the gates, alias moves, and their reasons in tags."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion as Found
+from mlflow.entities.model_registry import ModelVersion as RegistryVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -16,178 +16,206 @@ from dpo_core.config.recipe import PromoteSettings
 from dpo_core.errors import TrackingError
 from dpo_core.records import EvalResult, ModelVersion, Promotion
 from flows.registry.alias_lock import locked
-from flows.registry.gates import PASSED, TAG, Gate, GateReport, judge
-from flows.registry.logged_model import BASE_MEASURED, MEASURED, measurements
+from flows.registry.gates import GATE_TAG, PASSED, Gate, GateReport, gate_report
+from flows.registry.logged_model import BASE_MEASUREMENTS_FILE, MEASUREMENTS_FILE, measurements
 from flows.registry.promotion_rule import ModelMeasurements
-from flows.registry.versions import CHAMPION, PREVIOUS, model_of
-from flows.tracking.mlflow_run import RunHandle, answering, tag
+from flows.registry.versions import CHAMPION, PREVIOUS, logged_model_id, version_record
+from flows.tracking.mlflow_run import RunHandle, as_tracking_error, set_tags
 
-REASON, PROMOTED = "dpo.promotion", "dpo.promoted"
+REASON_TAG, PROMOTED_TAG = "dpo.promotion", "dpo.promoted"
 
-NOTE, AFTER_IT = "mlflow.note.content", "Repeat it with"
-PARAGRAPH = re.compile(rf"^Version \d+ of \*\*.*?(?=\n\n{AFTER_IT})", re.MULTILINE | re.DOTALL)
+DESCRIPTION_TAG, COMMAND_HEADING = "mlflow.note.content", "Repeat it with"
+PARAGRAPH = re.compile(rf"^Version \d+ of \*\*.*?(?=\n\n{COMMAND_HEADING})", re.MULTILINE | re.DOTALL)
 
-Ask = Callable[[GateReport], Gate]
+RequestApproval = Callable[[GateReport], Gate]
 
 
 @dataclass(frozen=True, slots=True)
-class PromotionCase:
-    """A version that might become the champion, what it measured, and what its base did (if that is known)."""
+class MeasuredVersion:
+    """A candidate for promotion: a version with its measurements and, if they were recorded, its base's."""
 
     version: ModelVersion
-    ours: ModelMeasurements
+    measured: ModelMeasurements
     base: ModelMeasurements | None
 
 
-def case(version: ModelVersion, before: EvalResult, after: EvalResult) -> PromotionCase:
-    """A version from the evaluations of its base and of itself."""
-    return PromotionCase(version, measurements(after, f"version {version.version}"), measurements(before, "its base"))
+def measured_version(version: ModelVersion, before: EvalResult, after: EvalResult) -> MeasuredVersion:
+    """Combine a version with the evaluations of its base (``before``) and of itself (``after``)."""
+    return MeasuredVersion(version, measurements(after, f"version {version.version}"), measurements(before, "its base"))
 
 
-def promote(handle: RunHandle, case: PromotionCase, rule: PromoteSettings, ask: Ask | None = None) -> Promotion:
-    """Take a version through the gates, and move the alias if all let it pass.
+def promote(
+    handle: RunHandle, candidate: MeasuredVersion, settings: PromoteSettings, request: RequestApproval | None = None
+) -> Promotion:
+    """Apply the gates to a candidate, and move the champion's alias if all of them pass.
 
-    ``ask`` is asked last, if given: a person's approval. Reasons become tags of the version and of the run.
-    ``champion_version`` is the one that holds the alias afterwards. A version that is the champion already stays so.
-    Two candidates at the same time are decided one after the other (:mod:`flows.registry.alias_lock`), the second
-    against the first.
-    Raises TrackingError when MLflow does not do its part; the champion has not moved then.
+    ``request``, if given, asks a person for approval after all other gates. Reasons become tags of the version and of
+    the run. The result's ``champion_version`` holds the alias afterwards. The champion itself stays the champion. Two
+    candidates at the same time are decided one after the other (:mod:`flows.registry.alias_lock`), the second against
+    the first.
+
+    Raises TrackingError when MLflow fails; the alias has not moved then.
     """
-    client, name = handle.client, case.version.name
-    with answering(handle.uri):
-        seen = by_alias(client, name, CHAMPION)
-        answer = approval(client, case, rule, ask) if number(seen) != case.version.version else None
+    client, name, version = handle.client, candidate.version.name, candidate.version.version
+    with as_tracking_error(handle.uri):
+        # A person may take hours to respond, so the request runs before the lock is taken.
+        reviewed = version_by_alias(client, name, CHAMPION)
+        approval = (
+            request_approval(client, candidate, settings, request) if version_number(reviewed) != version else None
+        )
         with locked(client, name) as lock:
-            champion = by_alias(client, name, CHAMPION)
-            held = number(champion)
-            if champion and held == case.version.version:
-                return outcome(case, remembered(champion), held)
-            judgement = weigh(client, case, champion, rule)
-            if answer:
-                judgement = answered(judgement, answer, None if number(seen) == held else held)
+            champion = version_by_alias(client, name, CHAMPION)
+            champion_version = version_number(champion)
+            if champion and champion_version == version:
+                return promotion_record(candidate, stored_report(champion), champion_version)
+            report = apply_gates(client, candidate, champion, settings)
+            if approval:
+                moved_to = None if version_number(reviewed) == champion_version else champion_version
+                report = with_approval(report, approval, moved_to)
             lock.check()
-            note(handle, case.version, judgement)
-            if judgement.promoted:
-                crown(client, name, case.version.version, held)
-            return outcome(case, judgement, case.version.version if judgement.promoted else held)
+            write_report(handle, candidate.version, report)
+            if report.promoted:
+                set_champion(client, name, version, champion_version)
+            return promotion_record(candidate, report, version if report.promoted else champion_version)
 
 
-def weigh(client: MlflowClient, case: PromotionCase, champion: Found | None, rule: PromoteSettings) -> GateReport:
-    """The gates' verdict against a champion; without ``auto_promote`` it is recorded and nothing more."""
-    judgement = judge(case.ours, read_measurements(client, champion) if champion else None, case.base, rule)
-    if judgement.promoted and not rule.auto_promote:
-        told = f"The alias is left alone (auto_promote=false), although {would(judgement.reason)}"
-        return replace(judgement, promoted=False, reason=told)
-    return judgement
+def apply_gates(
+    client: MlflowClient, candidate: MeasuredVersion, champion: RegistryVersion | None, settings: PromoteSettings
+) -> GateReport:
+    """Return the gates' report on a candidate against a champion; without ``auto_promote`` it never promotes."""
+    rival = read_measurements(client, champion) if champion else None
+    report = gate_report(candidate.measured, rival, candidate.base, settings)
+    if report.promoted and not settings.auto_promote:
+        reason = f"The alias is left alone (auto_promote=false), although {hypothetical(report.reason)}"
+        return replace(report, promoted=False, reason=reason)
+    return report
 
 
-def approval(client: MlflowClient, case: PromotionCase, rule: PromoteSettings, ask: Ask | None) -> Gate | None:
-    """What a person says to a version that passes all else; nobody is asked about one that does not."""
-    if ask is None:
+def request_approval(
+    client: MlflowClient, candidate: MeasuredVersion, settings: PromoteSettings, request: RequestApproval | None
+) -> Gate | None:
+    """Request a person's approval of a candidate that passes all other gates; None when no request was made."""
+    if request is None:
         return None
-    judgement = weigh(client, case, by_alias(client, case.version.name, CHAMPION), rule)
-    return ask(judgement) if judgement.promoted else None
+    report = apply_gates(client, candidate, version_by_alias(client, candidate.version.name, CHAMPION), settings)
+    return request(report) if report.promoted else None
 
 
-def answered(judgement: GateReport, answer: Gate, moved_to: int | None) -> GateReport:
-    """The judgement with a person's answer, which counts only for the champion that the person was shown."""
-    if answer.passed and moved_to is not None:
-        told = f"the champion became version {moved_to} while a person was asked, so the approval does not count."
-        answer = replace(answer, passed=False, reason=told)
-    gates = (*judgement.gates, answer)
-    if not judgement.promoted or answer.passed:
-        told = judgement.reason if not judgement.promoted else f"{judgement.reason.rstrip('.')}; {answer.reason}"
-        return replace(judgement, reason=told, gates=gates)
-    told = f"The alias is left alone, {answer.reason.rstrip('.')}, although {would(judgement.reason)}"
-    return GateReport(False, told, gates)
+def with_approval(report: GateReport, approval: Gate, moved_to: int | None) -> GateReport:
+    """Add the approval gate to a report.
+
+    An approval is void when the champion has since become version ``moved_to``: the person compared with another one.
+    """
+    if approval.passed and moved_to is not None:
+        reason = f"the champion became version {moved_to} while approval was pending, so the approval does not count."
+        approval = replace(approval, passed=False, reason=reason)
+    gates = (*report.gates, approval)
+    if not report.promoted:
+        return replace(report, gates=gates)
+    if approval.passed:
+        return replace(report, reason=f"{report.reason.rstrip('.')}; {approval.reason}", gates=gates)
+    reason = f"The alias is left alone, {approval.reason.rstrip('.')}, although {hypothetical(report.reason)}"
+    return GateReport(False, reason, gates)
 
 
-def would(reason: str) -> str:
-    """Why a version is promoted, of one that is not for another reason."""
+def hypothetical(reason: str) -> str:
+    """Rephrase the reason of a promotion that another gate prevents."""
     return reason.replace(" is promoted ", " would be promoted ", 1)
 
 
-def remembered(champion: Found) -> GateReport:
-    """What was said when a version became the champion."""
-    told = champion.tags.get(REASON, f"version {champion.version} holds the alias {CHAMPION} already.")
-    gates = {name.removeprefix(TAG): value for name, value in champion.tags.items() if name.startswith(TAG)}
-    found = [Gate(name, said.startswith(PASSED), said.partition(": ")[2]) for name, said in gates.items()]
-    return GateReport(True, told, tuple(found))
+def stored_report(champion: RegistryVersion) -> GateReport:
+    """Return the report that was written to the tags of a version when it became the champion."""
+    reason = champion.tags.get(REASON_TAG, f"version {champion.version} holds the alias {CHAMPION} already.")
+    gates = [
+        Gate(tag.removeprefix(GATE_TAG), text.startswith(PASSED), text.partition(": ")[2])
+        for tag, text in champion.tags.items()
+        if tag.startswith(GATE_TAG)
+    ]
+    return GateReport(True, reason, tuple(gates))
 
 
-def number(version: Found | None) -> int | None:
-    """The number of a version, if there is one."""
+def version_number(version: RegistryVersion | None) -> int | None:
+    """Return a version's number, None for no version."""
     return int(version.version) if version else None
 
 
-def outcome(case: PromotionCase, judgement: GateReport, champion: int | None) -> Promotion:
-    """A judgement as the stages know it."""
+def promotion_record(candidate: MeasuredVersion, report: GateReport, champion_version: int | None) -> Promotion:
+    """Return the pipeline's record of a decision."""
     return Promotion(
-        promoted=judgement.promoted,
-        reason=judgement.reason,
-        name=case.version.name,
-        version=case.version.version,
-        champion_version=champion,
-        gates={gate.name: str(gate) for gate in judgement.gates},
+        promoted=report.promoted,
+        reason=report.reason,
+        name=candidate.version.name,
+        version=candidate.version.version,
+        champion_version=champion_version,
+        gates={gate.name: str(gate) for gate in report.gates},
     )
 
 
-def by_alias(client: MlflowClient, name: str, alias: str) -> Found | None:
-    """The version with an alias, if there is one."""
-    holder = client.get_registered_model(name).aliases.get(alias)
-    return client.get_model_version(name, holder) if holder else None
+def version_by_alias(client: MlflowClient, name: str, alias: str) -> RegistryVersion | None:
+    """Return the version that holds an alias, or None."""
+    version = client.get_registered_model(name).aliases.get(alias)
+    return client.get_model_version(name, version) if version else None
 
 
-def crown(client: MlflowClient, name: str, version: int, before: int | None) -> None:
-    """Move the alias ``champion`` to a version, and ``previous`` to the one that had it (the way back)."""
-    if before is not None:
-        client.set_registered_model_alias(name, PREVIOUS, str(before))
+def set_champion(client: MlflowClient, name: str, version: int, previous: int | None) -> None:
+    """Move the alias ``champion`` to a version, and ``previous`` to the former champion, for a rollback."""
+    # In this order: a process killed in between leaves the champion where it was.
+    if previous is not None:
+        client.set_registered_model_alias(name, PREVIOUS, str(previous))
     client.set_registered_model_alias(name, CHAMPION, str(version))
 
 
-def note(handle: RunHandle, version: ModelVersion, judgement: GateReport) -> None:
-    """Write the judgement down with the version and with its run, in whose description it replaces an earlier one."""
-    tags = {REASON: judgement.reason, PROMOTED: str(judgement.promoted).lower(), **judgement.tags()}
+def write_report(handle: RunHandle, version: ModelVersion, report: GateReport) -> None:
+    """Write a report to the tags of the version and its run; it replaces the earlier one in the run's description."""
+    tags = {REASON_TAG: report.reason, PROMOTED_TAG: str(report.promoted).lower(), **report.tags()}
     for key, value in tags.items():
         handle.client.set_model_version_tag(version.name, str(version.version), key, value)
-    gates = {gate.name: str(gate) for gate in judgement.gates}
-    said = paragraph(version.name, version.version, judgement.reason, gates)
-    before = handle.client.get_run(handle.run_id).data.tags.get(NOTE, "")
-    tag(handle, tags | ({NOTE: re.sub(PARAGRAPH, lambda _: said, before)} if before else {}))
+    gates = {gate.name: str(gate) for gate in report.gates}
+    paragraph = report_paragraph(version.name, version.version, report.reason, gates)
+    description = handle.client.get_run(handle.run_id).data.tags.get(DESCRIPTION_TAG, "")
+    if description:
+        # A function as the replacement: backslashes in a person's reason are no group references.
+        tags[DESCRIPTION_TAG] = re.sub(PARAGRAPH, lambda _: paragraph, description)
+    set_tags(handle, tags)
 
 
-def paragraph(name: str, version: int, reason: str, gates: Mapping[str, str]) -> str:
-    """What a run's description says of its version."""
-    lines = [f"- {gate.replace('_', ' ')} {told}" for gate, told in gates.items()]
+def report_paragraph(name: str, version: int, reason: str, gates: Mapping[str, str]) -> str:
+    """Return the paragraph of a run's description about its version, in Markdown."""
+    lines = [f"- {gate.replace('_', ' ')} {verdict}" for gate, verdict in gates.items()]
     return "\n".join([f"Version {version} of **{name}**. {reason[:1].upper()}{reason[1:]}", "", *lines])
 
 
-def read_measurements(client: MlflowClient, version: Found, file: str = MEASURED) -> ModelMeasurements:
-    """What was measured of a registered version, or of its base (``file``).
+def read_measurements(
+    client: MlflowClient, version: RegistryVersion, file: str = MEASUREMENTS_FILE
+) -> ModelMeasurements:
+    """Read the measurements of a registered version, or of its base (``file``).
 
     Raises TrackingError when the version was not registered by this project, or its files are gone.
     """
     try:
-        location = client.get_logged_model(model_of(version)).artifact_location
+        location = client.get_logged_model(logged_model_id(version)).artifact_location
         repository = get_artifact_repository(location, tracking_uri=client.tracking_uri)
         with tempfile.TemporaryDirectory() as temporary:
             path = repository.download_artifacts(file, temporary)  # type: ignore[no-untyped-call]
-            told = json.loads(Path(path).read_text())
+            fields = json.loads(Path(path).read_text())
     except (MlflowException, OSError, ValueError) as error:
         raise TrackingError(
             f"Version {version.version} of {version.name} comes without its measurements ({error}).",
-            "Versions are compared by what they measured when they were registered.",
-            f"If it holds the alias {CHAMPION}, give that to a version that dpo registered.",
+            "Versions are compared by the measurements stored when they were registered.",
+            f"If it holds the alias {CHAMPION}, move that alias to a version that dpo registered.",
         ) from error
-    name = f"version {version.version}" if file == MEASURED else "its base"
-    return ModelMeasurements(**{**told, "name": name})
+    name = f"version {version.version}" if file == MEASUREMENTS_FILE else "its base"
+    return ModelMeasurements(**{**fields, "name": name})
 
 
-def read_case(handle: RunHandle, version: Found, record: ModelVersion) -> PromotionCase:
-    """A registered version as a case; the base's measurements are missing from versions of older releases."""
-    ours = read_measurements(handle.client, version)
+def read_measured_version(handle: RunHandle, version: RegistryVersion) -> MeasuredVersion:
+    """Read a registered version as a candidate; versions of older releases lack the base's measurements.
+
+    Raises TrackingError when the version's own measurements cannot be read.
+    """
+    measured = read_measurements(handle.client, version)
     try:
-        base = read_measurements(handle.client, version, BASE_MEASURED)
+        base = read_measurements(handle.client, version, BASE_MEASUREMENTS_FILE)
     except TrackingError:
         base = None
-    return PromotionCase(record, ours, base)
+    return MeasuredVersion(version_record(handle, version), measured, base)

@@ -1,4 +1,4 @@
-"""A checkpoint as a model that MLflow loads and serves, and what was measured of it."""
+"""Logged model: a checkpoint packaged so that MLflow can load and serve it, with its measurements."""
 
 import json
 import logging
@@ -19,13 +19,13 @@ import dpo_core
 from dpo_core.evaluate.task_names import IFEVAL
 from dpo_core.records import Checkpoint, EvalResult
 from dpo_core.render.registry import CHECKPOINT_METADATA
-from flows.registry.promotion_rule import ModelMeasurements, beyond_noise
+from flows.registry.promotion_rule import ModelMeasurements, accuracy_beyond_noise
 
 WEIGHTS = "artifacts/checkpoint"
-MEASURED, BASE_MEASURED = "measured.json", "base_measured.json"
-# Settings under which an answer to the same prompt may be another one.
-TERMS = ("max_new_tokens", "eval_temperature")
-SERVING = Path(__file__).with_name("served_model.py")
+MEASUREMENTS_FILE, BASE_MEASUREMENTS_FILE = "measured.json", "base_measured.json"
+# Settings that change the response to the same prompt.
+GENERATION_SETTINGS = ("max_new_tokens", "eval_temperature")
+SERVED_MODEL = Path(__file__).with_name("served_model.py")
 
 # What loading and serving a checkpoint imports; the versions are those of the environment that trained it.
 REQUIREMENTS = (
@@ -55,56 +55,58 @@ SIGNATURE = ModelSignature(
 )
 
 
-def upload(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint) -> None:
-    """Everything that loading the model needs.
+def upload_model(client: MlflowClient, model: LoggedModel, checkpoint: Checkpoint) -> None:
+    """Upload the weights and everything else that loading the model needs.
 
-    MLflow's own way copies the weights to a temporary directory twice; here they go to the store straight from the
-    checkpoint, into the place that a model saved with a stand-in keeps for them.
+    MLflow's own upload copies the weights to a temporary directory twice. Here a model is saved with a placeholder, and
+    the weights are uploaded from the checkpoint into the placeholder's directory.
     """
-    identity = model.model_id
-    # It would tell that there is no pip, as in our images, which a model whose packages are named does not need.
+    model_id = model.model_id
+    # It warns when pip is missing, as in our images; a model with pinned requirements does not need pip.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
-        stand_in, saved = Path(temporary, "checkpoint"), Path(temporary, "model")
-        stand_in.mkdir()
-        shutil.copyfile(checkpoint.path / CHECKPOINT_METADATA, stand_in / CHECKPOINT_METADATA)
+        placeholder, saved = Path(temporary, "checkpoint"), Path(temporary, "model")
+        placeholder.mkdir()
+        shutil.copyfile(checkpoint.path / CHECKPOINT_METADATA, placeholder / CHECKPOINT_METADATA)
         mlflow.pyfunc.save_model(
             saved,
-            python_model=str(SERVING),
-            artifacts={"checkpoint": str(stand_in)},
+            python_model=str(SERVED_MODEL),
+            artifacts={"checkpoint": str(placeholder)},
             code_paths=[str(Path(dpo_core.__file__).parent)],
             signature=SIGNATURE,
             input_example=EXAMPLE,
             pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
-            mlflow_model=Model(model.artifact_location, model.source_run_id, model_uuid=identity, model_id=identity),
+            mlflow_model=Model(model.artifact_location, model.source_run_id, model_uuid=model_id, model_id=model_id),
         )
-        client.log_model_artifacts(identity, str(saved))
-    client.log_model_artifacts(identity, str(checkpoint.path), WEIGHTS)
+        client.log_model_artifacts(model_id, str(saved))
+    client.log_model_artifacts(model_id, str(checkpoint.path), WEIGHTS)
 
 
-def upload_measured(client: MlflowClient, identity: str, measured: Mapping[str, ModelMeasurements]) -> None:
-    """What was measured of a model, by file name."""
+def upload_measurements(client: MlflowClient, model_id: str, measured: Mapping[str, ModelMeasurements]) -> None:
+    """Upload measurements, each as the JSON file of its key."""
     with tempfile.TemporaryDirectory() as temporary:
-        for name, one in measured.items():
-            Path(temporary, name).write_text(json.dumps(asdict(one), indent=1))
-        client.log_model_artifacts(identity, temporary)
+        for name, measurement in measured.items():
+            Path(temporary, name).write_text(json.dumps(asdict(measurement), indent=1))
+        client.log_model_artifacts(model_id, temporary)
 
 
 def measurements(result: EvalResult, name: str) -> ModelMeasurements:
-    """What the rule of promotion needs of an evaluation; a prompt without a verdict is left out."""
+    """Return the measurements of an evaluation that promotion compares; a prompt that failed is left out."""
     outcomes = [json.loads(line) for line in (result.path / "outcomes.jsonl").read_text().splitlines()]
-    terms = {"IFEval": result.tasks.get(IFEVAL, "")} | {term: f"{result.settings[term]:g}" for term in TERMS}
+    conditions = {"IFEval": result.tasks.get(IFEVAL, "")} | {
+        name: f"{result.settings[name]:g}" for name in GENERATION_SETTINGS
+    }
     metrics = result.metrics
     return ModelMeasurements(
         name=name,
         prompts_fingerprint=result.prompts_fingerprint,
-        followed={str(one["key"]): all(one["strict"]) for one in outcomes if one.get("error") is None},
+        followed={str(row["key"]): all(row["strict"]) for row in outcomes if row.get("error") is None},
         pairs_fingerprint=result.pairs_fingerprint,
         accuracy=metrics["test/accuracy"],
         accuracy_low=metrics["test/accuracy_low"],
         accuracy_high=metrics["test/accuracy_high"],
         num_pairs=int(metrics["test/num_pairs"]),
-        asked=terms if outcomes else {},
+        asked=conditions if outcomes else {},
         margin_noise=metrics.get("test/margin_noise", 0.0),
-        beyond_noise=beyond_noise(metrics),
+        beyond_noise=accuracy_beyond_noise(metrics),
     )

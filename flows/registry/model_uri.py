@@ -1,5 +1,5 @@
-"""Registered models by name, for whoever opens models: ``models:/<name>@<alias>``, ``models:/<name>/<version>``, or a
-name alone, which is its champion."""
+"""Model URIs of registered models: ``models:/<name>@<alias>``, ``models:/<name>/<version>``, or a name alone, which
+stands for its champion."""
 
 from pathlib import Path
 
@@ -17,17 +17,16 @@ from dpo_core.records import ModelSource
 from flows.registry import model_admin
 from flows.registry.logged_model import WEIGHTS
 from flows.registry.model_admin import Registry
-from flows.registry.versions import CHAMPION, model_of
-from flows.tracking.mlflow_run import answering, cause, connect
-from flows.tracking.mlflow_server import database, tracking_uri
+from flows.registry.versions import CHAMPION, logged_model_id
+from flows.tracking.mlflow_run import as_tracking_error, connect, error_line
+from flows.tracking.mlflow_server import database_path, tracking_uri
 
 SCHEME = "models:/"
 STAGE = "registered"
 
 
 def directory(name: str) -> Path | None:
-    """The weights of a registered model: where they lie in a local store, else brought to this disk once. None for a
-    name of another kind.
+    """Return the checkpoint of a registered model, downloaded once unless the store is local; None for other names.
 
     The registry is that of the environment (DPO_TRACKING_URI, MLFLOW_TRACKING_URI, else ./mlruns). Raises RecipeError
     when it has no such model, TrackingError when it does not answer or the files are gone.
@@ -36,57 +35,57 @@ def directory(name: str) -> Path | None:
     if not named and ":" in name:
         return None
     uri = tracking_uri(read_recipe(None, ()).track)
-    file = database(uri)
-    if not named and file and not file.is_file():  # no registry yet, and asking would make one
+    file = database_path(uri)
+    if not named and file and not file.is_file():  # connecting would create a registry
         return None
     registry = Registry(uri, connect(uri))
-    return weights(registry, find(registry, name.removeprefix(SCHEME)))
+    return checkpoint_directory(registry, resolve_version(registry, name.removeprefix(SCHEME)))
 
 
-def find(registry: Registry, address: str) -> ModelVersion:
-    """The version at ``<name>@<alias>``, ``<name>/<version>``, or of a name alone the champion, else the newest.
+def resolve_version(registry: Registry, address: str) -> ModelVersion:
+    """Return the version at ``<name>@<alias>`` or ``<name>/<version>``; for a name alone the champion, else the newest.
 
-    Raises RecipeError when there is none.
+    Raises RecipeError when there is no such version.
     """
     if "@" in address or "/" in address:
-        return model_admin.find(registry, address)
-    name = model_admin.named(registry, address)
-    with answering(registry.uri):
+        return model_admin.find_version(registry, address)
+    name = model_admin.resolve_model_name(registry, address)
+    with as_tracking_error(registry.uri):
         if CHAMPION in registry.client.get_registered_model(name).aliases:
             return registry.client.get_model_version_by_alias(name, CHAMPION)
         query, newest = f"name = '{name}'", ["version_number DESC"]
-        found = registry.client.search_model_versions(query, max_results=1, order_by=newest)
-    if not found:
+        versions = registry.client.search_model_versions(query, max_results=1, order_by=newest)
+    if not versions:
         raise RecipeError(f"{name} has no versions.", "dpo run registers them.", "See dpo models.")
-    return found[0]
+    return versions[0]
 
 
-def weights(registry: Registry, version: ModelVersion) -> Path:
-    """The checkpoint inside a version.
+def checkpoint_directory(registry: Registry, version: ModelVersion) -> Path:
+    """Return the directory of a version's checkpoint.
 
-    Raises TrackingError for a version that holds none.
+    Raises TrackingError when its files cannot be read.
     """
-    place, model_id = store_of(read_recipe(None, ())), model_of(version)
-    if place.find(STAGE, model_id, ModelSource) is not None:
-        return place.entry(STAGE, model_id) / WEIGHTS
+    store, model_id = store_of(read_recipe(None, ())), logged_model_id(version)
+    if store.find(STAGE, model_id, ModelSource) is not None:
+        return store.entry(STAGE, model_id) / WEIGHTS
     try:
         location = registry.client.get_logged_model(model_id).artifact_location
         repository = get_artifact_repository(location, tracking_uri=registry.uri)
         if isinstance(repository, LocalArtifactRepository):
             return Path(repository.download_artifacts(WEIGHTS))  # type: ignore[no-untyped-call]
-        with place.write(STAGE, model_id) as draft:
+        with store.write(STAGE, model_id) as draft:
             if not draft.there:
-                source = fetched(repository, draft.path, f"{SCHEME}{version.name}/{version.version}")
+                source = download_checkpoint(repository, draft.path, f"{SCHEME}{version.name}/{version.version}")
                 draft.publish(source.model_copy(update={"path": draft.final / WEIGHTS}))
     except (MlflowException, OSError, RecipeError) as error:
         raise TrackingError(
-            f"The files of version {version.version} of {version.name} cannot be had: {cause(error)}.",
-            "A version is its artifacts.",
+            f"The files of version {version.version} of {version.name} cannot be read: {error_line(error)}.",
+            "A version consists of its artifacts in the store.",
             "dpo run with the same recipe registers it again.",
         ) from error
-    return place.entry(STAGE, model_id) / WEIGHTS
+    return store.entry(STAGE, model_id) / WEIGHTS
 
 
-def fetched(repository: ArtifactRepository, place: Path, name: str) -> ModelSource:
-    """A version's checkpoint, downloaded into a directory."""
-    return describe(Path(repository.download_artifacts(WEIGHTS, str(place))), name)  # type: ignore[no-untyped-call]
+def download_checkpoint(repository: ArtifactRepository, path: Path, name: str) -> ModelSource:
+    """Download a version's checkpoint into a directory."""
+    return describe(Path(repository.download_artifacts(WEIGHTS, str(path))), name)  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""The registered model as MLflow loads and serves it: conversations in, the assistant's next message out.
+"""Served model: MLflow's Python model that takes conversations and returns the assistant's next messages.
 
-MLflow runs this file where the model is loaded, with dpo_core beside it and the checkpoint among its artifacts.
+MLflow executes this file wherever the model is loaded, with dpo_core beside it and the checkpoint as an artifact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ BATCH_SIZE = 32
 
 
 class ServedModel(PythonModel):
-    """Answers ``{"messages": [{"role", "content"}, …]}``, or a table with such a column, a row a conversation."""
+    """Takes ``{"messages": [{"role", "content"}, …]}``, or a table with this column and one row per conversation."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the checkpoint, with the renderer that it was trained with."""
-        # Lazy: torch costs seconds that registering the model, which imports this file too, must not pay.
+        """Load the checkpoint with the renderer of its training."""
+        # Lazy: registering the model imports this file too, and must not spend seconds on importing torch.
         from dpo_core.inference.generator import open_generator
         from dpo_core.inference.load_engine import EngineConfig
 
@@ -31,33 +31,35 @@ class ServedModel(PythonModel):
             Path(context.artifacts["checkpoint"]), EngineConfig(engine="torch", batch_size=BATCH_SIZE)
         )
 
-    # The hint is one that MLflow leaves alone: of others it would make the signature, and the model brings its own.
+    # MLflow ignores this type hint; from others it would infer a signature, and the model has its own.
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[str]:
-        """The answers in the conversations' order.
+        """Return the responses in the order of the conversations.
 
         ``params``: ``max_new_tokens``, ``temperature`` (0 is greedy), ``seed``.
         """
         from dpo_core.inference.generator import Sampling  # lazy: as above
 
-        answers = self.answerer.responses(conversations(model_input), Sampling(**(params or {})))
+        answers = self.answerer.responses(read_conversations(model_input), Sampling(**(params or {})))
         return [answer.text for answer in answers]
 
 
-def conversations(table: pd.DataFrame) -> "list[list[Message]]":
-    """The column ``messages`` of the table that MLflow makes of every form of request.
+def read_conversations(table: pd.DataFrame) -> "list[list[Message]]":
+    """Return the column ``messages`` of the table that MLflow makes of every request.
 
     Raises MlflowException (HTTP 400 when served) for a conversation without messages.
     """
-    told = list(table["messages"])
-    if not all(len(conversation) for conversation in told):
-        raise MlflowException.invalid_parameter_value("A conversation needs a message to answer.")
-    return [plain(conversation) for conversation in told]
+    rows = list(table["messages"])
+    if not all(len(conversation) for conversation in rows):
+        raise MlflowException.invalid_parameter_value(
+            "A conversation has no messages. It needs at least one to respond to."
+        )
+    return [plain_messages(conversation) for conversation in rows]
 
 
-def plain(conversation: Sequence[Mapping[str, Any]]) -> "list[Message]":
-    """Messages as plain dictionaries of strings."""
+def plain_messages(conversation: Sequence[Mapping[str, Any]]) -> "list[Message]":
+    """Return messages as plain dictionaries of strings."""
     return [{"role": str(message["role"]), "content": str(message["content"])} for message in conversation]
 
 

@@ -1,8 +1,8 @@
-"""Trained models as versions in MLflow's registry: servable, found again by what made them, whole or not there."""
+"""Model versions in MLflow's registry, found again by the fingerprint of their candidate; a failed step leaves none."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric
-from mlflow.entities.model_registry import ModelVersion as Found
+from mlflow.entities.model_registry import ModelVersion as RegistryVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -20,17 +20,24 @@ from dpo_core.config.redact import shown
 from dpo_core.errors import RecipeError
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, PairSet, RenderedSet
 from dpo_core.stages.stage import StageResult
-from flows.registry.logged_model import BASE_MEASURED, MEASURED, WEIGHTS, measurements, upload, upload_measured
-from flows.tracking.mlflow_run import AFTER, FINGERPRINT, RunHandle, answering
+from flows.registry.logged_model import (
+    BASE_MEASUREMENTS_FILE,
+    MEASUREMENTS_FILE,
+    WEIGHTS,
+    measurements,
+    upload_measurements,
+    upload_model,
+)
+from flows.tracking.mlflow_run import AFTER, FINGERPRINT, RunHandle, as_tracking_error
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
-LOGGED = "models:/"  # before a logged model's id
-CHECKPOINT = "dpo.checkpoint"  # a logged model's tag
+LOGGED_MODEL_URI = "models:/"  # followed by a logged model's id
+CHECKPOINT_TAG = "dpo.checkpoint"  # a logged model's tag
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A trained model with what it was made from and how it and its base measured."""
+    """A trained model, its data, and the evaluations of its base (``before``) and of itself (``after``)."""
 
     checkpoint: Checkpoint
     pairs: PairSet
@@ -40,22 +47,22 @@ class Candidate:
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same weights, measured the same."""
+        """Fingerprint of the weights and both evaluations."""
         return fingerprint.of_value([self.checkpoint.fingerprint, self.before.fingerprint, self.after.fingerprint])
 
 
 @dataclass(frozen=True, slots=True)
 class VersionNotes:
-    """What a version says of itself: tags, and its card, a description in Markdown."""
+    """Tags of a new version and its description (``card``) in Markdown."""
 
     tags: Mapping[str, str]
     card: str
 
 
-def registered_name(recipe: Recipe) -> str:
-    """The model's name in the registry: the setting, or ``dpo-<dataset>-<model>``.
+def registered_model_name(recipe: Recipe) -> str:
+    """Return the model's name in the registry: the setting, or ``dpo-<dataset>-<model>``.
 
-    Raises RecipeError for a name that the registry cannot take.
+    Raises RecipeError for a name that the registry does not accept.
     """
     name = recipe.promote.registered_model_name
     if name is None:
@@ -63,27 +70,34 @@ def registered_name(recipe: Recipe) -> str:
         return re.sub(r"[^\w.-]+", "_", "-".join(parts))
     if not re.fullmatch(r"[\w][\w .+-]*", name):
         raise RecipeError(
-            f"registered_model_name={name!r} cannot be used.",
-            "A name in the registry has letters, digits, spaces and . + - _ only.",
+            f"registered_model_name={name!r} is no name for a registered model.",
+            "A name consists of letters, digits, spaces and . + - _ only.",
             "Choose another, such as dpo-helpful.",
         )
     return name
 
 
-def register(handle: RunHandle, candidate: Candidate, name: str, about: VersionNotes) -> StageResult[ModelVersion]:
-    """The version of this candidate: the one that exists and is whole, or a new one with the alias ``candidate``.
+def register(
+    handle: RunHandle, candidate: Candidate, name: str, notes: Callable[[], VersionNotes]
+) -> StageResult[ModelVersion]:
+    """Return the candidate's version: a complete existing one, or a new one with the alias ``candidate``.
 
-    If any step of making it fails, all of it is taken back. Raises TrackingError when MLflow does not do its part.
+    ``notes`` is called only for a new version; it may log to the run first. When a step of registering fails, all of
+    its steps are undone.
+
+    Raises TrackingError when MLflow fails.
     """
-    with answering(handle.uri):
-        found = find_version(handle.client, name, candidate)
-        if found is not None:
-            return StageResult(record(handle, found), True)
-        return StageResult(record(handle, add_version(handle, candidate, name, about)), False)
+    with as_tracking_error(handle.uri):
+        version = find_version(handle.client, name, candidate)
+    if version is not None:
+        return StageResult(version_record(handle, version), True)
+    version_notes = notes()
+    with as_tracking_error(handle.uri):
+        return StageResult(version_record(handle, create_version(handle, candidate, name, version_notes)), False)
 
 
-def record(handle: RunHandle, version: Found) -> ModelVersion:
-    """A version as the stages know it."""
+def version_record(handle: RunHandle, version: RegistryVersion) -> ModelVersion:
+    """Return the pipeline's record of a version; ``handle`` is its run."""
     return ModelVersion(
         name=version.name,
         version=int(version.version),
@@ -94,26 +108,26 @@ def record(handle: RunHandle, version: Found) -> ModelVersion:
     )
 
 
-def find_version(client: MlflowClient, name: str, candidate: Candidate) -> Found | None:
-    """The newest version made of this candidate whose files are all there."""
+def find_version(client: MlflowClient, name: str, candidate: Candidate) -> RegistryVersion | None:
+    """Return the newest complete version of this candidate, or None."""
     query = f"name = '{name}' and tags.`{FINGERPRINT}` = '{candidate.fingerprint}'"
-    found = client.search_model_versions(query, order_by=["version_number DESC"])
-    return next((version for version in found if whole(client, version, candidate.checkpoint)), None)
+    versions = client.search_model_versions(query, order_by=["version_number DESC"])
+    return next((version for version in versions if is_complete(client, version, candidate.checkpoint)), None)
 
 
-def whole(client: MlflowClient, version: Found, checkpoint: Checkpoint) -> bool:
-    """Whether a version's model is there with every file of the checkpoint in its right size, and its measurements."""
+def is_complete(client: MlflowClient, version: RegistryVersion, checkpoint: Checkpoint) -> bool:
+    """Whether a version has its measurements and every file of the checkpoint in its full size."""
     try:
-        files = {file.path for file in client.list_logged_model_artifacts(model_of(version))}
+        files = {file.path for file in client.list_logged_model_artifacts(logged_model_id(version))}
     except (MlflowException, OSError):
         return False
-    return MEASURED in files and holds(client, model_of(version), checkpoint)
+    return MEASUREMENTS_FILE in files and has_checkpoint_files(client, logged_model_id(version), checkpoint)
 
 
-def holds(client: MlflowClient, identity: str, checkpoint: Checkpoint) -> bool:
-    """Whether a logged model has every file of the checkpoint in its right size."""
+def has_checkpoint_files(client: MlflowClient, model_id: str, checkpoint: Checkpoint) -> bool:
+    """Whether a logged model has every file of the checkpoint in its full size."""
     try:
-        stored = client.list_logged_model_artifacts(identity, WEIGHTS)
+        stored = client.list_logged_model_artifacts(model_id, WEIGHTS)
     except (MlflowException, OSError):
         return False
     sizes = {Path(file.path).name: file.file_size for file in stored}
@@ -121,71 +135,71 @@ def holds(client: MlflowClient, identity: str, checkpoint: Checkpoint) -> bool:
     return expected.items() <= sizes.items()
 
 
-def log_model(handle: RunHandle, checkpoint: Checkpoint, name: str) -> LoggedModel:
-    """The checkpoint as a model of the run that no version was made of yet, and that loads: found, or uploaded.
+def find_or_upload_model(handle: RunHandle, checkpoint: Checkpoint, name: str) -> LoggedModel:
+    """Return the run's complete logged model of the checkpoint that has no version yet; upload one if there is none.
 
-    Others without a version are what an attempt that was killed left, and are discarded.
+    Other models without a version are left over from killed attempts and are deleted.
     """
-    client, found = handle.client, None
-    for model in unregistered(handle):
-        told = model.status, model.name, model.tags.get(CHECKPOINT)
-        fits = told == (LoggedModelStatus.READY, name, checkpoint.fingerprint)
-        if found is None and fits and holds(client, model.model_id, checkpoint):
-            found = model
+    client, complete_model = handle.client, None
+    for model in unregistered_models(handle):
+        origin = model.status, model.name, model.tags.get(CHECKPOINT_TAG)
+        matches = origin == (LoggedModelStatus.READY, name, checkpoint.fingerprint)
+        if complete_model is None and matches and has_checkpoint_files(client, model.model_id, checkpoint):
+            complete_model = model
         else:
-            discard(client, model)
-    return found or new_model(handle, checkpoint, name)
+            delete_logged_model(client, model)
+    return complete_model or upload_new_model(handle, checkpoint, name)
 
 
-def new_model(handle: RunHandle, checkpoint: Checkpoint, name: str) -> LoggedModel:
-    """Upload the checkpoint; when that fails, nothing of it stays."""
-    client, tags = handle.client, {CHECKPOINT: checkpoint.fingerprint}
+def upload_new_model(handle: RunHandle, checkpoint: Checkpoint, name: str) -> LoggedModel:
+    """Upload the checkpoint as a logged model; a failed upload is deleted."""
+    client, tags = handle.client, {CHECKPOINT_TAG: checkpoint.fingerprint}
     model = client.create_logged_model(
         handle.experiment_id, name=name, source_run_id=handle.run_id, tags=tags, model_type="dpo"
     )
     try:
-        upload(client, model, checkpoint)
+        upload_model(client, model, checkpoint)
         return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     except BaseException:
-        discard(client, model)
+        delete_logged_model(client, model)
         raise
 
 
-def add_version(handle: RunHandle, candidate: Candidate, name: str, about: VersionNotes) -> Found:
-    """Register the model with what was measured; each step notes how it is undone, should a later one fail."""
+def create_version(handle: RunHandle, candidate: Candidate, name: str, notes: VersionNotes) -> RegistryVersion:
+    """Create a version with measurements, tags and metrics; a step that fails undoes the steps before it."""
     client, step = handle.client, candidate.checkpoint.step
     with ExitStack() as undo:
-        model = log_model(handle, candidate.checkpoint, name)
-        undo.callback(discard, client, model)
-        results = {MEASURED: candidate.after, BASE_MEASURED: candidate.before}
-        told = {file: measurements(result, "it") for file, result in results.items()}
-        upload_measured(client, model.model_id, told)
-        client.set_logged_model_tags(model.model_id, dict(about.tags))
-        log_metrics(handle, model.model_id, candidate.pairs)
-        if created(client, name):
-            undo.callback(remove_if_empty, client, name)
-        with default_store(handle.uri):
+        model = find_or_upload_model(handle, candidate.checkpoint, name)
+        undo.callback(delete_logged_model, client, model)
+        results = {MEASUREMENTS_FILE: candidate.after, BASE_MEASUREMENTS_FILE: candidate.before}
+        by_file = {file: measurements(result, "it") for file, result in results.items()}
+        upload_measurements(client, model.model_id, by_file)
+        client.set_logged_model_tags(model.model_id, dict(notes.tags))
+        log_model_metrics(handle, model.model_id, candidate.pairs)
+        if create_registered_model(client, name):
+            undo.callback(delete_if_empty, client, name)
+        with default_tracking_uri(handle.uri):
             version = client.create_model_version(
                 name,
-                source=f"{LOGGED}{model.model_id}",
+                source=f"{LOGGED_MODEL_URI}{model.model_id}",
                 run_id=handle.run_id,
-                tags={**about.tags, FINGERPRINT: candidate.fingerprint},
-                description=about.card,
+                tags={**notes.tags, FINGERPRINT: candidate.fingerprint},
+                description=notes.card,
                 model_id=model.model_id,
             )
         undo.callback(client.delete_model_version, name, version.version)
         client.set_registered_model_alias(name, CANDIDATE, version.version)
-        # What the model's page links to its version by.
-        here = json.dumps([{"name": name, "version": version.version}])
-        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": here})
+        # MLflow's page of the model links to its version by this tag.
+        links = json.dumps([{"name": name, "version": version.version}])
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": links})
         client.log_outputs(handle.run_id, [LoggedModelOutput(model.model_id, step=step)])
         undo.pop_all()
     return version
 
 
 @contextmanager
-def default_store(uri: str) -> Iterator[None]:
-    """This store is the process's default inside: a registry in sqlite looks models up there, whatever its client."""
+def default_tracking_uri(uri: str) -> Iterator[None]:
+    """Make a store the process's default inside the block: a sqlite registry looks models up there, not in its own."""
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
     mlflow.set_tracking_uri(uri)
     try:
@@ -194,68 +208,71 @@ def default_store(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
 
 
-def model_of(version: Found) -> str:
-    """The id of the logged model that a version was made of; the registry keeps it in the source alone."""
-    return (version.source or "").removeprefix(LOGGED)
+def logged_model_id(version: RegistryVersion) -> str:
+    """Return the id of a version's logged model; the registry stores it only in the source."""
+    return (version.source or "").removeprefix(LOGGED_MODEL_URI)
 
 
-def discard(client: MlflowClient, model: LoggedModel) -> None:
-    """Take a logged model back, its files too where the store can delete them."""
+def delete_logged_model(client: MlflowClient, model: LoggedModel) -> None:
+    """Delete a logged model, and its files if the store supports that."""
     with suppress(MlflowException, OSError, NotImplementedError):
         repository = get_artifact_repository(model.artifact_location, tracking_uri=client.tracking_uri)
         repository.delete_artifacts()  # type: ignore[no-untyped-call]
     client.delete_logged_model(model.model_id)
 
 
-def unregistered(handle: RunHandle) -> list[LoggedModel]:
-    """The models of this run that did not become a version."""
+def unregistered_models(handle: RunHandle) -> list[LoggedModel]:
+    """Return the logged models of this run without a version."""
     versions = handle.client.search_model_versions(f"run_id = '{handle.run_id}'")
-    kept = {model_of(version) for version in versions}
+    registered = {logged_model_id(version) for version in versions}
     query = f"source_run_id = '{handle.run_id}'"
-    found = handle.client.search_logged_models([handle.experiment_id], filter_string=query)
-    return [model for model in found if model.model_id not in kept]
+    models = handle.client.search_logged_models([handle.experiment_id], filter_string=query)
+    return [model for model in models if model.model_id not in registered]
 
 
-def created(client: MlflowClient, name: str) -> bool:
-    """Make the registered model unless it exists; whether it was made now."""
+def create_registered_model(client: MlflowClient, name: str) -> bool:
+    """Create a registered model unless it exists; True when this call created it."""
     with suppress(MlflowException):
         client.get_registered_model(name)
         return False
     try:
         client.create_registered_model(name, description="Trained with DPO; champion is the version to serve.")
     except MlflowException:
-        client.get_registered_model(name)  # another process made it at this moment; else that fails as making it did
+        # Another process created it at this moment; after any other failure this raises as well.
+        client.get_registered_model(name)
         return False
     return True
 
 
-def remove_if_empty(client: MlflowClient, name: str) -> None:
+def delete_if_empty(client: MlflowClient, name: str) -> None:
     """Delete a registered model that has no version."""
     if not client.search_model_versions(f"name = '{name}'", max_results=1):
         client.delete_registered_model(name)
 
 
-def log_metrics(handle: RunHandle, model_id: str, pairs: PairSet) -> None:
-    """The run's final numbers once more as the model's, whose page and versions then show them; those of held-out pairs
-    with the data that they are of."""
-    held = handle.client.get_run(handle.run_id).data.to_proto().metrics
-    final = [metric for metric in held if metric.key.startswith(f"{AFTER}/")]
-    data = {"dataset_name": held_out_name(pairs), "dataset_digest": pairs.fingerprint}
-    told = [
+def log_model_metrics(handle: RunHandle, model_id: str, pairs: PairSet) -> None:
+    """Log the run's final metrics again as the model's, so that its page and versions show them.
+
+    Metrics of held-out pairs carry the name and digest of their dataset.
+    """
+    run_metrics = handle.client.get_run(handle.run_id).data.to_proto().metrics
+    final = [metric for metric in run_metrics if metric.key.startswith(f"{AFTER}/")]
+    data = {"dataset_name": test_dataset_name(pairs), "dataset_digest": pairs.fingerprint}
+    model_metrics = [
         Metric(
-            one.key,
-            one.value,
-            one.timestamp,
-            one.step,
+            metric.key,
+            metric.value,
+            metric.timestamp,
+            metric.step,
             model_id,
             run_id=handle.run_id,
-            **(data if one.key.startswith(f"{AFTER}/test/") else {}),
+            **(data if metric.key.startswith(f"{AFTER}/test/") else {}),
         )
-        for one in final
+        for metric in final
     ]
-    handle.client.log_batch(handle.run_id, metrics=told)
+    handle.client.log_batch(handle.run_id, metrics=model_metrics)
 
 
-def held_out_name(pairs: PairSet) -> str:
-    """What the held-out pairs are called among a run's inputs."""
+def test_dataset_name(pairs: PairSet) -> str:
+    """Return the name of the held-out pairs among a run's inputs."""
     return f"{Path(pairs.dataset).name} test"

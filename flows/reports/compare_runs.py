@@ -13,11 +13,16 @@ from mlflow.exceptions import MlflowException
 from dpo_core.errors import RecipeError
 from dpo_core.evaluate.paired_tests import mcnemar
 from dpo_core.train.checkpoint import journal
-from flows.registry.promotion_rule import ModelMeasurements, beyond_noise, follows, prefers
+from flows.registry.promotion_rule import (
+    ModelMeasurements,
+    accuracy_beyond_noise,
+    compare_prompt_strict_acc,
+    compare_test_accuracy,
+)
 from flows.reports import compare_plot, comparison_page
 from flows.reports.comparison_page import RunComparison
 from flows.reports.run_table import ID_LENGTH, RESULTS, Experiment, differing_settings, find_run
-from flows.tracking.mlflow_run import AFTER, answering
+from flows.tracking.mlflow_run import AFTER, as_tracking_error
 
 OUTCOMES = "evaluation/after/outcomes.jsonl"
 MORE_RESULTS = {
@@ -79,7 +84,7 @@ def load_compared_run(experiment: Experiment, run: Run) -> ComparedRun:
 
 def load_outcomes(experiment: Experiment, run: Run) -> dict[str, bool]:
     """Whether each prompt was followed strictly, by its text; failed samples are left out."""
-    with tempfile.TemporaryDirectory() as temporary, answering(experiment.uri):
+    with tempfile.TemporaryDirectory() as temporary, as_tracking_error(experiment.uri):
         try:
             path = experiment.client.download_artifacts(run.info.run_id, OUTCOMES, temporary)
         except (MlflowException, OSError):
@@ -106,13 +111,13 @@ def paired_test_sentences(compared: ComparedRun, first: ComparedRun) -> list[str
         gained = sum(compared.outcomes[key] and not first.outcomes[key] for key in common)
         lost = sum(first.outcomes[key] and not compared.outcomes[key] for key in common)
         cells = f"only this run follows {gained}, only the first {lost}; exact McNemar p = {mcnemar(gained, lost):.3g}"
-        sentences.append(f"{compared.label} {follows(run_measured, first_measured).sentence}: {cells}.")
+        sentences.append(f"{compared.label} {compare_prompt_strict_acc(run_measured, first_measured).sentence}: {cells}.")
     elif compared.outcomes or first.outcomes:
         sentences.append(
             f"{compared.label} and {first.label} were evaluated on different prompts, so no paired test compares them."
         )
     if run_measured.num_pairs and first_measured.num_pairs and compared.pairs_digest == first.pairs_digest:
-        sentences.append(f"{compared.label} {prefers(run_measured, first_measured).sentence}.")
+        sentences.append(f"{compared.label} {compare_test_accuracy(run_measured, first_measured).sentence}.")
     return sentences
 
 
@@ -124,13 +129,13 @@ def measurements(compared: ComparedRun) -> ModelMeasurements:
     accuracy, low, high = (metrics.get(f"test/accuracy{end}", 0.0) for end in ("", "_low", "_high"))
     num_pairs = int(metrics.get("test/num_pairs", 0))
     measured = ModelMeasurements(compared.label, "", compared.outcomes, "", accuracy, low, high, num_pairs)
-    return replace(measured, margin_noise=metrics.get("test/margin_noise", 0.0), beyond_noise=beyond_noise(metrics))
+    return replace(measured, margin_noise=metrics.get("test/margin_noise", 0.0), beyond_noise=accuracy_beyond_noise(metrics))
 
 
 def metric_curves(experiment: Experiment, run: Run) -> dict[str, list[tuple[int, float]]]:
     """The (step, value) points of each plotted metric that the run has."""
     curves = {}
-    with answering(experiment.uri):
+    with as_tracking_error(experiment.uri):
         for metric in compare_plot.METRICS:
             if metric in run.data.metrics:
                 history = experiment.client.get_metric_history(run.info.run_id, metric)
@@ -161,6 +166,6 @@ def directory_name(comparison: RunComparison) -> str:
 
 def log_files(experiment: Experiment, comparison: RunComparison, directory: Path, run_id: str | None = None) -> None:
     """Log the files in ``directory`` as artifacts of the run ``run_id``, or of the first compared run if it is None."""
-    with answering(experiment.uri):
+    with as_tracking_error(experiment.uri):
         target = run_id or comparison.ids[0]
         experiment.client.log_artifacts(target, str(directory), f"comparison/{directory_name(comparison)}")

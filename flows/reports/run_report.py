@@ -17,12 +17,12 @@ from dpo_core.records import DataReport, EvalResult, PairSet, Promotion, Rendere
 from dpo_core.stages.train import NOT_IN_KEY
 from dpo_core.train.checkpoint import journal, run_dir
 from flows.registry import champion
-from flows.registry.versions import Candidate, held_out_name
+from flows.registry.versions import Candidate, test_dataset_name
 from flows.reports.curve_plot import draw_curves
 from flows.reports.data_plot import draw_data_report
 from flows.reports.instruction_plot import draw_instructions, shares_by_kind
 from flows.reports.reward_plot import draw_rewards
-from flows.tracking.mlflow_run import AFTER, BEFORE, RunHandle, answering, log_result, tag
+from flows.tracking.mlflow_run import AFTER, BEFORE, RunHandle, as_tracking_error, log_result, set_tags
 
 HEADLINES = {
     "prompt_strict_acc": "prompts followed strictly (IFEval)",
@@ -46,13 +46,13 @@ def log_data(handle: RunHandle, pairs: PairSet, rendered: RenderedSet) -> None:
     name = Path(pairs.dataset).name
     splits = (
         ("training", f"{name} train", rendered.train_report),
-        ("evaluation", held_out_name(pairs), rendered.test_report),
+        ("evaluation", test_dataset_name(pairs), rendered.test_report),
     )
     inputs = [
         DatasetInput(mlflow_dataset(label, pairs, report), [InputTag("mlflow.data.context", context)])
         for context, label, report in splits
     ]
-    with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
+    with as_tracking_error(handle.uri), tempfile.TemporaryDirectory() as temporary:
         handle.client.log_inputs(handle.run_id, inputs)
         plot = Path(temporary) / "lengths.png"
         draw_data_report({"train": rendered.train_report, "test": rendered.test_report}, plot)
@@ -70,7 +70,7 @@ def mlflow_dataset(name: str, pairs: PairSet, report: DataReport) -> Dataset:
 
 def log_files(handle: RunHandle, recipe: Recipe, log_path: Path) -> None:
     """Log the recipe, the files of ``log_path``, and the training curves."""
-    with tempfile.TemporaryDirectory() as temporary, answering(handle.uri):
+    with tempfile.TemporaryDirectory() as temporary, as_tracking_error(handle.uri):
         directory = Path(temporary)
         (directory / "recipe.toml").write_text(to_toml(recipe))
         draw_curves(journal.read_steps(log_path / run_dir.METRICS), directory / "curves.png")
@@ -83,7 +83,7 @@ def log_files(handle: RunHandle, recipe: Recipe, log_path: Path) -> None:
 def log_results(handle: RunHandle, candidate: Candidate) -> None:
     """Log metrics, outcomes, inspect logs and responses of the base and the trained model, with plots of instructions
     followed and of rewards."""
-    with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
+    with as_tracking_error(handle.uri), tempfile.TemporaryDirectory() as temporary:
         for when, result in ((BEFORE, candidate.before), (AFTER, candidate.after)):
             log_result(handle, when, result)
             for path in evaluation_files(result):
@@ -94,7 +94,7 @@ def log_results(handle: RunHandle, candidate: Candidate) -> None:
         before, after = (journal.read(result.path / SAMPLES) for result in (candidate.before, candidate.after))
         # In the format of log_table, which itself would append the same rows again when a run is logged again.
         handle.client.log_dict(handle.run_id, responses_table(before, after), TABLE)
-        tag(handle, {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
+        set_tags(handle, {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
 
 
 def evaluation_files(result: EvalResult) -> Iterator[Path]:
@@ -121,13 +121,13 @@ def set_description(handle: RunHandle, recipe: Recipe, candidate: Candidate, pro
     if shares_by_kind(candidate.after):
         # MLflow shows an artifact as an image at this address, relative to the server's.
         content += f"\n\n![Instructions followed](get-artifact?path={INSTRUCTIONS}&run_uuid={handle.run_id})"
-    tag(handle, {"mlflow.note.content": content})
+    set_tags(handle, {"mlflow.note.content": content})
 
 
 def description(recipe: Recipe, candidate: Candidate, promotion: Promotion) -> str:
     """The description in Markdown, with lists and code only: MLflow renders no tables."""
-    decision = champion.paragraph(promotion.name, promotion.version, promotion.reason, promotion.gates)
-    return "\n".join([*result_lines(candidate), "", decision, "", champion.AFTER_IT, "", f"    {run_command(recipe)}"])
+    decision = champion.report_paragraph(promotion.name, promotion.version, promotion.reason, promotion.gates)
+    return "\n".join([*result_lines(candidate), "", decision, "", champion.COMMAND_HEADING, "", f"    {run_command(recipe)}"])
 
 
 def result_lines(candidate: Candidate) -> list[str]:

@@ -21,7 +21,7 @@ from dpo_core.train.checkpoint.run_dir import read_config
 from flows.registry.model_admin import Registry
 from flows.registry.versions import CHAMPION
 from flows.tracking import mlflow_run, mlflow_server
-from flows.tracking.mlflow_run import AFTER, answering
+from flows.tracking.mlflow_run import AFTER, as_tracking_error
 
 RESULTS = {"prompt_strict_acc": "IFEval", "test/accuracy": "held-out accuracy", "test/nll_chosen": "NLL chosen"}
 NOT_COMPUTED = ("track", "promote", "sweep")  # sections that do not change what a run computes
@@ -41,7 +41,7 @@ class Experiment:
         """The newest ``limit`` runs, each with the last value of its metrics."""
         runs: list[Run] = []
         token = None
-        with answering(self.uri):
+        with as_tracking_error(self.uri):
             while len(runs) < limit:
                 page = self.client.search_runs(
                     [self.id], max_results=min(limit - len(runs), 1000), page_token=token,
@@ -58,7 +58,7 @@ class Experiment:
         versions = {}
         registry = Registry(self.uri, self.client)
         for name in registry.names():
-            with answering(self.uri):
+            with as_tracking_error(self.uri):
                 number = self.client.get_registered_model(name).aliases.get(CHAMPION)
                 version = self.client.get_model_version(name, str(number)) if number else None
             if version and version.run_id:
@@ -73,7 +73,7 @@ def open_experiment(track: TrackSettings) -> Experiment:
     """
     uri = mlflow_server.tracking_uri(track)
     client = mlflow_run.connect(uri)
-    with answering(uri):
+    with as_tracking_error(uri):
         found = client.get_experiment_by_name(track.experiment_name)
         names = [] if found else [entry.name for entry in client.search_experiments(max_results=1000)]
     if found is None:
@@ -83,7 +83,7 @@ def open_experiment(track: TrackSettings) -> Experiment:
             did_you_mean_or_list(track.experiment_name, names, "Experiments"),
         )
     if found.lifecycle_stage == "deleted":
-        raise mlflow_run.deleted(track.experiment_name)
+        raise mlflow_run.deleted_experiment_error(track.experiment_name)
     return Experiment(uri, client, str(found.experiment_id), track.experiment_name)
 
 
@@ -118,7 +118,7 @@ def find_run_of_directory(experiment: Experiment, path: Path, origin: str) -> Ru
 
     Raises TrackingError when MLflow does not have it.
     """
-    with answering(experiment.uri):
+    with as_tracking_error(experiment.uri):
         found = mlflow_run.find_run(experiment.client, experiment.id, origin)
     if found is None:
         raise TrackingError(f"{path} is not in experiment {experiment.name!r}.", "", f"To add it, run dpo sync {path}")
@@ -138,7 +138,7 @@ def search_runs(experiment: Experiment, text: str) -> list[Run]:
         patterns.append(f"attributes.run_id LIKE '{safe}%'")
     patterns.append(f"attributes.run_name LIKE '%{safe}%'")
     for pattern in patterns:
-        with answering(experiment.uri):
+        with as_tracking_error(experiment.uri):
             found = experiment.client.search_runs([experiment.id], pattern, ViewType.ACTIVE_ONLY, max_results=50)
         if found:
             return list(found)

@@ -28,7 +28,7 @@ from flows.sweep import sweep_report
 from flows.sweep.member_processes import FAILED, INTERRUPTED, MemberResult, WorkerPool
 from flows.sweep.sweep_plan import Member, SweepPlan, plan_sweep
 from flows.tracking import mlflow_run, mlflow_server
-from flows.tracking.mlflow_run import RunHandle, answering
+from flows.tracking.mlflow_run import RunHandle, as_tracking_error
 
 PARENT, SWEEP = "mlflow.parentRunId", "dpo.sweep"
 STOPPED = "dpo.stopped_early"
@@ -60,7 +60,7 @@ def sweep(recipe: Recipe, axes: dict[str, list[str]]) -> SweepOutcome:
         best, outcome = choose_best(results)
         promotion = promote_best(handle, outcome, recipe.promote)
         log_summary(handle, planned, results, best)
-        mlflow_run.tag(
+        mlflow_run.set_tags(
             handle, {"mlflow.note.content": sweep_report.parent_description(planned, results, best, promotion.reason)}
         )
         Console(highlight=False).print(sweep_report.sweep_table(planned, results, best))
@@ -119,11 +119,11 @@ def open_parent_run(planned: SweepPlan) -> RunHandle:
     track = planned.recipe.track
     uri = mlflow_server.tracking_uri(track)
     client = mlflow_run.connect(uri)
-    with answering(uri):
-        experiment = mlflow_run.experiment(client, uri, track.experiment_name)
+    with as_tracking_error(uri):
+        experiment = mlflow_run.find_or_create_experiment(client, uri, track.experiment_name)
         run = mlflow_run.find_run(client, experiment, planned.fingerprint)
         if run is None:
-            tags = mlflow_run.birth_tags(planned.fingerprint) | {
+            tags = mlflow_run.initial_tags(planned.fingerprint) | {
                 "mlflow.source.name": "dpo sweep",
                 SWEEP: planned.directory.name,
             }
@@ -149,7 +149,7 @@ class MemberNester:
         config = None if member.name in self.nested else read_config(member.log_path)
         if config is None:
             return
-        with suppress(TrackingError), answering(self.handle.uri):
+        with suppress(TrackingError), as_tracking_error(self.handle.uri):
             run = mlflow_run.find_run(self.handle.client, self.handle.experiment_id, config["origin"])
             if run is not None:
                 self.nest_run(run.info.run_id)
@@ -195,15 +195,17 @@ def promote_best(handle: RunHandle, outcome: PipelineOutcome, rule: PromoteSetti
     """Promote the best member's version through the gates; it gets the alias ``candidate`` even if another is newer."""
     version = outcome.version
     run = RunHandle(handle.uri, version.experiment_id, version.run_id, handle.client)
-    with answering(handle.uri):
+    with as_tracking_error(handle.uri):
         handle.client.set_registered_model_alias(version.name, CANDIDATE, str(version.version))
-    return champion.promote(run, champion.case(version, outcome.base, outcome.trained), rule, approval.asker(rule))
+    return champion.promote(
+        run, champion.measured_version(version, outcome.base, outcome.trained), rule, approval.approval_request(rule)
+    )
 
 
 def log_summary(handle: RunHandle, planned: SweepPlan, results: Sequence[MemberResult], best: MemberResult) -> None:
     """Log table, bar plot and comparison of the members to the sweep's run and as a Prefect artifact."""
     report = sweep_report.to_markdown(planned, results, best)
-    with answering(handle.uri), tempfile.TemporaryDirectory() as temporary:
+    with as_tracking_error(handle.uri), tempfile.TemporaryDirectory() as temporary:
         nest_members(handle, results)
         sweep_report.draw_bars(results, Path(temporary) / PICTURE)
         (Path(temporary) / "sweep.md").write_text(report)

@@ -21,7 +21,7 @@ def main(request: Path, outcome: Path) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from flows import prefect_setup  # lazy: sets what Prefect reads when it is imported
 
-    prefect_setup.quieten(bool(os.environ.get("DPO_DEBUG")))
+    prefect_setup.configure_console(bool(os.environ.get("DPO_DEBUG")))
     with gc_tuning.paused():
         from prefect import tags
 

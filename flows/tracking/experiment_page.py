@@ -1,14 +1,14 @@
-"""The experiment's page as it opens: what matters of a DPO run first, where MLflow would sort by name.
+"""Shared view of the experiment's page in MLflow: the charts that matter for DPO first, instead of sorted by name.
 
-MLflow keeps a shared view as a tag of the experiment and opens it by a key in the page's address. A version of MLflow
-that reads the view otherwise shows its own charts instead.
+MLflow stores a shared view as a tag of the experiment and opens it by a key in the page's address. A version of MLflow
+that cannot read the view shows its own charts instead.
 """
 
 import json
 from typing import Any
 
-KEY = "dpo"
-TAG = f"mlflow.sharedViewState.{KEY}"
+VIEW_KEY = "dpo"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 
 BARS = ("after/prompt_strict_acc", "before/prompt_strict_acc", "after/test/accuracy")
 TRAINING = ("dpo_loss", "accuracy", "margin")
@@ -24,7 +24,7 @@ COLUMNS = (
     "attributes.`Models`",
 )
 
-SHOWN = {"isGenerated": False, "deleted": False}
+VISIBLE = {"isGenerated": False, "deleted": False}
 BAR = {"type": "BAR", "runsCountToCompare": 10}
 LINE = {
     "type": "LINE",
@@ -42,13 +42,12 @@ LINE = {
     "useGlobalLineSmoothing": True,
 }
 
-
-# The newest first, but not by the name under which the page folds children away, whose charts it then leaves out.
+# Sorted by start time under this key; under the page's usual key it folds child runs away and omits their charts.
 NEWEST_FIRST = {"orderByKey": "attributes.`start_time`", "orderByAsc": False}
 
 
-def view() -> str:
-    """The view as MLflow stores one."""
+def shared_view() -> str:
+    """Return the view as the JSON that MLflow stores."""
     sections = {"Result": (BARS, BAR), "Training": (TRAINING, LINE), "Held out": (HELD_OUT, LINE)}
     state = {
         "selectedColumns": list(COLUMNS),
@@ -56,8 +55,8 @@ def view() -> str:
         "isAccordionReordered": True,  # sections stay in this order
         "compareRunSections": [section(name) for name in sections],
         "compareRunCharts": [
-            {**SHOWN, **form, "uuid": metric, "metricSectionId": name, "metricKey": metric, "displayName": metric}
-            for name, (metrics, form) in sections.items()
+            {**VISIBLE, **chart, "uuid": metric, "metricSectionId": name, "metricKey": metric, "displayName": metric}
+            for name, (metrics, chart) in sections.items()
             for metric in metrics
         ],
     }
@@ -65,5 +64,5 @@ def view() -> str:
 
 
 def section(name: str) -> dict[str, Any]:
-    """A section of charts."""
-    return {**SHOWN, "uuid": name, "name": name, "display": True, "isReordered": False}
+    """Return a section of charts."""
+    return {**VISIBLE, "uuid": name, "name": name, "display": True, "isReordered": False}

@@ -1,4 +1,4 @@
-"""Project a run while its process trains: in the background, and never in the way."""
+"""Journal follower: a thread that logs a training run's journal to MLflow while the run trains."""
 
 import logging
 import threading
@@ -10,33 +10,33 @@ from typing import Self
 
 from dpo_core.errors import TrackingError
 from dpo_core.train.checkpoint.run_dir import METRICS
-from flows.tracking.mlflow_run import RunHandle, log_machine, project
+from flows.tracking.mlflow_run import RunHandle, log_journal, log_system_metrics
 from flows.tracking.system_metrics import SystemMetrics
 
 logger = logging.getLogger(__name__)
 
-PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0
-MOST_OF_A_CORE = 0.05
-LEAVING_S = 60.0
+PAUSE_S, MAX_PAUSE_S = 2.0, 30.0
+MAX_CPU_SHARE = 0.05
+JOIN_TIMEOUT_S = 60.0
 
 
 class Follower:
-    """A thread of the flow's process, from ``with`` to the block's end, that logs what the journal has gained, and what
-    the computer does meanwhile.
+    """A thread that logs new steps of the journal, and system metrics, while the ``with`` block runs.
 
-    ``opened`` gives the run, and raises TrackingError as long as MLflow does not answer.
+    ``open_run`` opens the MLflow run, and raises TrackingError while MLflow does not answer. ``pause`` is the
+    minimum time between two reads of the journal, in seconds.
 
-    Nothing of MLflow is raised into the block. When MLflow goes away there is one warning, and when it is back the
-    steps that it missed follow. Leaving the block projects the rest, waiting ``LEAVING_S`` seconds at most.
+    No error of MLflow is raised into the block. When MLflow becomes unavailable the thread warns once; when it answers
+    again the missing steps are logged. Leaving the block logs the rest, within ``JOIN_TIMEOUT_S`` seconds.
     """
 
-    def __init__(self, opened: Callable[[], RunHandle], log_path: Path, pause: float = PAUSE_S) -> None:
-        self.opened, self.log_path, self.pause = opened, log_path, pause
+    def __init__(self, open_run: Callable[[], RunHandle], log_path: Path, pause: float = PAUSE_S) -> None:
+        self.open_run, self.log_path, self.pause = open_run, log_path, pause
         self.handle: RunHandle | None = None
-        self.away = False
-        self.seen: tuple[int, int] | None = None
-        self.machine = SystemMetrics()
-        self.leaving = threading.Event()
+        self.offline = False
+        self.logged_state: tuple[int, int] | None = None
+        self.system_metrics = SystemMetrics()
+        self.stopping = threading.Event()
         self.thread = threading.Thread(target=self.follow, name="mlflow-projection", daemon=True)
 
     def __enter__(self) -> Self:
@@ -46,51 +46,51 @@ class Follower:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.leaving.set()
-        self.thread.join(LEAVING_S)
+        self.stopping.set()
+        self.thread.join(JOIN_TIMEOUT_S)
 
     def follow(self) -> None:
-        """Project again and again; a long journal is read less often, so that reading it costs little."""
-        leaving = False
-        while not leaving:
-            leaving = self.leaving.is_set()
+        """Log new steps until the block ends; a long journal is read less often, to limit the CPU time."""
+        stopping = False
+        while not stopping:
+            stopping = self.stopping.is_set()
             started = time.monotonic()
             self.catch_up()
-            spent = 0.0 if self.away else time.monotonic() - started
-            self.leaving.wait(0 if leaving else max(self.pause, min(spent / MOST_OF_A_CORE, LONGEST_PAUSE_S)))
+            spent = 0.0 if self.offline else time.monotonic() - started
+            self.stopping.wait(0 if stopping else max(self.pause, min(spent / MAX_CPU_SHARE, MAX_PAUSE_S)))
 
     def catch_up(self) -> None:
-        """Project what has come since the last time; the run is opened as soon as it can be."""
-        state = self.state()
-        news = state is not None and state != self.seen
+        """Log what is new since the last call; open the run as soon as MLflow answers."""
+        state = self.journal_state()
+        changed = state is not None and state != self.logged_state
         try:
-            self.machine.look()
-            if self.handle and not (news or self.machine.waiting):
+            self.system_metrics.sample()
+            if self.handle and not (changed or self.system_metrics.pending):
                 return
-            self.handle = self.handle or self.opened()
-            if news:
-                project(self.handle, self.log_path)
-            log_machine(self.handle, self.machine)
-        # Whatever it is that MLflow does, training goes on: the journal is whole and can be projected later.
+            self.handle = self.handle or self.open_run()
+            if changed:
+                log_journal(self.handle, self.log_path)
+            log_system_metrics(self.handle, self.system_metrics)
+        # Training continues whatever MLflow raises: the journal is complete and can be logged later.
         except Exception as error:  # noqa: BLE001
-            self.missed(error)
+            self.warn(error)
             return
-        self.seen = state
-        if self.away:
-            logger.info("MLflow is back; the run there is up to date.")
-        self.away = False
+        self.logged_state = state
+        if self.offline:
+            logger.info("MLflow answers again; its run is up to date.")
+        self.offline = False
 
-    def state(self) -> tuple[int, int] | None:
-        """Size and time of the journal, None before there is one."""
+    def journal_state(self) -> tuple[int, int] | None:
+        """Return size and modification time (ns) of the journal, None before it exists."""
         try:
-            told = (self.log_path / METRICS).stat()
+            status = (self.log_path / METRICS).stat()
         except FileNotFoundError:
             return None
-        return told.st_size, told.st_mtime_ns
+        return status.st_size, status.st_mtime_ns
 
-    def missed(self, error: Exception) -> None:
-        """Warn once for every time that MLflow goes away."""
-        if not self.away:
+    def warn(self, error: Exception) -> None:
+        """Warn once each time MLflow becomes unavailable."""
+        if not self.offline:
             cause = error.found if isinstance(error, TrackingError) else repr(error)
-            logger.warning("%s Training goes on; what MLflow misses is projected when it is back.", cause)
-        self.away = True
+            logger.warning("%s Training goes on; MLflow gets the missing steps when it answers again.", cause)
+        self.offline = True

@@ -1,4 +1,4 @@
-"""Where a version comes from: tags of its run and of itself."""
+"""Lineage of a model version, as tags of its run and of itself."""
 
 import subprocess
 from pathlib import Path
@@ -10,9 +10,9 @@ from dpo_core.config.recipe import Recipe
 from dpo_core.records import PairSet
 
 
-def tags(recipe: Recipe, pairs: PairSet) -> dict[str, str]:
-    """Data fingerprint, recipe hash, the code's git commit, and the Prefect flow run, as far as each is known."""
-    told = {
+def lineage_tags(recipe: Recipe, pairs: PairSet) -> dict[str, str]:
+    """Return data fingerprint, recipe hash, git commit and Prefect flow run; unknown ones are left out."""
+    tags = {
         "dpo.data_fingerprint": pairs.fingerprint,
         "dpo.data_source": pairs.source,
         "dpo.recipe_hash": fingerprint.of_value(recipe.model_dump(mode="json")),
@@ -20,15 +20,14 @@ def tags(recipe: Recipe, pairs: PairSet) -> dict[str, str]:
         "prefect.flow_run": flow_run.id,
         "prefect.flow_run_url": flow_run.ui_url,
     }
-    return {name: str(value) for name, value in told.items() if value}
+    return {name: str(value) for name, value in tags.items() if value}
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, or None outside of one."""
-    place = Path(__file__).parent
-    words = ["git", "-C", str(place), "rev-parse", "HEAD"]
+    """Return the commit of the checkout that this code runs from, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        told = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip()
+    return result.stdout.strip()

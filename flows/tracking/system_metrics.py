@@ -1,6 +1,6 @@
-"""What the computer does while a run trains: CPU, memory and GPUs, as MLflow's own monitors measure them.
+"""System metrics during a run: CPU, memory and GPUs, as MLflow's own monitors measure them.
 
-MLflow's thread for this ends for ever at the first request that fails; here samples wait until the server is back.
+MLflow's own thread stops for good at the first failed request; here samples are kept until the server answers.
 """
 
 import time
@@ -12,54 +12,60 @@ from mlflow.entities import Metric
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
-SYSTEM = "system"  # the prefix by which MLflow's UI knows them
-EVERY_S = 10.0
-MOST_SAMPLES = 1000  # that wait for a server: nearly three hours
+SYSTEM = "system"  # the prefix that MLflow's UI expects
+INTERVAL_S = 10.0
+MAX_PENDING = 1000  # kept while the server does not answer: nearly three hours
 
 
 class SystemMetrics:
-    """Samples that wait to be logged, one every ``every`` seconds of those in which :meth:`look` is called."""
+    """Samples that are not logged yet, at most one every ``interval_s`` seconds; :meth:`sample` must be called."""
 
-    def __init__(self, every: float = EVERY_S, clock: Callable[[], float] = time.time) -> None:
-        self.every, self.clock = every, clock
-        self.monitors = monitors()
-        self.last: float | None = None
-        self.waiting: list[tuple[float, dict[str, float]]] = []
+    def __init__(self, interval_s: float = INTERVAL_S, clock: Callable[[], float] = time.time) -> None:
+        self.interval_s, self.clock = interval_s, clock
+        self.monitors = available_monitors()
+        self.last_time: float | None = None
+        self.pending: list[tuple[float, dict[str, float]]] = []
 
-    def look(self) -> None:
-        """Take a sample if it is time for one; in one thread only, since whose last look a CPU's time is counted."""
+    def sample(self) -> None:
+        """Take a sample if the interval has passed.
+
+        Call from one thread: CPU time is measured since that thread's previous call.
+        """
         now = self.clock()
-        if self.last is None:
-            sample(self.monitors)
-            self.last = now
-        if now - self.last < self.every:
+        if self.last_time is None:
+            read_monitors(self.monitors)
+            self.last_time = now
+        if now - self.last_time < self.interval_s:
             return
-        self.last = now
-        self.waiting = [*self.waiting, (now, sample(self.monitors))][-MOST_SAMPLES:]
+        self.last_time = now
+        self.pending = [*self.pending, (now, read_monitors(self.monitors))][-MAX_PENDING:]
 
-    def points(self, started_ms: int) -> list[Metric]:
-        """What waits, as metrics whose step is the second of the run: a run that is continued goes on by it."""
+    def to_metrics(self, started_ms: int) -> list[Metric]:
+        """Return the samples as metrics whose step is the second of the run, so that a resumed run continues them.
+
+        ``started_ms`` is the run's start in milliseconds since the epoch.
+        """
         return [
             Metric(f"{SYSTEM}/{name}", value, round(at * 1000), max(0, round(at - started_ms / 1000)))
-            for at, values in self.waiting
+            for at, values in self.pending
             for name, value in values.items()
         ]
 
 
-def monitors() -> list[Any]:
-    """CPU and memory, and the GPUs where there are some."""
-    found: list[Any] = [CPUMonitor()]  # type: ignore[no-untyped-call]
+def available_monitors() -> list[Any]:
+    """Return monitors of CPU and memory, and of the GPUs if there are any."""
+    monitors: list[Any] = [CPUMonitor()]  # type: ignore[no-untyped-call]
     # ImportError without NVIDIA's library, RuntimeError without its driver or a GPU.
     with suppress(ImportError, RuntimeError):
-        found.append(GPUMonitor())  # type: ignore[no-untyped-call]
-    return found
+        monitors.append(GPUMonitor())  # type: ignore[no-untyped-call]
+    return monitors
 
 
-def sample(monitors: list[Any]) -> dict[str, float]:
-    """One reading of each."""
-    told: dict[str, float] = {}
-    for monitor in monitors:
+def read_monitors(available_monitors: list[Any]) -> dict[str, float]:
+    """Read every monitor once; values by metric name."""
+    values: dict[str, float] = {}
+    for monitor in available_monitors:
         monitor.collect_metrics()
-        told |= monitor.aggregate_metrics()
+        values |= monitor.aggregate_metrics()
         monitor.clear_metrics()
-    return told
+    return values

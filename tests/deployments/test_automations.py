@@ -4,7 +4,7 @@ import pytest
 
 from deployments import automations
 from dpo_core.errors import TrainingError
-from flows.pipeline import MOST_STARTS, check_starts
+from flows.pipeline import MAX_STARTS, check_starts
 
 
 def test_a_run_that_is_over_is_not_crashed_by_force() -> None:
@@ -18,6 +18,6 @@ def test_what_one_automation_does_the_next_waits_for() -> None:
 
 
 def test_a_run_that_takes_every_worker_with_it_ends() -> None:
-    check_starts(MOST_STARTS)
-    with pytest.raises(TrainingError, match=f"started {MOST_STARTS + 1} times"):
-        check_starts(MOST_STARTS + 1)
+    check_starts(MAX_STARTS)
+    with pytest.raises(TrainingError, match=f"started {MAX_STARTS + 1} times"):
+        check_starts(MAX_STARTS + 1)

@@ -61,7 +61,7 @@ def test_journal_evaluation_table_and_gate_tell_one_value(finished: Finished) ->
     [row] = [line for line in drawn(finished).splitlines() if "held-out preference accuracy" in line]
     assert row.strip("│ ").split("│")[2].strip().startswith(f"{last['test/accuracy']:.3f} [")
     version = ModelVersion(name="m", version=1, run_id="r", experiment_id="1", tracking_uri="u", model_uri="models:/m")
-    ours = champion.case(version, finished.base, trained).ours
+    ours = champion.measured_version(version, finished.base, trained).measured
     assert (ours.accuracy, ours.margin_noise) == (last["test/accuracy"], last["export/margin_noise"])
     assert ours.certain.value == last.get("test/accuracy_beyond_noise", last["test/accuracy"])
 

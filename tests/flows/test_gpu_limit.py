@@ -1,4 +1,4 @@
-"""Whose turn it is: who asks Prefect's server, and who does not."""
+"""GPU limit: which stages request a slot from Prefect's server."""
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -9,26 +9,30 @@ from flows import gpu_limit
 ADDRESS = "http://127.0.0.1:9/api"
 
 
-class AskedError(Exception):
-    """The server was asked."""
+class SlotRequestedError(Exception):
+    """A slot was requested."""
 
 
 @pytest.fixture
-def asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(*_: object, **__: object) -> None:
-        raise AskedError
+def slot_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    def request(*_: object, **__: object) -> None:
+        raise SlotRequestedError
 
-    monkeypatch.setattr(gpu_limit, "concurrency", ask)
+    monkeypatch.setattr(gpu_limit, "concurrency", request)
 
 
-@pytest.mark.usefixtures("asking")
+@pytest.mark.usefixtures("slot_requests")
 @pytest.mark.parametrize(("address", "stage"), [(None, "train"), (ADDRESS, "render")])
-def test_a_run_of_its_own_and_a_stage_without_a_gpu_ask_nobody(address: str | None, stage: str) -> None:
+def test_no_slot_is_requested_without_a_server_or_without_a_gpu(address: str | None, stage: str) -> None:
     with temporary_settings({PREFECT_API_URL: address}), gpu_limit.gpu_slot(STAGES[stage]):
         pass
 
 
-@pytest.mark.usefixtures("asking")
-def test_a_stage_that_computes_asks_the_teams_server() -> None:
-    with temporary_settings({PREFECT_API_URL: ADDRESS}), pytest.raises(AskedError), gpu_limit.gpu_slot(STAGES["train"]):
+@pytest.mark.usefixtures("slot_requests")
+def test_a_gpu_stage_requests_a_slot_from_the_server() -> None:
+    with (
+        temporary_settings({PREFECT_API_URL: ADDRESS}),
+        pytest.raises(SlotRequestedError),
+        gpu_limit.gpu_slot(STAGES["train"]),
+    ):
         pass

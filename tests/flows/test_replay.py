@@ -1,4 +1,4 @@
-"""dpo sync: MLflow brought up to a run's directory, whenever that is."""
+"""dpo sync: a run's directory is replayed into MLflow."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from dpo_core.config.recipe import Recipe
 from dpo_core.config.redact import public
 from dpo_core.errors import RecipeError
 from dpo_core.train.checkpoint import journal, run_dir
-from flows.replay import sync
+from flows.replay import sync_run
 from flows.tracking import mlflow_run
 from flows.tracking.journal_follower import Follower
 from tests.flows.fake import served, wait_for
@@ -17,30 +17,30 @@ from tests.flows.tracking.test_mlflow_run import steps_of, write_journal
 
 @pytest.fixture
 def log_path(tmp_path: Path, recipe: Recipe) -> Path:
-    """A run's directory that MLflow knows nothing of."""
+    """A run's directory that is not in MLflow yet."""
     path = tmp_path / "a-run"
     path.mkdir()
-    told = {"fingerprint": "f00d", "lineage": "l", "origin": "f00d", "recipe": public(recipe)}
-    run_dir.write_config(path, told)
+    config = {"fingerprint": "f00d", "lineage": "l", "origin": "f00d", "recipe": public(recipe)}
+    run_dir.write_config(path, config)
     write_journal(path, 5)
     return path
 
 
-def test_every_step_is_there_once_however_often_it_is_synced(log_path: Path, run: mlflow_run.RunHandle) -> None:
-    assert "steps 0 to 5 were added; the run is not finished" in sync(log_path, None, None)
-    assert "nothing was missing" in sync(log_path, None, None)
+def test_every_step_is_logged_once_however_often_it_is_synced(log_path: Path, run: mlflow_run.RunHandle) -> None:
+    assert "steps 0 to 5 were added; the run is not finished" in sync_run(log_path, None, None)
+    assert "nothing was missing" in sync_run(log_path, None, None)
     write_journal(log_path, 9)
     journal.append(log_path / "checkpoints.jsonl", {"name": "final", "step": 9, "path": "final"})
-    assert "steps 6 to 9 were added; the run is finished" in sync(log_path, None, None)
+    assert "steps 6 to 9 were added; the run is finished" in sync_run(log_path, None, None)
     assert steps_of(run, "dpo_loss") == list(range(1, 10))
-    told = run.client.get_run(run.run_id)
-    assert told.info.status == "FINISHED"
+    mlflow_state = run.client.get_run(run.run_id)
+    assert mlflow_state.info.status == "FINISHED"
     assert {file.path for file in run.client.list_artifacts(run.run_id)} >= {"curves.png", "recipe.toml", "journal"}
 
 
 def test_another_store_gets_a_run_of_its_own(log_path: Path, run: mlflow_run.RunHandle, tmp_path: Path) -> None:
     other = f"sqlite:///{tmp_path}/other.db"
-    sync(log_path, other, "elsewhere")
+    sync_run(log_path, other, "elsewhere")
     assert steps_of(run, "dpo_loss") == []
     client = mlflow_run.connect(other)
     [experiment] = client.search_experiments(filter_string="name = 'elsewhere'")
@@ -49,20 +49,18 @@ def test_another_store_gets_a_run_of_its_own(log_path: Path, run: mlflow_run.Run
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="holds no run"):
-        sync(tmp_path, None, None)
+        sync_run(tmp_path, None, None)
 
 
 @pytest.mark.slow
-def test_a_server_that_is_down_at_the_start_gets_everything_when_it_comes(
-    log_path: Path, recipe: Recipe, free_port: int
-) -> None:
+def test_a_server_that_starts_late_gets_every_step(log_path: Path, recipe: Recipe, free_port: int) -> None:
     track = recipe.track.model_copy(update={"tracking_uri": f"http://127.0.0.1:{free_port}"})
     follower = Follower(lambda: mlflow_run.open_run(track, recipe, "a-run", "f00d"), log_path, pause=0.1)
     with follower:
-        wait_for(lambda: follower.away)
+        wait_for(lambda: follower.offline)
         with served(recipe.track, free_port):
-            wait_for(lambda: not follower.away)
+            wait_for(lambda: not follower.offline)
             assert follower.handle is not None
             assert steps_of(follower.handle, "dpo_loss") == [1, 2, 3, 4, 5]
-            follower.leaving.set()
+            follower.stopping.set()
             follower.thread.join()

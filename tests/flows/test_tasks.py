@@ -1,4 +1,4 @@
-"""What is tried again: a process that was killed, and nothing that would only repeat itself. What MLflow is told."""
+"""Tasks: a killed process is retried and other errors are not; a failed run is closed in MLflow."""
 
 import json
 import os
@@ -49,12 +49,12 @@ except RecipeError:
 
 
 @pytest.mark.slow
-def test_a_killed_stage_is_tried_again_and_a_wrong_setting_is_not(tmp_path: Path) -> None:
+def test_a_killed_stage_is_retried_and_a_wrong_setting_is_not(tmp_path: Path) -> None:
     own = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=os.environ | own, capture_output=True, text=True, timeout=300
     )
-    assert told.stdout.splitlines()[-1] == "{'died': 3, 'bad': 1}", told.stderr[-2000:]
+    assert result.stdout.splitlines()[-1] == "{'died': 3, 'bad': 1}", result.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_killed_stage_is_tried_again_and_a_wrong_setting_is_not(tmp_path: Path
         (KeyboardInterrupt(), "KILLED"),
     ],
 )
-def test_a_run_whose_evaluation_fails_does_not_stay_open(
+def test_a_run_whose_evaluation_fails_is_closed(
     recipe: Recipe, run: RunHandle, candidate: Candidate, error: BaseException, status: str
 ) -> None:
     config = {"origin": "f00d"}

@@ -65,7 +65,7 @@ def test_a_wrong_login_is_told_and_never_echoed(
 ) -> None:
     said = team.refused(*words, **environment)
     assert told in said
-    assert "does not take these credentials (HTTP 401)" in said
+    assert "rejects these credentials (HTTP 401)" in said
     assert WRONG not in said
 
 

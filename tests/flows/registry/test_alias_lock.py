@@ -1,4 +1,4 @@
-"""One at a time: threads, processes, and a holder that was killed."""
+"""The alias lock admits one holder: threads, processes, and a killed holder."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ SCRIPT = """
 import sys, time
 import flows
 from flows.registry.alias_lock import locked
-from flows.tracking import connect
+from flows.tracking.mlflow_run import connect
 client, log = connect(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -43,7 +43,7 @@ def test_two_processes_are_never_inside_together(run: RunHandle, tmp_path: Path)
     assert run.client.search_registered_models() == []
 
 
-def test_an_abandoned_lock_is_taken_by_one_waiter_only(run: RunHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_lock_is_broken_by_one_waiter_only(run: RunHandle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alias_lock, "LEASE_S", 0.5)
     run.client.create_registered_model("dpo-lock.m", description="killed")
     inside, most, guard = 0, 0, threading.Lock()
@@ -67,18 +67,18 @@ def test_an_abandoned_lock_is_taken_by_one_waiter_only(run: RunHandle, monkeypat
     assert run.client.search_registered_models() == []
 
 
-def test_a_holder_whose_lock_was_taken_notices(run: RunHandle) -> None:
-    with locked(run.client, "m") as held:
-        held.check()
+def test_a_holder_notices_that_its_lock_was_broken(run: RunHandle) -> None:
+    with locked(run.client, "m") as lock:
+        lock.check()
         run.client.rename_registered_model("dpo-lock.m", "dpo-lock.m.gone")
         run.client.create_registered_model("dpo-lock.m", description="another")
         with pytest.raises(TrackingError, match="No alias was moved"):
-            held.check()
+            lock.check()
     assert run.client.get_registered_model("dpo-lock.m").description == "another"
 
 
-def test_a_lock_that_is_never_released_is_told(run: RunHandle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alias_lock, "PATIENCE_S", 0.3)
+def test_a_lock_that_is_never_released_times_out(run: RunHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alias_lock, "MAX_WAIT_S", 0.3)
     with (
         locked(run.client, "m"),
         pytest.raises(TrackingError, match=r"has been holding dpo-lock\.m"),
@@ -90,5 +90,5 @@ def test_a_lock_that_is_never_released_is_told(run: RunHandle, monkeypatch: pyte
 def test_an_error_inside_releases_it(run: RunHandle) -> None:
     with pytest.raises(ZeroDivisionError), locked(run.client, "m"):
         raise ZeroDivisionError
-    with locked(run.client, "m") as held:
-        held.check()
+    with locked(run.client, "m") as lock:
+        lock.check()

@@ -1,4 +1,4 @@
-"""A person is asked: on a real Prefect server, answered from the command line, and not answered at all."""
+"""Approval on a real Prefect server: given or declined on the command line, or not given in time."""
 
 import os
 import re
@@ -17,12 +17,12 @@ import sys
 from prefect import flow, task
 from dpo_core.config.recipe import PromoteSettings
 from flows.registry import approval
-from flows.registry.gates import Judgement
+from flows.registry.gates import GateReport
 
 @task
 def promote(minutes):
-    ask = approval.asker(PromoteSettings(require_approval=True, approval_minutes=minutes))
-    print(ask(Judgement(True, "version 2 is promoted over version 1: it does.", ())), flush=True)
+    ask = approval.approval_request(PromoteSettings(require_approval=True, approval_minutes=minutes))
+    print(ask(GateReport(True, "version 2 is promoted over version 1: it does.", ())), flush=True)
 
 @task
 def after():

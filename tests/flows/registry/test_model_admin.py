@@ -64,7 +64,7 @@ def aliases(run: mlflow_run.RunHandle) -> dict[str, int]:
 
 
 def by_hand(registry: Registry, which: str, *words: str, forced: str | None = None) -> Promotion:
-    return model_admin.promote(registry, model_admin.find(registry, which), words, forced)
+    return model_admin.promote(registry, model_admin.find_version(registry, which), words, forced)
 
 
 def shown(made: Any) -> str:
@@ -73,11 +73,11 @@ def shown(made: Any) -> str:
     return out.getvalue()
 
 
-def test_the_table_tells_aliases_numbers_and_reasons(
+def test_the_table_shows_aliases_metrics_and_reasons(
     two: mlflow_run.RunHandle, registry: Registry, candidate: Candidate
 ) -> None:
     mlflow_run.log_result(two, "after", candidate.after)
-    told = shown(model_admin.table(registry, "dpo-test"))
+    told = shown(model_admin.versions_table(registry, "dpo-test"))
     first, second = (next(line for line in told.splitlines() if f" {n} " in line[:12]) for n in (1, 2))
     assert "champion" in first
     assert "candidate" in second
@@ -101,7 +101,7 @@ def test_the_table_tells_aliases_numbers_and_reasons(
     ],
 )
 def test_a_version_goes_by_number_and_alias(read_only: Registry, reference: str, version: str) -> None:
-    assert str(model_admin.find(read_only, reference).version) == version
+    assert str(model_admin.find_version(read_only, reference).version) == version
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_version_goes_by_number_and_alias(read_only: Registry, reference: str,
 )
 def test_a_version_that_is_not_there(read_only: Registry, reference: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told.replace("?", r"\?")):
-        model_admin.find(read_only, reference)
+        model_admin.find_version(read_only, reference)
 
 
 def test_an_empty_registry_says_how_to_fill_it(registry: Registry) -> None:
@@ -126,7 +126,7 @@ def test_an_empty_registry_says_how_to_fill_it(registry: Registry) -> None:
 def test_several_models_must_be_told_apart(two: mlflow_run.RunHandle, registry: Registry) -> None:
     two.client.create_registered_model("other")
     with pytest.raises(RecipeError, match="There are 2 registered models"):
-        model_admin.named(registry, None)
+        model_admin.resolve_model_name(registry, None)
     two.client.create_registered_model("dpo-lock.other")
     assert registry.names() == ["dpo-test", "other"]
 
@@ -143,8 +143,8 @@ def test_by_hand_through_the_gates(two: mlflow_run.RunHandle, registry: Registry
 def test_by_hand_the_gates_are_those_of_the_versions_recipe(two: mlflow_run.RunHandle, registry: Registry) -> None:
     run = two.client.get_run(two.run_id)
     run.data.params["min_test_accuracy"] = "0.95"
-    assert model_admin.rule_of(run, []).min_test_accuracy == 0.95
-    assert model_admin.rule_of(run, ["min_test_accuracy=none"]).min_test_accuracy is None
+    assert model_admin.promotion_settings(run, []).min_test_accuracy == 0.95
+    assert model_admin.promotion_settings(run, ["min_test_accuracy=none"]).min_test_accuracy is None
 
 
 def test_force_records_why_and_what_the_gates_said(two: mlflow_run.RunHandle, registry: Registry) -> None:
@@ -227,7 +227,7 @@ def test_two_candidates_at_once_are_decided_one_after_the_other(
     assert aliases(run) | {"candidate": 0} == {"candidate": 0, "champion": winner.version, "previous": 1}
 
 
-def test_an_approval_counts_only_for_the_champion_that_was_shown(
+def test_an_approval_is_void_when_the_champion_changes_meanwhile(
     two: mlflow_run.RunHandle, registry: Registry, candidate: Candidate, tmp_path: Path
 ) -> None:
     best = replace(candidate, after=evaluation(tmp_path / "best", [True] * 100, 0.99))
@@ -237,39 +237,41 @@ def test_an_approval_counts_only_for_the_champion_that_was_shown(
         by_hand(registry, "2", forced="meanwhile")
         return champion.Gate("approval", True, "Ada approved it.")
 
-    case = champion.case(version, best.before, best.after)
-    decided = champion.promote(two, case, model_admin.PromoteSettings(), approved)
+    measured = champion.measured_version(version, best.before, best.after)
+    decided = champion.promote(two, measured, model_admin.PromoteSettings(), approved)
     assert not decided.promoted
-    assert "the champion became version 2 while a person was asked" in decided.reason
+    assert "the champion became version 2 while approval was pending" in decided.reason
     assert aliases(two)["champion"] == 2
 
 
-def test_an_answer_is_the_last_gate(two: mlflow_run.RunHandle, candidate: Candidate, tmp_path: Path) -> None:
+def test_approval_is_the_last_gate(two: mlflow_run.RunHandle, candidate: Candidate, tmp_path: Path) -> None:
     best = replace(candidate, after=evaluation(tmp_path / "best", [True] * 100, 0.99))
-    case = champion.case(registered(two, best), best.before, best.after)
+    measured = champion.measured_version(registered(two, best), best.before, best.after)
     no = champion.Gate("approval", False, "Ada declined it (too chatty).")
-    decided = champion.promote(two, case, model_admin.PromoteSettings(), lambda _: no)
+    decided = champion.promote(two, measured, model_admin.PromoteSettings(), lambda _: no)
     assert decided.reason.startswith(
         "The alias is left alone, Ada declined it (too chatty), although version 3 would be"
     )
     assert aliases(two)["champion"] == 1
     decided = champion.promote(
-        two, case, model_admin.PromoteSettings(), lambda _: replace(no, passed=True, reason="Yes.")
+        two, measured, model_admin.PromoteSettings(), lambda _: replace(no, passed=True, reason="Yes.")
     )
     assert decided.promoted
     assert decided.gates["approval"] == "passed: Yes."
 
 
-def test_nobody_is_asked_about_a_version_that_fails_a_gate(
+def test_no_approval_is_requested_for_a_version_that_fails_a_gate(
     two: mlflow_run.RunHandle, candidate: Candidate, tmp_path: Path
 ) -> None:
     worse = replace(candidate, after=evaluation(tmp_path / "worse", [False] * 100, 0.5))
-    case = champion.case(registered(two, worse), worse.before, worse.after)
-    decided = champion.promote(two, case, model_admin.PromoteSettings(), lambda _: pytest.fail("asked"))
+    measured = champion.measured_version(registered(two, worse), worse.before, worse.after)
+    decided = champion.promote(two, measured, model_admin.PromoteSettings(), lambda _: pytest.fail("asked"))
     assert not decided.promoted
 
 
-def test_a_champion_whose_files_are_gone_is_told(two: mlflow_run.RunHandle, registry: Registry, tmp_path: Path) -> None:
+def test_a_champion_whose_files_are_gone_is_an_error(
+    two: mlflow_run.RunHandle, registry: Registry, tmp_path: Path
+) -> None:
     for path in files(two, tmp_path):
         if path.name == "measured.json":
             path.unlink()
@@ -294,16 +296,18 @@ def test_the_commands_as_they_are_typed(two: mlflow_run.RunHandle, registry: Reg
 
 def test_a_model_without_versions(registry: Registry) -> None:
     registry.client.create_registered_model("empty")
-    assert "no versions: dpo run registers them" in shown(model_admin.table(registry, "empty"))
+    assert "no versions: dpo run registers them" in shown(model_admin.versions_table(registry, "empty"))
     with pytest.raises(RecipeError, match=r"empty has no version '1'.*There are no versions yet"):
-        model_admin.find(registry, "1")
+        model_admin.find_version(registry, "1")
 
 
 def test_a_later_decision_replaces_the_first_in_the_description(
     two: mlflow_run.RunHandle, registry: Registry, candidate: Candidate, recipe: Recipe
 ) -> None:
-    case = champion.case(model_admin.record(two, model_admin.find(registry, "2")), candidate.before, candidate.after)
-    run_report.set_description(two, recipe, candidate, champion.promote(two, case, model_admin.PromoteSettings()))
+    measured = champion.measured_version(
+        model_admin.version_record(two, model_admin.find_version(registry, "2")), candidate.before, candidate.after
+    )
+    run_report.set_description(two, recipe, candidate, champion.promote(two, measured, model_admin.PromoteSettings()))
     first = two.client.get_run(two.run_id).data.tags["mlflow.note.content"]
     assert "for want of evidence" in first
     by_hand(registry, "2", forced=r"it \g<0> is better")

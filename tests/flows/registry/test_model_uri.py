@@ -1,4 +1,4 @@
-"""Registered models by name, opened by whoever opens models."""
+"""Model URIs of registered models resolve to checkpoint directories."""
 
 import shutil
 from dataclasses import replace
@@ -14,7 +14,9 @@ from flows.registry.versions import CHAMPION, Candidate, VersionNotes, register
 from flows.tracking import mlflow_run
 from tests.flows import fake
 
-ABOUT = VersionNotes({}, "")
+
+def notes() -> VersionNotes:
+    return VersionNotes({}, "")
 
 
 @pytest.fixture
@@ -32,14 +34,14 @@ def filled(
     """Version 1, the champion, and version 2, real weights both."""
     final = candidate.checkpoint.path
     shutil.copytree(stories, final, dirs_exist_ok=True)
-    register(run, candidate, "dpo-test", ABOUT)
+    register(run, candidate, "dpo-test", notes)
     run.client.set_registered_model_alias("dpo-test", CHAMPION, "1")
     (final / "note.txt").write_text("the second")
     register(
         run,
         replace(candidate, checkpoint=candidate.checkpoint.model_copy(update={"fingerprint": "d"})),
         "dpo-test",
-        ABOUT,
+        notes,
     )
     # Last: registering makes a store MLflow's default for a moment, and then the one that it last knew as such.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", run.uri)
@@ -58,14 +60,14 @@ def test_versions_aliases_and_names(world: mlflow_run.RunHandle, tmp_path: Path)
     assert directory("dpo-test") == second
 
 
-def test_files_that_are_gone_are_told(world: mlflow_run.RunHandle, tmp_path: Path) -> None:
+def test_missing_files_are_an_error(world: mlflow_run.RunHandle, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "mlruns" / "artifacts")
-    with pytest.raises(TrackingError, match="files of version 1 of dpo-test cannot be had"):
+    with pytest.raises(TrackingError, match="files of version 1 of dpo-test cannot be read"):
         directory("models:/dpo-test@champion")
 
 
 @pytest.mark.slow
-def test_what_a_server_holds_is_brought_once(
+def test_a_servers_checkpoint_is_downloaded_once(
     recipe: Recipe,
     candidate: Candidate,
     stories: Path,
@@ -88,7 +90,7 @@ def test_what_a_server_holds_is_brought_once(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("models:/dpo-tset@champion", "no registered model 'dpo-tset'.*Did you mean dpo-test"),
         ("models:/dpo-test@best", "no version 'best'.*Versions are candidate, champion, 2, 1"),
@@ -96,8 +98,8 @@ def test_what_a_server_holds_is_brought_once(
         ("other", "no registered model 'other'"),
     ],
 )
-def test_what_is_not_there_is_told_with_what_is(world: mlflow_run.RunHandle, name: str, told: str) -> None:
-    with pytest.raises(RecipeError, match=told):
+def test_the_error_for_a_missing_model_names_what_exists(world: mlflow_run.RunHandle, name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         directory(name)
 
 

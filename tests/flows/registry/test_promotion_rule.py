@@ -1,4 +1,4 @@
-"""The rule of promotion, on numbers worked by hand and on cases where only one answer is right."""
+"""Promotion rule, on numbers worked by hand and on cases with only one right decision."""
 
 import re
 from dataclasses import replace
@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.registry.logged_model import measurements
-from flows.registry.promotion_rule import ModelMeasurements, decide, follows, mcnemar, prefers
+from flows.registry.promotion_rule import (
+    ModelMeasurements,
+    compare_prompt_strict_acc,
+    compare_test_accuracy,
+    decide,
+    mcnemar,
+)
 from tests.flows.fake import evaluation
 
 Z = 1.959964
@@ -45,19 +51,19 @@ def test_mcnemar_by_hand(gained: int, lost: int, p: float) -> None:
 
 def test_newcombe_difference_as_in_his_table_two() -> None:
     # 56/70 against 48/80: +0.2, method 10 gives 0.0524 to 0.3339.
-    comparison = prefers(measured("a", "", 56 / 70, 70), measured("b", "", 48 / 80, 80))
+    comparison = compare_test_accuracy(measured("a", "", 56 / 70, 70), measured("b", "", 48 / 80, 80))
     assert (comparison.low, comparison.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
 def test_paired_interval_by_hand() -> None:
     # 10 prompts: 4 gained, 1 lost. With ½ a cell: (4.5 - 1.5)/12 ± 1.96 sqrt(6 - 9/12)/12.
-    comparison = follows(measured("a", "1111100011", 0.5), measured("b", "0000110011", 0.5))
+    comparison = compare_prompt_strict_acc(measured("a", "1111100011", 0.5), measured("b", "0000110011", 0.5))
     assert comparison.difference == pytest.approx(0.3)
     assert comparison.verdict == "even"
     assert (comparison.low, comparison.high) == pytest.approx((0.25 - 0.374235, 0.25 + 0.374235), abs=1e-5)
 
 
-def test_first_version_is_held_against_its_base() -> None:
+def test_the_first_version_is_compared_with_its_base() -> None:
     decision = decide(measured("version 1", GOOD, 0.95), BASE)
     assert decision.promoted
     assert decision.reason.startswith(
@@ -65,7 +71,7 @@ def test_first_version_is_held_against_its_base() -> None:
     )
 
 
-def test_a_rival_as_good_stays() -> None:
+def test_an_equal_candidate_is_not_promoted() -> None:
     decision = decide(measured("version 2", GOOD, 0.95), measured("version 1", GOOD, 0.95))
     assert not decision.promoted
     assert "for want of evidence against version 1" in decision.reason
@@ -82,40 +88,40 @@ def test_better_on_one_and_even_on_the_other_is_promoted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "mismatch"),
     [
         ({"prompts": "x"}, "other prompts"),
         ({"pairs": "x"}, "other held-out pairs"),
         ({"tokens": "32"}, "other terms (max_new_tokens 96 here and 32 there)"),
     ],
 )
-def test_other_measurements_cannot_be_compared(other: dict[str, str], told: str) -> None:
+def test_other_measurements_cannot_be_compared(other: dict[str, str], mismatch: str) -> None:
     decision = decide(measured("version 2", GOOD, 0.99), measured("version 1", BAD, 0.5, **other))
     assert not decision.promoted
-    assert told in decision.reason
+    assert mismatch in decision.reason
 
 
-def test_an_evaluation_says_how_its_prompts_were_asked(tmp_path: Path) -> None:
+def test_measurements_contain_the_generation_settings(tmp_path: Path) -> None:
     first = evaluation(tmp_path / "first", [True] * 9, 0.9)
     second = evaluation(tmp_path / "second", [True] * 9, 0.9, max_new_tokens="32")
-    one, other = (measurements(told, told.path.name) for told in (first, second))
-    assert one.asked == {"IFEval": "1", "max_new_tokens": "96", "eval_temperature": "0"}
-    assert other.asked == one.asked | {"max_new_tokens": "32"}
+    measured_first, measured_second = (measurements(result, result.path.name) for result in (first, second))
+    assert measured_first.asked == {"IFEval": "1", "max_new_tokens": "96", "eval_temperature": "0"}
+    assert measured_second.asked == measured_first.asked | {"max_new_tokens": "32"}
 
 
 def noisy(name: str, accuracy: float, certain: float, noise: float = 0.5) -> ModelMeasurements:
     """A model of which exporting moved the margins; ``certain`` is its accuracy with those within that as ties."""
-    known = (certain, *wilson(certain, 1000))
-    return replace(measured(name, "", accuracy), margin_noise=noise, beyond_noise=known)
+    interval = (certain, *wilson(certain, 1000))
+    return replace(measured(name, "", accuracy), margin_noise=noise, beyond_noise=interval)
 
 
 @pytest.mark.parametrize(
     ("accuracy", "certain", "verdict"),
     [(0.7, 0.65, "better"), (0.7, 0.5, "even"), (0.7, 0.3, "even"), (0.3, 0.5, "even"), (0.3, 0.35, "worse")],
 )
-def test_what_is_within_the_exports_noise_decides_nothing(accuracy: float, certain: float, verdict: str) -> None:
+def test_margins_within_the_exports_noise_decide_nothing(accuracy: float, certain: float, verdict: str) -> None:
     candidate, base = noisy("version 1", accuracy, certain), measured("its base", "", 0.5)
-    comparison = prefers(candidate, base)
+    comparison = compare_test_accuracy(candidate, base)
     assert comparison.verdict == verdict
     assert comparison.candidate == accuracy  # the number is what was measured
     assert f"margins within the export's noise of 0.98 nats as ties, {certain:.1%} against 50.0%" in comparison.sentence
@@ -125,11 +131,11 @@ def test_what_is_within_the_exports_noise_decides_nothing(accuracy: float, certa
 
 
 def test_a_noisy_champion_is_worse_only_beyond_its_noise() -> None:
-    assert prefers(measured("version 2", "", 0.7), noisy("version 1", 0.6, 0.7)).verdict == "even"
+    assert compare_test_accuracy(measured("version 2", "", 0.7), noisy("version 1", 0.6, 0.7)).verdict == "even"
 
 
-def test_a_model_without_noise_is_not_said_to_have_any() -> None:
-    assert "noise" not in prefers(measured("version 1", "", 0.9), measured("its base", "", 0.5)).sentence
+def test_the_sentence_mentions_no_noise_without_noise() -> None:
+    assert "noise" not in compare_test_accuracy(measured("version 1", "", 0.9), measured("its base", "", 0.5)).sentence
 
 
 def test_without_prompts_preferences_alone_decide() -> None:
@@ -139,7 +145,7 @@ def test_without_prompts_preferences_alone_decide() -> None:
 
 
 def test_a_prompt_without_verdict_on_one_side_is_left_out() -> None:
-    comparison = follows(measured("a", "110", 0.5), measured("b", "01", 0.5))
+    comparison = compare_prompt_strict_acc(measured("a", "110", 0.5), measured("b", "01", 0.5))
     assert (comparison.candidate, comparison.rival) == (1.0, 0.5)
 
 
@@ -151,8 +157,8 @@ MARKS = st.text("01", min_size=1, max_size=60)
     st.floats(0, 1),
     st.floats(0, 1),
 )
-def test_rivals_never_both_win(marks: tuple[str, str], one: float, other: float) -> None:
-    a, b = measured("a", marks[0], one), measured("b", marks[1], other)
+def test_rivals_never_both_win(marks: tuple[str, str], left: float, right: float) -> None:
+    a, b = measured("a", marks[0], left), measured("b", marks[1], right)
     assert not (decide(a, b).promoted and decide(b, a).promoted)
     assert not decide(a, a).promoted
 

@@ -1,4 +1,4 @@
-"""A registered version is whole and found again; what fails on the way leaves nothing behind."""
+"""A registered version is complete and found again; a failed registration leaves nothing behind."""
 
 import json
 import os
@@ -17,22 +17,26 @@ from dpo_core.config.recipe import DataSettings, ModelSettings, PromoteSettings,
 from dpo_core.errors import RecipeError, TrackingError
 from dpo_core.records import ModelVersion, Promotion
 from flows.registry import versions
-from flows.registry.champion import case, promote
-from flows.registry.versions import Candidate, VersionNotes, register, registered_name
+from flows.registry.champion import measured_version, promote
+from flows.registry.versions import Candidate, VersionNotes, register, registered_model_name
 from flows.tracking import mlflow_run
 from tests.conftest import shared
 from tests.flows.fake import evaluation, served, wait_for
 
-ABOUT = VersionNotes({"dpo.data": "d"}, "### Results")
+
+def notes() -> VersionNotes:
+    return VersionNotes({"dpo.data": "d"}, "### Results")
+
+
 MESSAGES = [{"role": "user", "content": "Once upon a time"}]
 
 
 def registered(run: mlflow_run.RunHandle, candidate: Candidate) -> Any:
-    return register(run, candidate, "dpo-test", ABOUT).record
+    return register(run, candidate, "dpo-test", notes).record
 
 
-def promoted(run: mlflow_run.RunHandle, version: ModelVersion, one: Candidate, **rule: Any) -> Promotion:
-    return promote(run, case(version, one.before, one.after), PromoteSettings(**rule))
+def promoted(run: mlflow_run.RunHandle, version: ModelVersion, candidate: Candidate, **rule: Any) -> Promotion:
+    return promote(run, measured_version(version, candidate.before, candidate.after), PromoteSettings(**rule))
 
 
 def models(run: mlflow_run.RunHandle) -> list[Any]:
@@ -51,7 +55,7 @@ def test_a_version_has_tags_metrics_and_an_alias(run: mlflow_run.RunHandle, cand
     assert found.tags["dpo.data"] == "d"
     assert found.aliases == ["candidate"]
     assert found.description == "### Results"
-    model = run.client.get_logged_model(versions.model_of(found))
+    model = run.client.get_logged_model(versions.logged_model_id(found))
     metrics = {metric.key: metric for metric in model.metrics}
     assert metrics["after/prompt_strict_acc"].value == 0.9
     of_pairs = metrics["after/test/accuracy"]
@@ -69,13 +73,13 @@ def test_torch_stays_out_of_the_flows_process() -> None:
     modules = (
         "registry.versions registry.champion tracking.journal_follower reports.run_report registry.served_model cli.ui"
     )
-    told = f"import sys, {', '.join(f'flows.{name}' for name in modules.split())}"
-    subprocess.run([sys.executable, "-c", f"{told}; sys.exit('torch' in sys.modules)"], check=True)
+    imports = f"import sys, {', '.join(f'flows.{name}' for name in modules.split())}"
+    subprocess.run([sys.executable, "-c", f"{imports}; sys.exit('torch' in sys.modules)"], check=True)
 
 
 def test_the_same_candidate_is_the_same_version(run: mlflow_run.RunHandle, candidate: Candidate) -> None:
-    first = register(run, candidate, "dpo-test", ABOUT)
-    second = register(run, candidate, "dpo-test", ABOUT)
+    first = register(run, candidate, "dpo-test", notes)
+    second = register(run, candidate, "dpo-test", notes)
     assert (first.cached, second.cached) == (False, True)
     assert first.record == second.record
     assert len(models(run)) == 1
@@ -90,13 +94,13 @@ def test_another_measurement_is_another_version(
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "measured.json"])
-def test_a_version_that_lost_a_file_is_made_again(
+def test_a_version_that_lost_a_file_is_registered_again(
     run: mlflow_run.RunHandle, candidate: Candidate, tmp_path: Path, lost: str
 ) -> None:
     registered(run, candidate)
     [found] = [path for path in files(run, tmp_path) if path.name == lost]
     found.unlink()
-    again = register(run, candidate, "dpo-test", ABOUT)
+    again = register(run, candidate, "dpo-test", notes)
     assert (again.cached, again.record.version) == (False, 2)
 
 
@@ -128,25 +132,25 @@ def test_a_failure_keeps_the_versions_that_were_there(
     with pytest.raises(ZeroDivisionError):
         registered(run, again)
     assert [version.version for version in run.client.search_model_versions("name = 'dpo-test'")] == [1]
-    assert register(run, candidate, "dpo-test", ABOUT).cached
+    assert register(run, candidate, "dpo-test", notes).cached
 
 
-def test_a_killed_attempt_is_swept(run: mlflow_run.RunHandle, candidate: Candidate) -> None:
+def test_the_model_of_a_killed_attempt_is_deleted(run: mlflow_run.RunHandle, candidate: Candidate) -> None:
     run.client.create_logged_model(run.experiment_id, name="dpo-test", source_run_id=run.run_id)
     version = registered(run, candidate)
     found = run.client.get_model_version("dpo-test", str(version.version))
-    assert [model.model_id for model in models(run)] == [versions.model_of(found)]
+    assert [model.model_id for model in models(run)] == [versions.logged_model_id(found)]
 
 
 def test_a_model_that_was_uploaded_before_it_was_measured_is_the_versions(
     run: mlflow_run.RunHandle, candidate: Candidate, tmp_path: Path
 ) -> None:
-    early = versions.log_model(run, candidate.checkpoint, "dpo-test")
-    assert versions.log_model(run, candidate.checkpoint, "dpo-test").model_id == early.model_id
+    early = versions.find_or_upload_model(run, candidate.checkpoint, "dpo-test")
+    assert versions.find_or_upload_model(run, candidate.checkpoint, "dpo-test").model_id == early.model_id
     version = registered(run, candidate)
     found = run.client.get_model_version("dpo-test", str(version.version))
-    assert versions.model_of(found) == early.model_id
-    assert register(run, candidate, "dpo-test", ABOUT).cached
+    assert versions.logged_model_id(found) == early.model_id
+    assert register(run, candidate, "dpo-test", notes).cached
     assert models(run)[0].tags["dpo.checkpoint"] == "c"
 
 
@@ -155,25 +159,25 @@ def test_a_model_that_does_not_fit_is_uploaded_anew(
     run: mlflow_run.RunHandle, candidate: Candidate, tmp_path: Path, harm: str
 ) -> None:
     checkpoint = candidate.checkpoint.model_copy(update={"fingerprint": "x"} if harm == "another checkpoint" else {})
-    versions.log_model(run, checkpoint, "other" if harm == "another name" else "dpo-test")
+    versions.find_or_upload_model(run, checkpoint, "other" if harm == "another name" else "dpo-test")
     if harm == "a lost file":
         [found] = [path for path in files(run, tmp_path) if path.name == "model.safetensors"]
         found.unlink()
     version = registered(run, candidate)
     found_version = run.client.get_model_version("dpo-test", str(version.version))
-    assert [model.model_id for model in models(run)] == [versions.model_of(found_version)]
+    assert [model.model_id for model in models(run)] == [versions.logged_model_id(found_version)]
     assert len([path for path in files(run, tmp_path) if path.name == "model.safetensors"]) == 1
 
 
-def test_the_name_says_data_and_model() -> None:
+def test_the_default_name_has_dataset_and_model() -> None:
     recipe = Recipe(data=DataSettings(dataset="some/file.v2.jsonl.gz"), model=ModelSettings(model_name="meta/Ll:ama"))
-    assert registered_name(recipe) == "dpo-file-Ll_ama"
+    assert registered_model_name(recipe) == "dpo-file-Ll_ama"
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", "", " ", "it's"])
-def test_a_name_that_the_registry_cannot_take(name: str) -> None:
+def test_a_name_that_the_registry_does_not_accept(name: str) -> None:
     with pytest.raises(RecipeError, match="registered_model_name="):
-        registered_name(Recipe(promote=PromoteSettings(registered_model_name=name)))
+        registered_model_name(Recipe(promote=PromoteSettings(registered_model_name=name)))
 
 
 def test_promotion_moves_the_aliases_and_says_why(
@@ -223,7 +227,7 @@ def test_without_auto_promote_the_comparison_is_recorded(run: mlflow_run.RunHand
     assert run.client.get_registered_model("dpo-test").aliases == {"candidate": 1}
 
 
-def test_a_champion_from_elsewhere_is_told(run: mlflow_run.RunHandle, candidate: Candidate) -> None:
+def test_a_champion_without_measurements_is_an_error(run: mlflow_run.RunHandle, candidate: Candidate) -> None:
     run.client.create_registered_model("dpo-test")
     foreign = run.client.create_model_version("dpo-test", source="/tmp/somewhere")
     run.client.set_registered_model_alias("dpo-test", "champion", foreign.version)
@@ -296,7 +300,7 @@ def test_a_server_registers_and_promotes_as_sqlite_does(recipe: Recipe, candidat
     with served(recipe.track, free_port) as track:
         handle = mlflow_run.open_run(track, recipe, "a-run", "f00d")
         mlflow_run.log_result(handle, "after", candidate.after)
-        version = register(handle, candidate, "dpo-test", ABOUT).record
+        version = register(handle, candidate, "dpo-test", notes).record
         assert promoted(handle, version, candidate).champion_version == 1
-        assert register(handle, candidate, "dpo-test", ABOUT).cached
+        assert register(handle, candidate, "dpo-test", notes).cached
         assert versions.find_version(handle.client, "dpo-test", candidate) is not None

@@ -28,7 +28,7 @@ def add(recipe: Recipe, candidate: Candidate, name: str, **train: Any) -> mlflow
     """A finished run with results and a journal."""
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
     handle = mlflow_run.open_run(recipe.track, recipe, name, name)
-    mlflow_run.project(handle, candidate.checkpoint.log_path)
+    mlflow_run.log_journal(handle, candidate.checkpoint.log_path)
     run_report.log_data(handle, candidate.pairs, candidate.rendered)
     run_report.log_results(handle, candidate)
     mlflow_run.close_run(handle, "FINISHED")

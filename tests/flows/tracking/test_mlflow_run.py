@@ -1,4 +1,4 @@
-"""The projection: a run is found again, and every step is in it exactly once."""
+"""MLflow run: it is found again, and every step is in it exactly once."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_a_server_that_refuses_is_told_at_once(free_port: int) -> None:
 
 
 def test_a_server_that_is_silent_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_server, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(mlflow_server, "TIMEOUT_S", 0.2)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
@@ -107,8 +107,8 @@ def test_a_deleted_experiment_is_told(recipe: Recipe, run: mlflow_run.RunHandle)
 
 def test_every_step_once_with_the_journals_time(run: mlflow_run.RunHandle, tmp_path: Path) -> None:
     write_journal(tmp_path, 12)
-    assert mlflow_run.project(run, tmp_path) == 12
-    assert mlflow_run.project(run, tmp_path) == 12
+    assert mlflow_run.log_journal(run, tmp_path) == 12
+    assert mlflow_run.log_journal(run, tmp_path) == 12
     history = run.client.get_metric_history(run.run_id, "dpo_loss")
     assert [(point.step, point.timestamp) for point in history] == [(k, (1790000000 + k) * 1000) for k in range(1, 13)]
     assert [point.value for point in history] == [row(k)["dpo_loss"] for k in range(1, 13)]
@@ -119,7 +119,7 @@ def test_a_projection_cut_in_the_middle_goes_on(
     run: mlflow_run.RunHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_journal(tmp_path, 40)
-    monkeypatch.setattr(mlflow_run, "MOST_METRICS", 30)
+    monkeypatch.setattr(mlflow_run, "MAX_BATCH_METRICS", 30)
     send, sent = run.client.log_batch, []
 
     def failing(*args: object, **kwargs: object) -> None:
@@ -129,10 +129,10 @@ def test_a_projection_cut_in_the_middle_goes_on(
 
     monkeypatch.setattr(run.client, "log_batch", failing)
     with pytest.raises(TrackingError, match="cut off"):
-        mlflow_run.project(run, tmp_path)
-    assert 0 < mlflow_run.last_step(run) < 40
+        mlflow_run.log_journal(run, tmp_path)
+    assert 0 < mlflow_run.last_logged_step(run) < 40
     monkeypatch.undo()
-    mlflow_run.project(run, tmp_path)
+    mlflow_run.log_journal(run, tmp_path)
     assert steps_of(run, "dpo_loss") == list(range(1, 41))
     assert steps_of(run, "test/nll") == [0, 10, 20, 30, 40]
 
@@ -148,11 +148,11 @@ def test_the_answer_of_a_batch_may_get_lost(run: mlflow_run.RunHandle, tmp_path:
 
 def test_steps_repeated_after_a_resume_are_not_doubled(run: mlflow_run.RunHandle, tmp_path: Path) -> None:
     write_journal(tmp_path, 15)
-    mlflow_run.project(run, tmp_path)
+    mlflow_run.log_journal(run, tmp_path)
     write_journal(tmp_path, 10, time=1.8e9)
-    assert mlflow_run.project(run, tmp_path) == 15
+    assert mlflow_run.log_journal(run, tmp_path) == 15
     write_journal(tmp_path, 18, time=1.8e9)
-    mlflow_run.project(run, tmp_path)
+    mlflow_run.log_journal(run, tmp_path)
     assert steps_of(run, "dpo_loss") == list(range(1, 19))
     assert steps_of(run, "test/nll") == [0, 10]
 
@@ -161,20 +161,20 @@ def test_a_torn_last_line_waits(run: mlflow_run.RunHandle, tmp_path: Path) -> No
     write_journal(tmp_path, 5)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 6, "time": 1.79e9, "dpo_l')
-    assert mlflow_run.project(run, tmp_path) == 5
+    assert mlflow_run.log_journal(run, tmp_path) == 5
 
 
 def test_a_loss_that_is_not_a_number_is_projected_once(run: mlflow_run.RunHandle, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 5, "dpo_loss": NaN, "grad_norm": Infinity}\n')
-    mlflow_run.project(run, tmp_path)
-    mlflow_run.project(run, tmp_path)
+    mlflow_run.log_journal(run, tmp_path)
+    mlflow_run.log_journal(run, tmp_path)
     assert steps_of(run, "dpo_loss") == [1]
 
 
 def test_batches_keep_to_the_limit_and_never_cut_a_step(tmp_path: Path) -> None:
     write_journal(tmp_path, 999)
     steps = mlflow_run.journal.read_steps(tmp_path / "metrics.jsonl")
-    batches = mlflow_run.batches(steps)
+    batches = mlflow_run.step_batches(steps)
     assert [step for batch in batches for step in batch] == steps
     assert max(sum(len(step.values) for step in batch) for batch in batches) <= 1000
     assert len(batches) < 8
@@ -197,7 +197,7 @@ def test_final_numbers_are_single_values(run: mlflow_run.RunHandle, tmp_path: Pa
     mlflow_run.log_result(run, "after", result)
     mlflow_run.log_result(run, "after", result)
     assert steps_of(run, "after/prompt_strict_acc") == [0]
-    mlflow_run.project(run, tmp_path)
+    mlflow_run.log_journal(run, tmp_path)
     assert steps_of(run, "test/nll") == [0, 10]
     mlflow_run.log_result(run, "after", result.model_copy(update={"metrics": {"prompt_strict_acc": 0.8}}))
     assert run.client.get_run(run.run_id).data.metrics["after/prompt_strict_acc"] == 0.8
@@ -216,11 +216,11 @@ def test_the_follower_never_raises_and_warns_once(
 ) -> None:
     tries: list[int] = []
 
-    def away(*_: object, **__: object) -> None:
+    def unavailable(*_: object, **__: object) -> None:
         tries.append(1)
         raise RuntimeError("gone")
 
-    monkeypatch.setattr(run.client, "log_batch", away)
+    monkeypatch.setattr(run.client, "log_batch", unavailable)
     with Follower(lambda: run, tmp_path, pause=0.01):
         for last in range(1, 5):
             write_journal(tmp_path, last)
@@ -239,9 +239,9 @@ def test_a_server_that_goes_away_and_comes_back(recipe: Recipe, tmp_path: Path, 
         follower.thread.start()
         wait_for(lambda: steps_of(handle, "dpo_loss") == [1, 2, 3, 4, 5])
     write_journal(tmp_path, 25)
-    wait_for(lambda: follower.away)
+    wait_for(lambda: follower.offline)
     with served(recipe.track, free_port):
-        wait_for(lambda: not follower.away)
+        wait_for(lambda: not follower.offline)
         write_journal(tmp_path, 30)
         follower.__exit__(None, None, None)
         assert steps_of(handle, "dpo_loss") == list(range(1, 31))

@@ -1,4 +1,4 @@
-"""Servers of MLflow that cannot be worked with, told in a line before anything is done."""
+"""Unusable MLflow servers are reported in one line before any work starts."""
 
 import re
 import sqlite3
@@ -53,12 +53,12 @@ def test_a_newer_one_or_one_that_does_not_tell_is_taken(version: str) -> None:
 
 def test_the_oldest_is_that_of_the_package() -> None:
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    [told] = [re.findall(r"mlflow>=(\d+)\.(\d+)", line) for line in needed if line.startswith("mlflow")]
-    assert tuple(map(int, told[0])) == mlflow_server.OLDEST
+    [minimum] = [re.findall(r"mlflow>=(\d+)\.(\d+)", line) for line in needed if line.startswith("mlflow")]
+    assert tuple(map(int, minimum[0])) == mlflow_server.MIN_VERSION
 
 
 def test_a_database_of_an_older_mlflow_says_how_to_upgrade_it(track: TrackSettings) -> None:
-    file = mlflow_server.database(mlflow_server.tracking_uri(track))
+    file = mlflow_server.database_path(mlflow_server.tracking_uri(track))
     with closing(sqlite3.connect(Path(str(file)))) as database, database:
         database.execute("update alembic_version set version_num = '451aebb31d03'")  # MLflow 1.0's
     with pytest.raises(TrackingError, match=r"out-of-date database schema.*mlflow db upgrade"):
@@ -81,4 +81,4 @@ def test_the_login_is_that_of_mlflows_client(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert mlflow_server.login(uri).get("Authorization") == header
+    assert mlflow_server.auth_header(uri).get("Authorization") == header
