@@ -5,7 +5,7 @@ MLflow is imported only where it is used: importing it takes seconds, which pass
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect import Task, get_run_logger, task
@@ -97,13 +97,18 @@ class StageTasks:
             with self.log_training_output():
                 record = run_as_task(step.stage.name, step.run)
         elif step.stage.name == "train":
-            record = run_as_task("train", lambda: step.run(self.training_run.follow_journal(step.call)))
+            record = run_as_task("train", partial(self.train, step))
         else:
             record = run_as_task(step.stage.name, step.run)
         self.records[step.title] = record
         if isinstance(record, RenderedSet):
             print_and_log((record.path / TEXT).read_text())
         return record
+
+    def train(self, step: Step) -> StageResult[Any]:
+        """Run the stage ``train`` while MLflow follows its journal."""
+        assert step.call is not None
+        return step.run(self.training_run.follow_journal(step.call))
 
     def log_training_output(self) -> AbstractContextManager[None]:
         """Log what training wrote to MLflow, in the background while the block runs."""

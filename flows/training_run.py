@@ -83,8 +83,7 @@ class TrainingRun:
         mlflow_run.set_tags(handle, tags)
         output = TrainingOutput(candidate.checkpoint, candidate.pairs, candidate.rendered)
         log_artifacts.log_training(handle, self.recipe, output)
-        run_report.log_results(
-        handle, candidate)
+        run_report.log_results(handle, candidate)
         return VersionNotes(tags, model_card.model_card_markdown(self.recipe, candidate))
 
     def promote(self, candidate: Candidate, version: ModelVersion) -> Promotion:

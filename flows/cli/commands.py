@@ -118,7 +118,7 @@ def sync(log_path: Path, tracking_uri: str | None, experiment_name: str | None) 
     """
     from flows import replay  # lazy: mlflow
 
-    click.echo(replay.sync(log_path.expanduser().resolve(), tracking_uri, experiment_name))
+    click.echo(replay.sync_run(log_path.expanduser().resolve(), tracking_uri, experiment_name))
 
 
 COMMANDS = (models, promote, rollback, approve, runs, compare, sync)

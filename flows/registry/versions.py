@@ -93,7 +93,11 @@ def register(
         return StageResult(version_record(handle, version), True)
     version_notes = notes()
     with as_tracking_error(handle.uri):
-        return StageResult(version_record(handle, create_version(handle, candidate, name, version_notes)), False)
+        # The notes took seconds, in which another process may have registered the same candidate.
+        version = find_version(handle.client, name, candidate)
+        found = version is not None
+        version = version or create_version(handle, candidate, name, version_notes)
+        return StageResult(version_record(handle, version), found)
 
 
 def version_record(handle: RunHandle, version: RegistryVersion) -> ModelVersion:

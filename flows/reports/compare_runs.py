@@ -111,7 +111,9 @@ def paired_test_sentences(compared: ComparedRun, first: ComparedRun) -> list[str
         gained = sum(compared.outcomes[key] and not first.outcomes[key] for key in common)
         lost = sum(first.outcomes[key] and not compared.outcomes[key] for key in common)
         cells = f"only this run follows {gained}, only the first {lost}; exact McNemar p = {mcnemar(gained, lost):.3g}"
-        sentences.append(f"{compared.label} {compare_prompt_strict_acc(run_measured, first_measured).sentence}: {cells}.")
+        sentences.append(
+            f"{compared.label} {compare_prompt_strict_acc(run_measured, first_measured).sentence}: {cells}."
+        )
     elif compared.outcomes or first.outcomes:
         sentences.append(
             f"{compared.label} and {first.label} were evaluated on different prompts, so no paired test compares them."
@@ -129,7 +131,9 @@ def measurements(compared: ComparedRun) -> ModelMeasurements:
     accuracy, low, high = (metrics.get(f"test/accuracy{end}", 0.0) for end in ("", "_low", "_high"))
     num_pairs = int(metrics.get("test/num_pairs", 0))
     measured = ModelMeasurements(compared.label, "", compared.outcomes, "", accuracy, low, high, num_pairs)
-    return replace(measured, margin_noise=metrics.get("test/margin_noise", 0.0), beyond_noise=accuracy_beyond_noise(metrics))
+    return replace(
+        measured, margin_noise=metrics.get("test/margin_noise", 0.0), beyond_noise=accuracy_beyond_noise(metrics)
+    )
 
 
 def metric_curves(experiment: Experiment, run: Run) -> dict[str, list[tuple[int, float]]]:

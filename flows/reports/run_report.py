@@ -127,7 +127,9 @@ def set_description(handle: RunHandle, recipe: Recipe, candidate: Candidate, pro
 def description(recipe: Recipe, candidate: Candidate, promotion: Promotion) -> str:
     """The description in Markdown, with lists and code only: MLflow renders no tables."""
     decision = champion.report_paragraph(promotion.name, promotion.version, promotion.reason, promotion.gates)
-    return "\n".join([*result_lines(candidate), "", decision, "", champion.COMMAND_HEADING, "", f"    {run_command(recipe)}"])
+    return "\n".join(
+        [*result_lines(candidate), "", decision, "", champion.COMMAND_HEADING, "", f"    {run_command(recipe)}"]
+    )
 
 
 def result_lines(candidate: Candidate) -> list[str]:
