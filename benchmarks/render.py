@@ -113,32 +113,33 @@ def ours(way: str, tokenizer: str, source: str, work: Path) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if "one thread" in way else "true"
     from dpo_core.cache import fingerprint
     from dpo_core.config.recipe import RenderSettings
-    from dpo_core.data.datasets.hhh import from_transcripts
+    from dpo_core.data.datasets.hhh import convert
     from dpo_core.data.preference import Preference, write_pairs
     from dpo_core.render.registry import get_renderer
     from dpo_core.render.render import SplitRenderer
     from dpo_core.render.token_dataset import write_split
     from dpo_core.render.tokenizer import load_tokenizer
+    from dpo_core.system.progress import Progress
 
-    part = SplitRenderer(get_renderer("role_colon", load_tokenizer(Path(tokenizer))), RenderSettings(max_length=1024))
-    next(streamed(Path(source)))  # what pyarrow imports at first use is an import too
+    pairs = sum(1 for _ in read_arrow(Path(source)))  # pyarrow imports more at its first use
+    renderer = get_renderer("role_colon", load_tokenizer(Path(tokenizer)))
+    split = SplitRenderer(renderer, RenderSettings(max_length=1024), Progress("rendering", pairs, "pairs"))
     started = time.perf_counter()
-    parsed = (from_transcripts(row["chosen"], row["rejected"], "") for row in streamed(Path(source)))
+    parsed = (convert(row, "") for row in read_arrow(Path(source)))
     write_pairs(work / "pairs.arrow", (pair for pair in parsed if isinstance(pair, Preference)))
     between = time.perf_counter()
-    write_split(work / "rendered.arrow", part.render(work / "pairs.arrow"))
+    write_split(work / "rendered.arrow", split.render(work / "pairs.arrow"))
     fingerprint.of_files([work / "rendered.arrow"], work)
     ended = time.perf_counter()
-    pairs = sum(1 for _ in streamed(Path(source)))
     return {
         "pairs_per_s": round(pairs / (ended - started)),
-        "rendering_alone_pairs_per_s": round(part.kept / (ended - between)),
+        "rendering_alone_pairs_per_s": round(split.kept / (ended - between)),
         "pairs": pairs,
-        "kept": part.kept,
+        "kept": split.kept,
     }
 
 
-def streamed(source: Path) -> Iterator[dict[str, str]]:
+def read_arrow(source: Path) -> Iterator[dict[str, str]]:
     """The rows of a saved dataset, a batch in memory at a time."""
     import pyarrow as pa
 

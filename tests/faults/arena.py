@@ -112,7 +112,7 @@ class Arena:
         ForkedWorker.fault = fault
         launch.subprocess.Popen = ForkedWorker  # type: ignore[misc, assignment, attr-defined]
         try:
-            run_command.flow_to(self.recipe(place, *words), last)
+            run_command.run_up_to(self.recipe(place, *words), last)
         except (DPOError, KeyboardInterrupt) as raised:
             error = raised if isinstance(raised, DPOError) else interrupted()
             print(f"error: {error}", file=sys.stderr, flush=True)
