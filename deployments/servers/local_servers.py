@@ -254,7 +254,7 @@ def watch(services: list[Service]) -> None:
     while True:
         for service in services:
             if not service.alive():
-                raise service.died()
+                raise service.failure()
         time.sleep(1)
 
 
