@@ -1,4 +1,4 @@
-"""``dpo deploy``: the deployments, with the work pool, the limit and the automations that they need, on a server."""
+"""Registration of the deployments (``dpo deploy``), with their work pool, concurrency limit and automations."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from flows.gpu_limit import LIMIT
 
 TEMPLATES = Path(__file__).parent / "pools"
 KINDS = ("process", "docker", "kubernetes")
-LOCAL = "local"
+LOCAL_POOL = "local"
 
 
 @dataclass(frozen=True)
 class DeploymentOptions:
-    """What the command line asks of the deployments."""
+    """Options of the command line; None keeps what prefect.yaml says."""
 
     cron: str | None = None
     timezone: str | None = None
@@ -36,90 +36,98 @@ class DeploymentOptions:
     gpus: int = 1
 
 
-def wanted(wishes: DeploymentOptions, recipe_file: Path | None, words: Sequence[str]) -> dict[str, Any]:
-    """The catalogue as these wishes change it. Raises RecipeError for what cannot be."""
-    told = catalogue.read()
-    told["deployments"] = [
-        catalogue.with_pool(
-            catalogue.with_schedule(catalogue.with_recipe(entry, recipe_file, words), wishes.cron, wishes.timezone),
-            wishes.pool,
-        )
-        for entry in told["deployments"]
-    ]
-    return told
+def read_catalogue(options: DeploymentOptions, recipe_file: Path | None, words: Sequence[str]) -> dict[str, Any]:
+    """The catalogue with the options and settings applied.
 
-
-def deploy(client: SyncPrefectClient, wishes: DeploymentOptions, told: dict[str, Any]) -> list[str]:
-    """Register everything; returns a line on each thing.
-
-    Raises TrackingError when the work pool does not exist and no kind is said, or the server refuses something.
+    Raises RecipeError for a setting or schedule that is not valid.
     """
-    pool = wishes.pool or LOCAL
-    lines = [ensure_pool(client, pool, wishes.kind or ("process" if pool == LOCAL else None))]
-    client.upsert_global_concurrency_limit_by_name(LIMIT, wishes.gpus)
-    lines.append(f"limit {LIMIT}: {wishes.gpus} stage(s) on a GPU at a time")
-    register(told)
-    lines += [describe(entry) for entry in told["deployments"]]
-    return lines + automations.ensure(client, os.environ.get(automations.NOTIFY))
+    content = catalogue.read()
+    content["deployments"] = [
+        catalogue.with_pool(
+            catalogue.with_schedule(catalogue.with_recipe(entry, recipe_file, words), options.cron, options.timezone),
+            options.pool,
+        )
+        for entry in content["deployments"]
+    ]
+    return content
+
+
+def deploy(client: SyncPrefectClient, options: DeploymentOptions, content: dict[str, Any]) -> list[str]:
+    """Register everything; returns one line for each registered object.
+
+    Raises TrackingError when the work pool does not exist and no kind is given, or the server refuses a request.
+    """
+    pool = options.pool or LOCAL_POOL
+    lines = [ensure_pool(client, pool, options.kind or ("process" if pool == LOCAL_POOL else None))]
+    client.upsert_global_concurrency_limit_by_name(LIMIT, options.gpus)
+    lines.append(f"limit {LIMIT}: {options.gpus} stage(s) on a GPU at the same time")
+    register(content)
+    lines += [describe(entry) for entry in content["deployments"]]
+    return lines + automations.ensure(client, os.environ.get(automations.WEBHOOK_VARIABLE))
 
 
 def ensure_pool(client: SyncPrefectClient, name: str, kind: str | None) -> str:
-    """The work pool, made by its job template if a kind is said and it is not there."""
+    """Create the work pool unless it exists; returns a line about it.
+
+    Raises TrackingError when it does not exist and ``kind`` is None, or it exists with another type.
+    """
     try:
-        there = client.read_work_pool(name)
+        existing = client.read_work_pool(name)
     except ObjectNotFound:
         if kind is None:
             names = [pool.name for pool in client.read_work_pools()]
             raise TrackingError(
                 f"There is no work pool {name!r} on this server.",
-                "A deployment belongs to a work pool; --type process, docker or kubernetes makes one.",
+                "A deployment belongs to a work pool; --type process, docker or kubernetes creates one.",
                 did_you_mean_or_list(name, sorted(names), "Deployments"),
             ) from None
-        template = template_of(kind)
-        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
-        return f"work pool {name}: made, {kind}; its worker: prefect worker start --pool {name}"
-    if kind not in (None, there.type):
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=read_job_template(kind)))
+        return f"work pool {name}: created, type {kind}; start its worker: prefect worker start --pool {name}"
+    if kind not in (None, existing.type):
         raise TrackingError(
-            f"Work pool {name!r} is of type {there.type}, not {kind}.",
-            "A pool keeps the type it was made with.",
+            f"Work pool {name!r} is of type {existing.type}, not {kind}.",
+            "A pool keeps the type it was created with.",
             f"Leave out --type, or name another pool: --pool {name}-{kind}.",
         )
-    return f"work pool {name}: there, {there.type}"
+    return f"work pool {name}: exists, type {existing.type}"
 
 
-def template_of(kind: str) -> dict[str, Any]:
-    """The base job template of a kind of pool."""
-    found: dict[str, Any] = json.loads((TEMPLATES / f"{kind}.json").read_text())
-    return found
+def read_job_template(kind: str) -> dict[str, Any]:
+    """The base job template of a work pool of this kind."""
+    template: dict[str, Any] = json.loads((TEMPLATES / f"{kind}.json").read_text())
+    return template
 
 
-def register(told: dict[str, Any]) -> None:
-    """Give the deployments to Prefect's own command, which knows all that its file can say."""
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "prefect.yaml"
-        path.write_text(yaml.safe_dump(told, sort_keys=False))
-        words = ["--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", *words],
-            cwd=place,
+def register(content: dict[str, Any]) -> None:
+    """Register the deployments by ``prefect deploy``, which supports every key of prefect.yaml.
+
+    Raises TrackingError when Prefect refuses one.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "prefect.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        arguments = ["--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
+        result = subprocess.run(
+            [sys.executable, "-m", "prefect", *arguments],
+            cwd=directory,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
         )
-    if done.returncode:
-        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if result.returncode:
+        output = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
         raise TrackingError(
-            f"Prefect refused the deployments: {said[-1] if said else 'it said nothing'}.",
-            "What was registered before it stands.",
-            "Mend it and run dpo deploy again: it changes what differs.",
+            f"Prefect refused the deployments: {output[-1] if output else 'no output'}.",
+            "Deployments registered before this one stay registered.",
+            "Correct it and run dpo deploy again: only what differs is changed.",
         )
 
 
 def describe(entry: dict[str, Any]) -> str:
-    """A deployment in a line."""
+    """A line about a deployment: its work pool and schedules."""
     times = [
         f"{schedule['cron']} {schedule['timezone']}{'' if schedule['active'] else ' (paused)'}"
         for schedule in entry.get("schedules", [])
     ]
-    when = ", ".join(times) or "when it is asked for"
+    when = ", ".join(times) or "on request"
     return f"deployment dpo/{entry['name']}: pool {entry['work_pool']['name']}, {when}"

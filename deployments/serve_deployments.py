@@ -1,4 +1,4 @@
-"""``dpo serve``: the deployments without work pool and worker, their runs started from this process."""
+"""Serving the deployments from this process (``dpo serve``), without a work pool and a worker."""
 
 from typing import Any
 
@@ -12,13 +12,14 @@ from prefect.types.entrypoint import EntrypointType
 from flows.pipeline import pipeline
 
 
-def serve(told: dict[str, Any], limit: int) -> None:
-    """Register the catalogue's deployments and run what is scheduled or asked for, until Ctrl-C."""
-    prefect_serve(*(served(entry) for entry in told["deployments"]), limit=limit, print_starting_message=False)
+def serve(catalogue: dict[str, Any], limit: int) -> None:
+    """Register the catalogue's deployments and run scheduled and submitted runs until Ctrl-C."""
+    deployments = [to_runner_deployment(entry) for entry in catalogue["deployments"]]
+    prefect_serve(*deployments, limit=limit, print_starting_message=False)
 
 
-def served(entry: dict[str, Any]) -> RunnerDeployment:
-    """One deployment, as Prefect serves it."""
+def to_runner_deployment(entry: dict[str, Any]) -> RunnerDeployment:
+    """A deployment of the catalogue in the form that Prefect serves."""
     deployment = pipeline.to_deployment(
         name=entry["name"],
         description=entry["description"],
@@ -33,5 +34,5 @@ def served(entry: dict[str, Any]) -> RunnerDeployment:
         triggers=[DeploymentEventTrigger.model_validate(trigger) for trigger in entry.get("triggers", [])],
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-    assert isinstance(deployment, RunnerDeployment)  # a coroutine only inside of an event loop
+    assert isinstance(deployment, RunnerDeployment)  # to_deployment returns a coroutine only inside an event loop
     return deployment

@@ -1,4 +1,4 @@
-"""``dpo submit``: a run of a deployment, its settings checked here before the server hears of them."""
+"""Submission of a run of a deployment (``dpo submit``), its settings validated before the server is asked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 
-from deployments.deployment_recipe import merged, trees
+from deployments.deployment_recipe import merge_recipe, setting_trees
 from dpo_core.config.spelling import did_you_mean_or_list
 from dpo_core.errors import TrackingError
 
@@ -15,18 +15,18 @@ FLOW = "dpo"
 
 
 def submit(client: SyncPrefectClient, name: str, recipe_file: Path | None, words: Sequence[str]) -> FlowRun:
-    """Ask for a run of ``dpo/<name>`` with the deployment's recipe under these settings.
+    """Create a run of ``dpo/<name>``: the deployment's recipe overridden by the given settings.
 
-    Raises RecipeError for a setting or value that cannot be, TrackingError for a deployment that is not there.
+    Raises RecipeError for an unknown setting or a value that is not allowed, TrackingError for an unknown deployment.
     """
     try:
         deployment = client.read_deployment_by_name(f"{FLOW}/{name}")
     except ObjectNotFound:
-        names = [found.name for found in client.read_deployments()]
+        names = [deployment.name for deployment in client.read_deployments()]
         raise TrackingError(
             f"There is no deployment {FLOW}/{name} on this server.",
-            "dpo deploy registers them.",
+            "Deployments are registered by dpo deploy.",
             did_you_mean_or_list(name, sorted(names), "Deployments"),
         ) from None
-    recipe = merged(deployment.parameters.get("recipe", {}), trees(recipe_file, words))
+    recipe = merge_recipe(deployment.parameters.get("recipe", {}), setting_trees(recipe_file, words))
     return client.create_flow_run_from_deployment(deployment.id, parameters={"recipe": recipe})

@@ -1,4 +1,4 @@
-"""A Postgres of our own from the system's package: a cluster in a directory, on the loopback device, by password."""
+"""Postgres server with a cluster in a directory: system package, loopback device, password login."""
 
 import os
 import pwd
@@ -21,64 +21,64 @@ USER = "dpo"
 
 @dataclass(frozen=True)
 class Access:
-    """Where the cluster listens, and the password of its user."""
+    """Port of the cluster, and password of its user."""
 
     port: int
     password: str
 
     def url(self, database: str, driver: str = "postgresql") -> str:
-        """The address of a database, as SQLAlchemy takes it."""
+        """The SQLAlchemy URL of a database."""
         return f"{driver}://{USER}:{quote(self.password, safe='')}@{HOST}:{self.port}/{database}"
 
 
 def binaries() -> Path | None:
-    """The directory of initdb and postgres: the newest of the system's, else that of the PATH; None without any."""
+    """Directory of initdb and postgres: the newest of the system package, else from PATH; None if not installed."""
     versions = [path for path in SYSTEM.glob("*/bin") if (path / "initdb").exists() and (path / "postgres").exists()]
     if versions:
         return max(versions, key=lambda path: float(path.parent.name))
-    found = shutil.which("initdb")
-    return Path(found).resolve().parent if found else None
+    initdb = shutil.which("initdb")
+    return Path(initdb).resolve().parent if initdb else None
 
 
 def service(home: Path, access: Access) -> Service:
-    """The server of the cluster in ``home``, which is made if it is not there.
+    """The server of the cluster in ``home``; the cluster is created if it does not exist.
 
-    Raises TrackingError when Postgres is not installed or the cluster cannot be made.
+    Raises TrackingError when Postgres is not installed or the cluster cannot be created.
     """
-    place = binaries()
-    if place is None:
+    binaries_path = binaries()
+    if binaries_path is None:
         raise TrackingError(
             "Postgres is not installed.",
-            "The servers keep their records in a Postgres of their own.",
+            "Prefect's and MLflow's servers keep their tables in Postgres.",
             "Install it (apt install postgresql), or run without servers: dpo run needs none.",
         )
     user = unprivileged()
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "PG_VERSION").exists():
-        create(home, access.password, place, user)
-    # No socket file: a path in a deep directory would be longer than sockets may have.
+        create(home, access.password, binaries_path, user)
+    # No socket file: its path may be longer than the system allows.
     options = ["-D", str(home), "-h", HOST, "-p", str(access.port), "-c", "unix_socket_directories="]
     return Service(
         name="Postgres",
-        command=[str(place / "postgres"), *options],
+        command=[str(binaries_path / "postgres"), *options],
         environment=os.environ | {"LC_ALL": "C"},
         log=home.parent / "postgres.log",
-        ready=lambda: answers(access),
+        ready=lambda: responds(access),
         user=user,
-        stop_signal=signal.SIGINT,  # its fast shutdown
+        stop_signal=signal.SIGINT,  # Postgres's fast shutdown
     )
 
 
 def unprivileged() -> str | None:
-    """Whom Postgres runs as when we are root, as it refuses to be root itself."""
+    """The user that Postgres runs as when this process is root, which Postgres refuses; else None."""
     if os.geteuid() != 0:
         return None
-    known = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in known else "nobody"
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
 
 
-def create(home: Path, password: str, place: Path, user: str | None) -> None:
-    """Make the cluster."""
+def create(home: Path, password: str, binaries_path: Path, user: str | None) -> None:
+    """Create the cluster. Raises TrackingError when initdb fails."""
     with tempfile.NamedTemporaryFile("w", suffix=".password") as secret:
         secret.write(password + "\n")
         secret.flush()
@@ -87,24 +87,24 @@ def create(home: Path, password: str, place: Path, user: str | None) -> None:
             for path in (home, secret.name):
                 os.chown(path, owner.pw_uid, owner.pw_gid)
         options = ["-U", USER, f"--pwfile={secret.name}", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
-        made = subprocess.run(
-            [str(place / "initdb"), "-D", str(home), *options],
+        result = subprocess.run(
+            [str(binaries_path / "initdb"), "-D", str(home), *options],
             capture_output=True,
             text=True,
             cwd="/",
             user=user,
             group=user,
         )
-    if made.returncode:
+    if result.returncode:
         raise TrackingError(
-            f"Postgres cannot make its cluster in {home}: {(made.stderr.strip().splitlines() or ['?'])[-1]}.",
-            f"The user {user or 'that you are'} must reach the directory and own it.",
-            "Choose another home for the servers: --home.",
+            f"Postgres cannot create its cluster in {home}: {(result.stderr.strip().splitlines() or ['?'])[-1]}.",
+            f"{f'The user {user}' if user else 'The current user'} must own the directory and have access to it.",
+            "Choose another directory for the servers: --home.",
         )
 
 
-def answers(access: Access) -> bool:
-    """Whether the server takes connections."""
+def responds(access: Access) -> bool:
+    """Whether the server accepts connections."""
     try:
         psycopg2.connect(access.url("postgres"), connect_timeout=2).close()
     except psycopg2.OperationalError:
@@ -119,9 +119,9 @@ def ensure_databases(access: Access, *names: str) -> None:
     try:
         with connection.cursor() as cursor:
             cursor.execute("select datname from pg_database")
-            there = {name for (name,) in cursor.fetchall()}
+            existing = {name for (name,) in cursor.fetchall()}
             for name in names:
-                if name not in there:
+                if name not in existing:
                     cursor.execute(f'create database "{name}"')
     finally:
         connection.close()

@@ -1,4 +1,4 @@
-"""Servers and workers as processes of ours: started, waited for, stopped politely, killed, started again."""
+"""Service processes: servers and workers that are started, stopped, killed and restarted."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ START_UP_S, STOPPING_S, POLL_S = 120.0, 20.0, 0.2
 
 @dataclass
 class Service:
-    """One process with its log; ``ready`` says whether it serves yet, ``user`` whom it runs as (None: ourselves)."""
+    """A process with its log. ``ready``: whether it serves yet. ``user``: user it runs as, None for the current one."""
 
     name: str
     command: Sequence[str]
@@ -32,12 +32,12 @@ class Service:
     process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
 
     def start(self) -> None:
-        """Start it and wait until it serves.
+        """Start the process and wait until it serves.
 
-        Raises TrackingError when it ends, or does not serve in time.
+        Raises TrackingError when it ends, or does not serve within ``START_UP_S``.
         """
         with self.log.open("ab") as log:
-            # Only a user's name needs the rights to become that user.
+            # Popen needs root's rights for these arguments, even for the current user.
             identity = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
             self.process = subprocess.Popen(
                 self.command,
@@ -52,20 +52,20 @@ class Service:
         deadline = time.monotonic() + START_UP_S
         while not self.ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise self.died()
+                raise self.failure()
             time.sleep(POLL_S)
 
     def alive(self) -> bool:
-        """Whether its process runs."""
+        """Whether the process runs."""
         return self.process is not None and self.process.poll() is None
 
     def stop(self) -> None:
-        """Ask it to end, and after a while make it; what it started goes with it."""
+        """Send ``stop_signal``, then SIGKILL after ``STOPPING_S``; kill what is left of its process group."""
         if self.process is None:
             return
-        for sign in (self.stop_signal, signal.SIGKILL):
+        for stop_signal in (self.stop_signal, signal.SIGKILL):
             if self.alive():
-                self.process.send_signal(sign)
+                self.process.send_signal(stop_signal)
                 try:
                     self.process.wait(STOPPING_S)
                 except subprocess.TimeoutExpired:
@@ -73,34 +73,34 @@ class Service:
         self.sweep()
 
     def kill(self) -> None:
-        """End it and all that it started at once, as a computer that loses its power."""
+        """Kill the process and all its children at once, as if the computer lost power."""
         if self.process is not None:
             with suppress(psutil.NoSuchProcess):
-                ours = psutil.Process(self.process.pid)
-                for one in [ours, *ours.children(recursive=True)]:
+                process = psutil.Process(self.process.pid)
+                for child in [process, *process.children(recursive=True)]:
                     with suppress(psutil.NoSuchProcess):
-                        one.kill()
+                        child.kill()
             self.process.wait(STOPPING_S)
 
     def sweep(self) -> None:
-        """Kill what is left of its process group."""
+        """Kill what is left of the process group."""
         with suppress(ProcessLookupError):
             if self.process is not None:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def restart(self) -> None:
-        """Stop it, then start it with the same command."""
+        """Stop the process, then start it with the same command."""
         self.stop()
         self.start()
 
-    def died(self) -> TrackingError:
-        """The error for a service that is not there, with the last thing that it said."""
-        said = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+    def failure(self) -> TrackingError:
+        """The error for a service that ended or does not answer, with the last line of its log; stops the service."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         code = self.process.poll() if self.process else None
         found = "does not answer" if code is None else f"ended with exit code {code}"
         self.stop()
         return TrackingError(
-            f"{self.name} {found}: {said[-1] if said else 'it said nothing'}.",
+            f"{self.name} {found}: {lines[-1] if lines else 'no output'}.",
             f"A service serves within {START_UP_S:.0f} seconds of its start.",
             f"Its log is {self.log}.",
         )
@@ -116,4 +116,6 @@ def free_port(preferred: int = 0) -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise TrackingError(f"{HOST} has no free port.", "A server listens on a port of its own.", "Stop other programs.")
+    raise TrackingError(
+        f"{HOST} has no free port.", "Every server needs one.", "Stop a program that listens on the loopback device."
+    )

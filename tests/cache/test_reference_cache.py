@@ -1,4 +1,4 @@
-"""A reference that was scored for some pairs is extended by those that another run visits besides."""
+"""Cache of reference log-probabilities: a scored reference is extended by the pairs that another run adds."""
 
 import json
 import math
@@ -58,8 +58,8 @@ class World:
         self.scored = 0
         recipe = self.recipe(**train)
         call = stage_calls.score_reference_call(recipe, self.rendered, self.model)
-        made = run_stage.run_stage(store_of(recipe), call)
-        return made.record, self.scored
+        result = run_stage.run_stage(store_of(recipe), call)
+        return result.record, self.scored
 
 
 @pytest.fixture
@@ -72,26 +72,26 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         world.scored += len(items)
         return build(layout, items, device)
 
-    def here(call: StageCall[ReferenceSet], store: Store) -> None:
+    def run_in_process(call: StageCall[ReferenceSet], store: Store) -> None:
         with store.write(call.stage.name, call.cache_key) as draft:
             reference.run(call.request, draft)  # type: ignore[arg-type]
 
     monkeypatch.setattr(reference, "build", counted)
-    monkeypatch.setattr(run_stage, "launch", here)
+    monkeypatch.setattr(run_stage, "launch", run_in_process)
     return world
 
 
 def values(record: ReferenceSet, split: str) -> dict[int, torch.Tensor]:
-    known = open_references(record.path, split)
-    return {index: torch.from_numpy(known.of_pair(index)) for index in known._place}
+    references = open_references(record.path, split)
+    return {index: torch.from_numpy(references.of_pair(index)) for index in references._place}
 
 
 def test_the_pairs_of_the_runs_steps_are_scored_and_the_test_split(world: World) -> None:
-    made, scored = world.reference(max_steps=2)
+    record, scored = world.reference(max_steps=2)
     assert scored == 8 + TEST_PAIRS
-    assert (made.train_pairs, made.test_pairs, made.copied_pairs) == (8, TEST_PAIRS, 0)
-    assert list(values(made, "train")) == data_order.needed(TRAIN_PAIRS, world.recipe(max_steps=2).train)
-    assert list(values(made, "test")) == list(range(TEST_PAIRS))
+    assert (record.train_pairs, record.test_pairs, record.copied_pairs) == (8, TEST_PAIRS, 0)
+    assert list(values(record, "train")) == data_order.needed(TRAIN_PAIRS, world.recipe(max_steps=2).train)
+    assert list(values(record, "test")) == list(range(TEST_PAIRS))
 
 
 def test_a_longer_run_scores_what_is_missing(world: World) -> None:
@@ -99,10 +99,10 @@ def test_a_longer_run_scores_what_is_missing(world: World) -> None:
     longer, scored = world.reference(max_steps=4)
     assert scored == 8
     assert (longer.train_pairs, longer.copied_pairs) == (16, 8 + TEST_PAIRS)
-    whole, scored = world.reference()  # three epochs without the last, partial batch see nearly all
-    assert scored == whole.train_pairs - 16 > 0
+    longest, scored = world.reference()  # three epochs without the last, partial batch see nearly all
+    assert scored == longest.train_pairs - 16 > 0
     for name in ("train", "test"):
-        before, after = values(shorter, name), values(whole, name)
+        before, after = values(shorter, name), values(longest, name)
         assert all(torch.equal(after[index], before[index]) for index in before)  # copied to the bit
 
 
@@ -131,10 +131,10 @@ def test_the_loss_at_step_0_is_ln_2_with_an_extended_reference(world: World, tmp
 def test_a_run_that_needs_no_other_pair_does_not_open_the_model(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     longer, _ = world.reference(max_steps=5)
     monkeypatch.setattr(reference, "load_model", None)
-    made, scored = world.reference(max_steps=3)
-    assert (scored, made.train_pairs, made.copied_pairs) == (0, 12, 12 + TEST_PAIRS)
-    assert made.layouts == longer.layouts != {}
-    assert made.fingerprint != longer.fingerprint
+    record, scored = world.reference(max_steps=3)
+    assert (scored, record.train_pairs, record.copied_pairs) == (0, 12, 12 + TEST_PAIRS)
+    assert record.layouts == longer.layouts != {}
+    assert record.fingerprint != longer.fingerprint
 
 
 def test_an_extended_reference_is_the_one_that_is_scored_at_once(world: World) -> None:
@@ -164,21 +164,21 @@ def test_a_cached_reference_is_not_scored_again_whatever_the_token_budget(world:
     assert world.reference(max_steps=2, token_budget="auto")[1] == 0
 
 
-@pytest.mark.parametrize("how", ["flipped", "record", "manifest"])
-def test_nothing_is_taken_over_from_a_damaged_output(world: World, how: str) -> None:
-    made, _ = world.reference(max_steps=2)
-    name = {"flipped": "train.safetensors", "record": "record.json", "manifest": MANIFEST}[how]
-    data = bytearray((made.path / name).read_bytes())
+@pytest.mark.parametrize("damage", ["flipped", "record", "manifest"])
+def test_nothing_is_taken_over_from_a_damaged_output(world: World, damage: str) -> None:
+    record, _ = world.reference(max_steps=2)
+    name = {"flipped": "train.safetensors", "record": "record.json", "manifest": MANIFEST}[damage]
+    data = bytearray((record.path / name).read_bytes())
     data[-8] ^= 1
-    (made.path / name).write_bytes(data)
+    (record.path / name).write_bytes(data)
     longer, scored = world.reference(max_steps=4)
     assert (scored, longer.copied_pairs) == (16 + TEST_PAIRS, 0)
 
 
 def test_an_output_of_an_earlier_release_is_found_and_lends_nothing(world: World) -> None:
     """Its record has no base_key: it answers for its own key, as before."""
-    made, _ = world.reference(max_steps=2)
-    record, manifest = made.path / "record.json", made.path / MANIFEST
+    scored, _ = world.reference(max_steps=2)
+    record, manifest = scored.path / "record.json", scored.path / MANIFEST
     old = {name: value for name, value in json.loads(record.read_text()).items() if name not in NEW}
     record.write_text(json.dumps(old))
     files = json.loads(manifest.read_text())["files"]
@@ -191,14 +191,14 @@ NEW = ("copied_pairs", "base_key")
 
 
 def test_a_long_scoring_tells_its_progress_and_what_was_known(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     seconds = iter(range(0, 100_000, 6))
     monkeypatch.setattr(progress, "now", lambda: float(next(seconds)))
-    monkeypatch.setattr(progress, "say", said.append)
-    monkeypatch.setattr(reference, "say", said.append)
+    monkeypatch.setattr(progress, "say", lines.append)
+    monkeypatch.setattr(reference, "say", lines.append)
     world.reference(max_steps=2)
-    assert said[0] == "scoring the reference: 8 of 13 pairs, 4 s left"
-    assert said[-1].startswith("scoring the reference: 13 pairs in ")
-    said.clear()
+    assert lines[0] == "scoring the reference: 8 of 13 pairs, 4 s left"
+    assert lines[-1].startswith("scoring the reference: 13 pairs in ")
+    lines.clear()
     world.reference(max_steps=4)
-    assert said[0] == "scoring the reference: 13 pairs are known from earlier runs, 8 are left"
+    assert lines[0] == "scoring the reference: 13 pairs are known from earlier runs, 8 are left"

@@ -1,4 +1,4 @@
-"""The cache: an output that exists is whole, or it is not an output."""
+"""Store of stage outputs: an output that exists is complete."""
 
 from pathlib import Path
 from threading import Thread
@@ -44,7 +44,7 @@ def test_a_damaged_output_is_put_aside(tmp_path: Path, name: str, harm: str) -> 
 
 
 def test_an_output_of_another_release_is_made_again(tmp_path: Path) -> None:
-    """Whole, but with a record that has not the fields of today's."""
+    """Complete, but its record lacks fields of the current release."""
     store = Store(tmp_path)
     with store.write("stage", "key") as draft:
         draft.publish(Lengths(mean=1.0, quantiles={}, histogram=()))
@@ -66,7 +66,7 @@ def test_a_failed_stage_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "stage").iterdir()) == []
 
 
-def test_of_two_writers_one_waits_and_finds_the_others_output(tmp_path: Path) -> None:
+def test_a_second_writer_waits_and_finds_the_output_of_the_first(tmp_path: Path) -> None:
     store, there = Store(tmp_path), []
 
     def second() -> None:
@@ -86,7 +86,7 @@ def test_of_two_writers_one_waits_and_finds_the_others_output(tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "stage").iterdir()] == ["key"]
 
 
-def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
+def test_drafts_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     left = tmp_path / "stage" / ".key.draft-0"
     left.mkdir(parents=True)
     (tmp_path / "stage" / ".key.lock").touch()

@@ -58,7 +58,7 @@ def test_none_and_lists_can_be_typed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("learning_rat=1",), "Unknown setting 'learning_rat' in the command line. .*Did you mean learning_rate?"),
         (("trian.seed=1",), "Unknown section 'trian'.*Did you mean train?"),
@@ -71,8 +71,8 @@ def test_none_and_lists_can_be_typed() -> None:
         (("--batch-size",), "--batch_size has no value"),
     ],
 )
-def test_a_wrong_setting_is_named_with_its_rule(words: tuple[str, ...], told: str) -> None:
-    with pytest.raises(RecipeError, match=told):
+def test_a_wrong_setting_is_named_with_its_rule(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         read(*words)
 
 
@@ -110,7 +110,7 @@ def test_every_setting_has_a_reader() -> None:
     assert sorted(set(LEAVES) - read_names) == []
 
 
-def test_help_and_a_wrong_setting_are_answered_without_torch_mlflow_or_prefect() -> None:
+def test_help_and_errors_of_settings_import_no_torch_mlflow_or_prefect() -> None:
     for words, least in ((["--help"], "demo"), (["run", "learning_rat=1"], "Did you mean learning_rate?")):
         code = (
             "import sys; from flows.cli.main import main\n"
@@ -120,9 +120,9 @@ def test_help_and_a_wrong_setting_are_answered_without_torch_mlflow_or_prefect()
             "print(sorted(heavy & sys.modules.keys()))"
         )
         started = time.monotonic()
-        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert least in told.stdout + told.stderr
-        assert told.stdout.strip().endswith("[]")
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert least in process.stdout + process.stderr
+        assert process.stdout.strip().endswith("[]")
         assert time.monotonic() - started < 10
 
 
@@ -131,5 +131,5 @@ def test_the_flows_own_process_imports_no_torch() -> None:
         "import sys, dpo_core.pipeline.stage_calls, dpo_core.cli.run_command;"
         "print('torch' in sys.modules, 'datasets' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "False False"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False False"

@@ -1,4 +1,4 @@
-"""The river without an orchestrator, each stage in its own process, on a real tiny Llama."""
+"""The pipeline without an orchestrator, each stage in its own process, on a real tiny Llama."""
 
 import json
 import os
@@ -19,7 +19,7 @@ STAGES = ("acquire", "render", "warm_start", "score_reference", "train", "evalua
 
 
 class Place:
-    """A directory with a dataset and a command that runs the river in it."""
+    """A directory with a dataset, and the command that runs the pipeline in it."""
 
     def __init__(self, path: Path, model: Path) -> None:
         self.path = path
@@ -47,21 +47,21 @@ class Place:
         )
 
     def run(self, *words: str, last: str = "run") -> dict[str, str]:
-        """Each stage's line, by stage."""
+        """Run the command; returns the line of each stage, by stage."""
         process = self.start(*words, last=last)
         out, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
         lines = (line.partition(": ") for line in out.splitlines())
         return {stage: rest for stage, _, rest in lines if stage in STAGES}
 
-    def made(self, *words: str) -> list[str]:
-        """The stages that were not cached."""
+    def run_uncached(self, *words: str) -> list[str]:
+        """Run the command; returns the stages that were not cached."""
         return [stage for stage, line in self.run(*words).items() if line.startswith("done")]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> Place:
-    place = Place(tmp_path_factory.mktemp("river"), stories)
+    place = Place(tmp_path_factory.mktemp("pipeline"), stories)
     place.run()
     return place
 
@@ -69,14 +69,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, stories: Path) -> Place:
 @pytest.mark.slow
 def test_the_second_run_is_all_cache_hits_in_under_five_seconds(place: Place) -> None:
     started = time.monotonic()
-    assert place.made() == []
+    assert place.run_uncached() == []
     assert time.monotonic() - started < 5
 
 
 @pytest.mark.slow
 def test_a_changed_beta_reruns_training_onward_and_nothing_before(place: Place) -> None:
     # The base's evaluation is on the same pairs, but its loss and margins are scaled by beta.
-    assert place.made("dpo_beta=0.2") == ["train", "evaluate the base", "evaluate"]
+    assert place.run_uncached("dpo_beta=0.2") == ["train", "evaluate the base", "evaluate"]
 
 
 @pytest.mark.slow
@@ -84,15 +84,15 @@ def test_a_damaged_or_deleted_output_is_rebuilt_the_same(place: Place) -> None:
     [arrow] = place.path.glob("runs/store/render/*/train.arrow")
     before = arrow.read_bytes()
     arrow.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    assert place.made() == ["render"]
+    assert place.run_uncached() == ["render"]
     assert arrow.read_bytes() == before
     [reference] = place.path.glob("runs/store/score_reference/*/train.safetensors")
     reference.unlink()
-    assert place.made() == ["score_reference"]
+    assert place.run_uncached() == ["score_reference"]
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_continues_to_the_same_end(
+def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_continues_with_the_same_result(
     place: Place, tmp_path_factory: pytest.TempPathFactory, stories: Path
 ) -> None:
     words = ("max_steps=60", "num_epochs=20", "eval_every=0", "save_every=0", "infrequent_eval_every=0")
@@ -123,7 +123,7 @@ def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_continues_to_the_same
 def test_a_stop_before_the_export_leaves_that_to_the_same_command(
     tmp_path_factory: pytest.TempPathFactory, stories: Path
 ) -> None:
-    """Told to stop in the last step, with its checkpoint written."""
+    """Interrupted in the last step, with its checkpoint written."""
     other = Place(tmp_path_factory.mktemp("unexported"), stories)
     slow = ("infrequent_eval_every=1", "num_samples=4", "max_new_tokens=300")  # the evaluation after the last step
     words = ("max_steps=1", "eval_every=1", "log_path=log", *slow)
@@ -146,9 +146,11 @@ def test_a_finished_run_is_extended_to_the_end_of_a_longer_one(place: Place) -> 
     words = ("lr_schedule=constant", "infrequent_eval_every=0")
     place.run(*words, "log_path=extended", "max_steps=4")
     first = (place.path / "extended" / "metrics.jsonl").read_bytes()
-    assert "train" in place.made(*words, "log_path=extended")
+    assert "train" in place.run_uncached(*words, "log_path=extended")
     assert (place.path / "extended" / "metrics.jsonl").read_bytes().startswith(first)
-    shutil.rmtree(place.path / "runs" / "store" / "train")  # the longer run is not to find what the extended one left
+    shutil.rmtree(
+        place.path / "runs" / "store" / "train"
+    )  # the longer run must not reuse the output of the extended one
     place.run(*words, "log_path=longer")
     extended, longer = (journal.read_steps(place.path / name / "metrics.jsonl") for name in ("extended", "longer"))
     assert [step.values.get("dpo_loss") for step in extended] == [step.values.get("dpo_loss") for step in longer]
@@ -161,14 +163,14 @@ def test_a_finished_run_is_extended_to_the_end_of_a_longer_one(place: Place) -> 
 
 
 @pytest.mark.slow
-def test_the_reference_is_scored_for_the_pairs_of_the_run_and_extended_by_what_a_longer_run_adds(
+def test_the_reference_is_scored_for_the_pairs_of_a_run_and_extended_by_those_of_a_longer_run(
     tmp_path: Path, stories: Path
 ) -> None:
     place = Place(tmp_path, stories)  # 36 pairs to train on, 4 held out, 4 a step
 
     def scored(*words: str) -> str:
-        told = place.run(*words, last="score_reference")["score_reference"]
-        return re.sub(r" in [\d.]+ s|path=[^,]*, ", "", told)
+        line = place.run(*words, last="score_reference")["score_reference"]
+        return re.sub(r" in [\d.]+ s|path=[^,]*, ", "", line)
 
     assert scored("max_steps=3") == "done, train_pairs=12, test_pairs=4, copied_pairs=0"
     assert scored("max_steps=3", "token_budget=512").startswith("cached, train_pairs=12")
@@ -192,20 +194,25 @@ def test_the_files_of_a_run(place: Place) -> None:
 
 
 @pytest.mark.slow
-def test_the_best_by_what_the_policy_says_is_saved(place: Place, four_prompts: Path) -> None:
-    """Evaluators look before the first step, on their cadence and at the end; each new best is a checkpoint."""
+def test_the_checkpoint_with_the_best_ifeval_metric_is_saved(place: Place, four_prompts: Path) -> None:
+    """Evaluators run before the first step, at their intervals and at the end; each new best is a checkpoint."""
     words = ("tasks=ifeval", f"ifeval_path={four_prompts}", "infrequent_prompts=4", "infrequent_eval_every=2")
     best = ("best_metric=test/ifeval_inst_loose", "save_every=0", "keep_checkpoints=1", "log_path=watched")
     place.run(*words, *best, "max_steps=7")
     rows = journal.read(place.path / "watched" / "metrics.jsonl")
-    told = {row["step"]: row["test/ifeval_inst_loose"] for row in rows if "test/ifeval_inst_loose" in row}
-    assert list(told) == [0, 2, 4, 6, 7]
+    scores = {row["step"]: row["test/ifeval_inst_loose"] for row in rows if "test/ifeval_inst_loose" in row}
+    assert list(scores) == [0, 2, 4, 6, 7]
     assert [row["step"] for row in rows if "test/accuracy" in row] == [0, 3, 6, 7]
-    rising = [step for step in told if step and all(told[step] > told[other] for other in told if 0 < other < step)]
+    rising = [
+        step for step in scores if step and all(scores[step] > scores[other] for other in scores if 0 < other < step)
+    ]
     saved = [row["step"] for row in journal.read(place.path / "watched" / "checkpoints.jsonl")]
     assert saved == [*dict.fromkeys([*rising, 7]), 7]
     kept = {int(path.name) for path in (place.path / "watched" / "checkpoints").iterdir()}
-    assert kept == {max(step for step in saved if told[step] == max(told[other] for other in saved)), 7}
+    assert kept == {
+        max(step for step in saved if scores[step] == max(scores[other] for other in saved)),
+        7,
+    }
     refused = place.start(*words, "best_metric=test/ifeval_inst_lose", "log_path=refused")
     assert "Did you mean test/ifeval_inst_loose" in refused.communicate(timeout=100)[1]
 

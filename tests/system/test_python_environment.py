@@ -19,7 +19,7 @@ from dpo_core.stages.evaluation import inspect_tasks
 from dpo_core.system import python_environment
 from dpo_core.system.python_environment import REQUIREMENTS, check_interpreter, check_module
 from tests.conftest import ROOT
-from tests.interpreters import complete, install, packages_of, processes, twin, virtual
+from tests.interpreters import complete, install, make_venv, processes, site_packages, twin
 
 
 def settings(python: Path, **others: Any) -> EvaluateSettings:
@@ -34,7 +34,7 @@ def script(path: Path, body: str) -> Path:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return virtual(tmp_path_factory.mktemp("bare") / "venv")
+    return make_venv(tmp_path_factory.mktemp("bare") / "venv")
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(bare: Pa
 
 
 def test_one_missing_package_is_named_alone(full: Path) -> None:
-    (packages_of(full) / "pyarrow.py").unlink()
+    (site_packages(full) / "pyarrow.py").unlink()
     with pytest.raises(RecipeError, match=rf"lacks pyarrow\. .*Install it: {full} -m pip install 'pyarrow>=20' "):
         check_interpreter(settings(full, eval_engine="torch"))
 
@@ -123,14 +123,14 @@ def test_vllm_is_needed_unless_another_engine_is_named(full: Path) -> None:
 
 
 def test_an_unsupported_package_version_is_named(full: Path) -> None:
-    [old] = packages_of(full).glob("inspect_ai-*.dist-info")
+    [old] = site_packages(full).glob("inspect_ai-*.dist-info")
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: inspect-ai\nVersion: 0.3.10\n")
     with pytest.raises(RecipeError, match=r"has inspect-ai 0\.3\.10\. .*needs inspect-ai>=0\.3\.285,<0\.4"):
         check_interpreter(settings(full, eval_engine="torch"))
 
 
 def test_our_dpo_core_runs_whatever_is_installed_there(full: Path) -> None:
-    other = packages_of(full) / "dpo_core"
+    other = site_packages(full) / "dpo_core"
     other.mkdir()
     (other / "__init__.py").write_text("")
     description = check_interpreter(settings(full, eval_engine="torch"))
@@ -140,7 +140,7 @@ def test_our_dpo_core_runs_whatever_is_installed_there(full: Path) -> None:
 def test_another_dpo_core_that_comes_first_is_refused(full: Path, tmp_path: Path) -> None:
     (tmp_path / "first" / "dpo_core").mkdir(parents=True)
     (tmp_path / "first" / "dpo_core" / "__init__.py").write_text("")
-    (packages_of(full) / "sitecustomize.py").write_text(
+    (site_packages(full) / "sitecustomize.py").write_text(
         f"import sys\nsys.path.insert(0, {str(tmp_path / 'first')!r})\n"
     )
     with pytest.raises(RecipeError, match=f"imports dpo_core from {tmp_path}/first/dpo_core.*not from {ROOT}/dpo_core"):
@@ -148,7 +148,7 @@ def test_another_dpo_core_that_comes_first_is_refused(full: Path, tmp_path: Path
 
 
 def test_this_environments_packages_are_not_on_its_path(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (packages_of(full) / "pyarrow.py").unlink()
+    (site_packages(full) / "pyarrow.py").unlink()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     with pytest.raises(RecipeError, match="lacks pyarrow"):
         check_interpreter(settings(full, eval_engine="torch"))
@@ -213,7 +213,7 @@ def test_incompatible_packages_are_reported_before_training_and_good_ones_are_im
 ) -> None:
     """Real packages, and one of them broken: as torchvision of another build breaks transformers."""
     python = twin(tmp_path / "venv")
-    broken = packages_of(python) / "langdetect.py"
+    broken = site_packages(python) / "langdetect.py"
     broken.write_text("try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    raise ImportError('no') from error\n")
     recipe = Recipe.model_validate(
         {"evaluate": {"eval_python": python, "eval_engine": "torch"}, "track": {"runs_dir": tmp_path / "runs"}}
