@@ -201,9 +201,9 @@ def test_a_file_with_a_colon_is_a_file(tmp_path: Path, module: Module) -> None:
         acquire.pin_source(DataSettings(dataset=path.name))
 
 
-def test_the_readmes_dataset_works_as_it_is_printed(tmp_path: Path, module: Module) -> None:
-    readme = (ROOT / "README.md").read_text()
-    text = readme.split("### Add a dataset")[1].split("```python\n")[1].split("```")[0]
+def test_the_documented_dataset_works_as_it_is_printed(tmp_path: Path, module: Module) -> None:
+    page = (ROOT / "docs" / "data.md").read_text()
+    text = page.split("## Add a dataset")[1].split("```python\n")[1].split("```")[0]
     name = module(text).replace(":Builder", ":DATASET")
     rows = [
         {"question": f"q {i}", "answer_a": "x", "answer_b": "y", "rating_a": 1, "rating_b": i % 3} for i in range(30)
