@@ -79,7 +79,7 @@ def ensure_pool(client: SyncPrefectClient, name: str, kind: str | None) -> str:
             raise TrackingError(
                 f"There is no work pool {name!r} on this server.",
                 "A deployment belongs to a work pool; --type process, docker or kubernetes creates one.",
-                did_you_mean_or_list(name, sorted(names), "Deployments"),
+                did_you_mean_or_list(name, sorted(names), "Work pools"),
             ) from None
         client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=read_job_template(kind)))
         return f"work pool {name}: created, type {kind}; start its worker: prefect worker start --pool {name}"

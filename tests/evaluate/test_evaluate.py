@@ -190,13 +190,13 @@ def test_with_eval_python_missing_responses_are_an_error(world: World, prompt_se
 def test_eval_engine_selects_the_engine(world: World, prompt_set: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The renderer has no stop strings: with them, continuous batching falls back to the torch engine."""
     monkeypatch.setattr(RoleColon, "stop_strings", ())
-    in_pages, batch_sizes = PagedEngine.in_pages, []
+    generate_paged, batch_sizes = PagedEngine.generate_paged, []
 
     def recording(engine: PagedEngine, prompts: Any, limits: Any, *rest: Any) -> None:
         batch_sizes.append(len(limits))
-        in_pages(engine, prompts, limits, *rest)
+        generate_paged(engine, prompts, limits, *rest)
 
-    monkeypatch.setattr(PagedEngine, "in_pages", recording)
+    monkeypatch.setattr(PagedEngine, "generate_paged", recording)
     results = [world.evaluate(world.request(prompt_set, eval_engine=name), name) for name in ("torch", "paged")]
     assert [result.settings["engine"] for result in results] == ["torch", "paged"]
     assert batch_sizes == [4]
@@ -348,7 +348,7 @@ def test_an_evaluation_loads_its_model_once(
 ) -> None:
     """inspect-ai loads a model by name to find its context length, unless the length is registered."""
     loaded: list[str] = []
-    monkeypatch.setattr("dpo_core.evaluate.inspect.provider.find", loaded.append)
+    monkeypatch.setattr("dpo_core.evaluate.inspect.provider.find_model", loaded.append)
     world.evaluate(world.request(prompt_set), "once")
     assert loaded == []
 
