@@ -62,7 +62,7 @@ def pipeline(recipe: Recipe) -> PipelineOutcome:
     """Download and render preferences, train with DPO, evaluate, register, and promote if the gates pass."""
     check_starts(flow_run.run_count)
     GPU_LIMIT.set(gpu_slot)
-    import_in_background("flows.training_run")
+    import_in_background("flows.recording.training_run")
     with tasks.StageTasks(recipe) as stage_tasks:
         outputs = walk(steps(run_plan(recipe)), stage_tasks.run)
         from flows.registry.versions import Candidate  # lazy: mlflow, already imported in the background

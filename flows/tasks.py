@@ -21,8 +21,8 @@ from dpo_core.records import ModelVersion, Promotion, Record, RenderedSet
 from dpo_core.stages.stage import StageResult
 
 if TYPE_CHECKING:
+    from flows.recording.training_run import TrainingRun
     from flows.registry.versions import Candidate
-    from flows.training_run import TrainingRun
 
 R = TypeVar("R", bound=Record)
 
@@ -80,7 +80,7 @@ class StageTasks:
     @cached_property
     def training_run(self) -> "TrainingRun":
         """The MLflow run of the training run."""
-        from flows.training_run import TrainingRun  # lazy: mlflow
+        from flows.recording.training_run import TrainingRun  # lazy: mlflow
 
         return TrainingRun(self.recipe)
 
@@ -112,7 +112,7 @@ class StageTasks:
 
     def log_training_output(self) -> AbstractContextManager[None]:
         """Log what training wrote to MLflow, in the background while the block runs."""
-        from flows.log_artifacts import TrainingOutput  # lazy: mlflow
+        from flows.recording.log_artifacts import TrainingOutput  # lazy: mlflow
 
         checkpoint, pairs, rendered = (self.records[title] for title in ("train", "acquire", "render"))
         return self.training_run.log_in_background(TrainingOutput(checkpoint, pairs, rendered))

@@ -116,7 +116,7 @@ def sync(log_path: Path, tracking_uri: str | None, experiment_name: str | None) 
 
     LOG_PATH is the run's directory, such as runs/<run>. Steps that MLflow already has are not added again.
     """
-    from flows import replay  # lazy: mlflow
+    from flows.recording import replay  # lazy: mlflow
 
     click.echo(replay.sync_run(log_path.expanduser().resolve(), tracking_uri, experiment_name))
 

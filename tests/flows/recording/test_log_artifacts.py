@@ -8,8 +8,8 @@ from mlflow.entities import LoggedModelStatus
 
 from dpo_core.config.recipe import Recipe
 from dpo_core.errors import TrackingError
-from flows import log_artifacts
-from flows.log_artifacts import TrainingOutput
+from flows.recording import log_artifacts
+from flows.recording.log_artifacts import TrainingOutput
 from flows.registry.versions import Candidate
 from flows.tracking.mlflow_run import RunHandle
 

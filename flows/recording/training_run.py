@@ -16,8 +16,8 @@ from dpo_core.records import Checkpoint, ModelVersion, Promotion
 from dpo_core.stages.stage import StageCall, StageResult
 from dpo_core.stages.train import TrainRequest
 from dpo_core.train.checkpoint.run_dir import origin_of
-from flows import log_artifacts
-from flows.log_artifacts import TrainingOutput
+from flows.recording import log_artifacts
+from flows.recording.log_artifacts import TrainingOutput
 from flows.registry import approval, champion, versions
 from flows.registry.versions import Candidate, VersionNotes
 from flows.reports import model_card, run_report

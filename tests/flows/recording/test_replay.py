@@ -8,7 +8,7 @@ from dpo_core.config.recipe import Recipe
 from dpo_core.config.redact import public
 from dpo_core.errors import RecipeError
 from dpo_core.train.checkpoint import journal, run_dir
-from flows.replay import sync_run
+from flows.recording.replay import sync_run
 from flows.tracking import mlflow_run
 from flows.tracking.journal_follower import Follower
 from tests.flows.fake import served, wait_for
