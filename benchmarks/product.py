@@ -20,7 +20,7 @@ from dpo_core.stages.score_reference import ScoreRequest
 from dpo_core.stages.train import TrainRequest
 from dpo_core.train import reference
 from dpo_core.train.data_order import permutation
-from dpo_core.train.runtime.setup import Session, begin
+from dpo_core.train.runtime.setup import Session, start_session
 from dpo_core.train.runtime.signals import StopFlag
 
 HELD_OUT = 8
@@ -62,7 +62,7 @@ def session(place: Path, setup: Setup, rows: list[dict[str, list[int]]]) -> tupl
         torch.cuda.reset_peak_memory_stats()
     log_path = place / "run"
     log_path.mkdir()
-    return begin(to_request(log_path, source, rendered, scored, setup), StopFlag()), scoring
+    return start_session(to_request(log_path, source, rendered, scored, setup), StopFlag()), scoring
 
 
 def to_request(

@@ -114,7 +114,7 @@ def train(options: argparse.Namespace) -> float:
                     saver.check()
                     if saver.due(metrics.step):
                         saver.save(
-                            checkpoint_state.snapshot(options.place, run.policy, run.optimizer, metrics.step, {})
+                            checkpoint_state.take_snapshot(options.place, run.policy, run.optimizer, metrics.step, {})
                         )
                 started = started or time.perf_counter()
             saver.settle()
@@ -131,7 +131,7 @@ def projection() -> float:
         handle = opened(place)
         values = {f"metric/{number}": 0.5 for number in range(20)}
         rows = [{"step": step, "time": 1e9 + step, **values} for step in range(1, LONG + 1)]
-        journal.keep(place / "metrics.jsonl", rows)
+        journal.rewrite(place / "metrics.jsonl", rows)
         started = time.perf_counter()
         mlflow_run.project(handle, place)
         return LONG * len(values) / (time.perf_counter() - started)

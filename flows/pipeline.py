@@ -78,5 +78,5 @@ def plan_of(recipe: Recipe) -> RunPlan:
     if plan is not None:
         return replace(plan, recipe=recipe)
     plan = preflight(recipe)
-    run_dir.settle(recipe)
+    run_dir.delete_other_run(recipe)
     return plan

@@ -12,7 +12,7 @@ from dpo_core.pipeline.stage_calls import run_fingerprint
 from dpo_core.records import Checkpoint, ModelVersion, PairSet, Promotion, RenderedSet
 from dpo_core.stages.stage import StageCall, StageResult
 from dpo_core.stages.train import TrainRequest
-from dpo_core.train.checkpoint.run_dir import origin_of
+from dpo_core.train.checkpoint.run_dir import read_origin
 from flows import log_artifacts
 from flows.log_artifacts import Training
 from flows.registry import approval, champion, versions
@@ -44,7 +44,7 @@ def followed(recipe: Recipe, call: StageCall[Checkpoint]) -> Iterator[None]:
 def open_run(recipe: Recipe, checkpoint: Checkpoint) -> mlflow_run.RunHandle:
     """The MLflow run of the training run that made a checkpoint."""
     log_path = checkpoint.log_path
-    return mlflow_run.open_run(recipe.track, recipe, mlflow_run.run_name(recipe, log_path), origin_of(log_path))
+    return mlflow_run.open_run(recipe.track, recipe, mlflow_run.run_name(recipe, log_path), read_origin(log_path))
 
 
 def recorded(

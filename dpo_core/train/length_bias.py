@@ -10,15 +10,15 @@ Values = NDArray[np.float64]
 DECILES = 10
 # A weak pull of both coefficients towards zero, in pairs: without it, all wins would put the intercept at infinity.
 RIDGE = 0.5
-NEWTON_STEPS, CLOSE = 50, 1e-10
+NEWTON_STEPS, NEWTON_TOLERANCE = 50, 1e-10
 
 
-def measures(won: Values, margins: Values, chosen: Values, rejected: Values) -> dict[str, float]:
+def length_metrics(won: Values, margins: Values, chosen: Values, rejected: Values) -> dict[str, float]:
     """Metrics of held-out pairs from their wins (1, ½ for a tie, 0), margins and tokens of both sides, (N,) each.
 
     ``test/chosen_length``, ``test/rejected_length``: mean tokens. ``test/longer_chosen``: share of pairs whose chosen
     side is longer. ``test/accuracy_longer_chosen``, ``test/accuracy_shorter_chosen``: accuracy among those where it is,
-    and where the rejected one is. ``test/accuracy_length_controlled``: see :func:`length_controlled`.
+    and where the rejected one is. ``test/accuracy_length_controlled``: see :func:`length_controlled_accuracy`.
     ``test/margin_length_correlation``: of the margin with the difference in length.
     ``length/accuracy_<d>``, ``length/margin_<d>``, ``length/tokens_<d>``: accuracy, margin and mean tokens of a side by
     decile of the pairs' length, 1 the shortest; only where there are ten pairs or more.
@@ -28,7 +28,7 @@ def measures(won: Values, margins: Values, chosen: Values, rejected: Values) -> 
         "test/chosen_length": float(chosen.mean()),
         "test/rejected_length": float(rejected.mean()),
         "test/longer_chosen": float(longer.mean()),
-        "test/accuracy_length_controlled": length_controlled(won, chosen - rejected),
+        "test/accuracy_length_controlled": length_controlled_accuracy(won, chosen - rejected),
         "test/margin_length_correlation": correlation(margins, chosen - rejected),
     }
     told |= {
@@ -36,10 +36,10 @@ def measures(won: Values, margins: Values, chosen: Values, rejected: Values) -> 
         for name, where in (("longer", longer), ("shorter", shorter))
         if where.any()
     }
-    return told | by_decile(won, margins, (chosen + rejected) / 2)
+    return told | decile_metrics(won, margins, (chosen + rejected) / 2)
 
 
-def by_decile(won: Values, margins: Values, lengths: Values) -> dict[str, float]:
+def decile_metrics(won: Values, margins: Values, lengths: Values) -> dict[str, float]:
     """Accuracy, margin and mean length of the pairs in each tenth, from the shortest to the longest."""
     if len(lengths) < DECILES:
         return {}
@@ -51,7 +51,7 @@ def by_decile(won: Values, margins: Values, lengths: Values) -> dict[str, float]
     return told
 
 
-def length_controlled(won: Values, difference: Values) -> float:
+def length_controlled_accuracy(won: Values, difference: Values) -> float:
     """Accuracy as it would be if both sides were of one length: σ(a) of the fit σ(a + b·tanh(d / σ_d)) to the wins.
 
     d is how many tokens the chosen side is longer, σ_d its standard deviation. The regression is that of
@@ -59,10 +59,10 @@ def length_controlled(won: Values, difference: Values) -> float:
     """
     spread = difference.std()
     scaled = np.tanh(difference / spread) if spread > 0 else np.zeros_like(difference)
-    return 1 / (1 + math.exp(-logistic(np.stack([np.ones_like(scaled), scaled], axis=1), won)[0]))
+    return 1 / (1 + math.exp(-logistic_regression(np.stack([np.ones_like(scaled), scaled], axis=1), won)[0]))
 
 
-def logistic(features: Values, targets: Values) -> Values:
+def logistic_regression(features: Values, targets: Values) -> Values:
     """Coefficients (K,) of a logistic regression of targets in [0, 1] (N,) on features (N, K), by Newton's method."""
     weights = np.zeros(features.shape[1])
     for _ in range(NEWTON_STEPS):
@@ -71,7 +71,7 @@ def logistic(features: Values, targets: Values) -> Values:
         curvature = features.T @ (features * (shares * (1 - shares))[:, None]) + RIDGE * np.eye(len(weights))
         step = np.linalg.solve(curvature, slope)
         weights = weights + step
-        if np.abs(step).max() < CLOSE:
+        if np.abs(step).max() < NEWTON_TOLERANCE:
             break
     return weights
 

@@ -15,12 +15,12 @@ from dpo_core.records import StepMetrics
 from dpo_core.render.token_dataset import TokenDataset, TokenPair
 from dpo_core.system.malloc_tuning import trim_above
 from dpo_core.train import data_order, schedule
-from dpo_core.train.batching.packing import Batch, Layout, branches, build, by_side, onto, split
+from dpo_core.train.batching.packing import Batch, Layout, branches, build, split_microbatches, sum_by_side, to_device
 from dpo_core.train.logps import autocast, backward
 from dpo_core.train.loss import LossSettings, PairLogps, kl_estimate, pair_losses, rewards, wins
 from dpo_core.train.reference import Reference
 from dpo_core.train.runtime.flops import ModelSizes, StepFlops, peak_memory
-from dpo_core.train.runtime.memory_watch import interruptible, out_of_memory
+from dpo_core.train.runtime.memory_watch import explain_microbatch_memory, interruptible
 
 SUMS = ("dpo_loss", "accuracy", "chosen_reward", "rejected_reward", "kl")
 
@@ -64,25 +64,27 @@ def steps(run: Run, done: int = 0) -> Iterator[StepMetrics]:
     weights may be those of the step, or of none.
     """
     shape = ModelSizes.of(run.policy)
-    upcoming = load(run, done)
+    upcoming = load_batch(run, done)
     for step in range(done, run.total):
         started = time.perf_counter()
         learning_rate = set_learning_rate(run, step)
         batch, pairs = upcoming
-        sums, micros = within_memory(run, batch, pairs)
+        sums, micros = accumulate_within_memory(run, batch, pairs)
         outcome = torch.cat([sums, gradient_norm(run.policy)[None].to(sums)])
         asked = time.perf_counter()
-        upcoming = load(run, step + 1)  # while a GPU is still at work
+        upcoming = load_batch(run, step + 1)  # while a GPU is still at work
         loaded = time.perf_counter()
         told = outcome.tolist()  # the step's one copy to the host
         values = step_values(told, pairs)
         check_finite(values, step, batch)
         computed = time.perf_counter()
-        clip(run, values["grad_norm"])
+        clip_gradients(run, values["grad_norm"])
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
         ended = time.perf_counter()
-        values |= progress(run, step, learning_rate) | speed(run, shape.cost(pairs, micros), ended - started)
+        values |= progress_values(run, step, learning_rate) | speed_values(
+            run, shape.cost(pairs, micros), ended - started
+        )
         values |= {
             "time/data": loaded - asked,
             "time/forward_backward": computed - started - (loaded - asked),
@@ -91,17 +93,17 @@ def steps(run: Run, done: int = 0) -> Iterator[StepMetrics]:
         yield StepMetrics(step=step + 1, time=time.time(), values=values)
 
 
-def load(run: Run, step: int) -> tuple[list[int], list[TokenPair]]:
+def load_batch(run: Run, step: int) -> tuple[list[int], list[TokenPair]]:
     """The indices and the pairs of a step; none of one behind the last."""
-    batch = data_order.batch(step, len(run.rows), run.settings) if step < run.total else []
+    batch = data_order.batch_indices(step, len(run.rows), run.settings) if step < run.total else []
     return batch, [run.rows[index] for index in batch]
 
 
-def within_memory(run: Run, batch: list[int], pairs: list[TokenPair]) -> tuple[Tensor, list[Batch]]:
+def accumulate_within_memory(run: Run, batch: list[int], pairs: list[TokenPair]) -> tuple[Tensor, list[Batch]]:
     """:func:`accumulate`, with an error that says what to lower when memory runs out."""
     longest = max(branches(pair).tokens for pair in pairs)
     more = "" if run.settings.activation_checkpointing else ", or set activation_checkpointing=true"
-    with out_of_memory(run.token_budget, longest, more), interruptible():
+    with explain_microbatch_memory(run.token_budget, longest, more), interruptible():
         return accumulate(run, batch, pairs)
 
 
@@ -114,10 +116,10 @@ def accumulate(run: Run, batch: Sequence[int], pairs: Sequence[TokenPair]) -> tu
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
     items, micros = [branches(pair) for pair in pairs], []
     with autocast(device, run.settings.precision):
-        for group in split(run.layout, items, run.token_budget):
+        for group in split_microbatches(run.layout, items, run.token_budget):
             micro = build(run.layout, [items[place] for place in group], device)
             known = run.references.of([batch[place] for place in group], micro)
-            objective = Objective(run.losses, micro.counts, known, len(batch))
+            objective = MicrobatchObjective(run.losses, micro.counts, known, len(batch))
             backward(run.policy, micro, objective)
             sums += objective.sums
             micros.append(micro)
@@ -126,7 +128,7 @@ def accumulate(run: Run, batch: Sequence[int], pairs: Sequence[TokenPair]) -> tu
     return sums, micros
 
 
-class Objective:
+class MicrobatchObjective:
     """The loss of a microbatch's pairs as a share of the batch's mean, and on the way the sums that are reported.
 
     ``known``: the reference's log-probabilities (M,) of the microbatch's trained tokens. ``pairs``: of the whole batch.
@@ -140,24 +142,24 @@ class Objective:
         """The share of the completions ``where``, a scalar."""
         start = sum(self.counts[: where.start])
         known = self.known[start : start + len(logps)]
-        evidence = evidence_of(logps, known, self.counts[where])
+        evidence = pair_logps(logps, known, self.counts[where])
         losses = pair_losses(evidence, self.settings)
         with torch.no_grad():
-            self.sums += measured(losses, evidence, self.settings.beta, kl_estimate(logps, known))
+            self.sums += metric_sums(losses, evidence, self.settings.beta, kl_estimate(logps, known))
         return losses.sum() / self.pairs
 
 
-def evidence_of(logps: Tensor, known: Tensor, counts: Sequence[int]) -> PairLogps:
+def pair_logps(logps: Tensor, known: Tensor, counts: Sequence[int]) -> PairLogps:
     """Per-token log-probabilities of policy and reference, (M,) each, as the pairs' evidence."""
-    lengths = onto(torch.tensor(counts, dtype=logps.dtype), logps.device)
+    lengths = to_device(torch.tensor(counts, dtype=logps.dtype), logps.device)
     return PairLogps(
-        ratios=by_side(logps - known, counts),
-        logps=by_side(logps, counts),
+        ratios=sum_by_side(logps - known, counts),
+        logps=sum_by_side(logps, counts),
         lengths=Pair(lengths[::2], lengths[1::2]),
     )
 
 
-def measured(losses: Tensor, evidence: PairLogps, beta: float, kl: Tensor) -> Tensor:
+def metric_sums(losses: Tensor, evidence: PairLogps, beta: float, kl: Tensor) -> Tensor:
     """The SUMS over some pairs, float64."""
     gained = rewards(evidence, beta)
     parts = (losses, wins(evidence.difference), gained.chosen, gained.rejected, kl)
@@ -167,8 +169,8 @@ def measured(losses: Tensor, evidence: PairLogps, beta: float, kl: Tensor) -> Te
 def set_learning_rate(run: Run, step: int) -> float:
     """Put the schedule's learning rate into the optimizer."""
     train = run.settings
-    rate = train.learning_rate * schedule.factor(train.lr_schedule, step, run.total)
-    rate *= schedule.warm_up(step, train.warmup_steps)
+    rate = train.learning_rate * schedule.learning_rate_factor(train.lr_schedule, step, run.total)
+    rate *= schedule.warmup_factor(step, train.warmup_steps)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     return rate
@@ -179,7 +181,7 @@ def gradient_norm(policy: nn.Module) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
 
 
-def clip(run: Run, norm: float) -> None:
+def clip_gradients(run: Run, norm: float) -> None:
     """Scale the gradients down to ``max_grad_norm`` where there is such a bound and they are beyond it."""
     bound = run.settings.max_grad_norm
     if bound is not None and norm > bound:
@@ -212,13 +214,13 @@ def check_finite(values: dict[str, float], step: int, batch: list[int]) -> None:
         )
 
 
-def progress(run: Run, step: int, learning_rate: float) -> dict[str, float]:
+def progress_values(run: Run, step: int, learning_rate: float) -> dict[str, float]:
     """Where the run is: progress = (step + 1)/T with the 0-based step."""
     per_epoch = len(run.rows) // run.settings.batch_size
     return {"learning_rate": learning_rate, "progress": (step + 1) / run.total, "epoch": float(step // per_epoch)}
 
 
-def speed(run: Run, cost: StepFlops, seconds: float) -> dict[str, float]:
+def speed_values(run: Run, cost: StepFlops, seconds: float) -> dict[str, float]:
     """Time of the step, true tokens and pairs a second (padding never counts), memory, and shares of the peak."""
     told = {
         "batch_time": seconds,

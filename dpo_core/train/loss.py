@@ -48,10 +48,10 @@ def sigmoid(evidence: PairLogps, settings: LossSettings) -> Tensor:
 
     ln 2 where policy and reference agree.
     """
-    return smoothed(settings.beta * evidence.difference, settings.label_smoothing)
+    return smoothed_sigmoid(settings.beta * evidence.difference, settings.label_smoothing)
 
 
-def smoothed(logits: Tensor, epsilon: float) -> Tensor:
+def smoothed_sigmoid(logits: Tensor, epsilon: float) -> Tensor:
     """Binary cross-entropy of preference logits with a share ε of flipped labels."""
     return -(1 - epsilon) * F.logsigmoid(logits) - epsilon * F.logsigmoid(-logits)
 
@@ -81,14 +81,14 @@ def length_normalised(evidence: PairLogps, settings: LossSettings) -> Tensor:
     ln 2 where policy and reference agree.
     """
     per_token = mean_per_token(evidence.ratios, evidence.lengths)
-    return smoothed(settings.beta * (per_token.chosen - per_token.rejected), settings.label_smoothing)
+    return smoothed_sigmoid(settings.beta * (per_token.chosen - per_token.rejected), settings.label_smoothing)
 
 
 def simpo(evidence: PairLogps, settings: LossSettings) -> Tensor:
     """−log σ(β(log π(c)/|c| − log π(r)/|r|) − γ), without a reference (arXiv 2405.14734, equation 6)."""
     per_token = mean_per_token(evidence.logps, evidence.lengths)
     logits = settings.beta * (per_token.chosen - per_token.rejected) - settings.simpo_gamma
-    return smoothed(logits, settings.label_smoothing)
+    return smoothed_sigmoid(logits, settings.label_smoothing)
 
 
 def mean_per_token(sums: Pair[Tensor], lengths: Pair[Tensor]) -> Pair[Tensor]:

@@ -28,12 +28,12 @@ from dpo_core.stages.score_reference import ScoreRequest
 from dpo_core.system.device import check
 from dpo_core.system.progress import Progress, repeating, say
 from dpo_core.train import data_order
-from dpo_core.train.batching.batch_layout import choose, signature
+from dpo_core.train.batching.batch_layout import attention_signature, choose_layout
 from dpo_core.train.batching.memory_estimate import tokens_without_gradients
-from dpo_core.train.batching.packing import Batch, Layout, branches, build, onto, split
+from dpo_core.train.batching.packing import Batch, Layout, branches, build, split_microbatches, to_device
 from dpo_core.train.logps import completion_logps
 
-PAIRS_AT_ONCE = 4096  # read and sorted into microbatches together, so that memory does not grow with the pairs
+PAIRS_PER_WINDOW = 4096  # read and sorted into microbatches together, so that memory does not grow with the pairs
 
 
 class Reference(Protocol):
@@ -55,7 +55,7 @@ class CachedReference:
     def of(self, indices: list[int], batch: Batch) -> Tensor:
         """As they were scored, on the batch's device."""
         known = np.concatenate([self.of_pair(index) for index in indices])
-        return onto(torch.from_numpy(known), batch.ids.device)
+        return to_device(torch.from_numpy(known), batch.ids.device)
 
     def of_pair(self, index: int) -> NDArray[np.float32]:
         """One pair's trained tokens, chosen then rejected."""
@@ -85,24 +85,24 @@ def open_references(path: Path, split_name: str) -> CachedReference:
     return CachedReference(split_file(path, split_name))
 
 
-def score(
+def score_pairs(
     model: nn.Module, rows: TokenDataset, indices: list[int], layout: Layout, precision: str
 ) -> dict[str, NDArray[np.generic]]:
     """Log-probabilities of the trained tokens of these pairs, as :func:`flat` stores them."""
     logps: dict[int, Logps] = {}
-    for part in scored(model, rows, indices, layout, precision):
+    for part in iterate_scores(model, rows, indices, layout, precision):
         logps |= part
     return flat(indices, logps)
 
 
-def scored(
+def iterate_scores(
     model: nn.Module, rows: TokenDataset, indices: list[int], layout: Layout, precision: str
 ) -> Iterator[dict[int, Logps]]:
     """The log-probabilities of each pair's trained tokens by its index, a microbatch at a time."""
-    for start in range(0, len(indices), PAIRS_AT_ONCE):
-        window = indices[start : start + PAIRS_AT_ONCE]
+    for start in range(0, len(indices), PAIRS_PER_WINDOW):
+        window = indices[start : start + PAIRS_PER_WINDOW]
         items = [branches(rows[index]) for index in window]
-        for group in split(layout, items, tokens_without_gradients(model)):
+        for group in split_microbatches(layout, items, tokens_without_gradients(model)):
             batch = build(layout, [items[place] for place in group], next(model.parameters()).device)
             logps = completion_logps(model, batch, precision).float().cpu().numpy()
             ends = np.cumsum(np.array(batch.counts).reshape(-1, 2).sum(1))
@@ -114,7 +114,7 @@ def run(request: ScoreRequest, draft: Draft) -> None:
 
     Pairs that an earlier output with the same ``base_key`` holds are copied from there.
     """
-    wanted = needed(request)
+    wanted = visited_pairs(request)
     logps = reference_cache.find(draft.store, request.base_key, wanted)
     missing = {name: [index for index in indices if index not in logps[name]] for name, indices in wanted.items()}
     total, copied = sum(map(len, missing.values())), sum(map(len, logps.values()))
@@ -123,7 +123,7 @@ def run(request: ScoreRequest, draft: Draft) -> None:
     layouts = (
         score_missing(request, missing, logps) if total else reference_cache.layouts(draft.store, request.base_key)
     )
-    files = [write(draft, name, flat(indices, logps[name])) for name, indices in wanted.items() if indices]
+    files = [write_split_logps(draft, name, flat(indices, logps[name])) for name, indices in wanted.items() if indices]
     draft.publish(
         ReferenceSet(
             path=draft.final,
@@ -141,18 +141,18 @@ def run(request: ScoreRequest, draft: Draft) -> None:
     )
 
 
-def write(draft: Draft, split_name: str, tensors: dict[str, NDArray[np.generic]]) -> Path:
+def write_split_logps(draft: Draft, split_name: str, tensors: dict[str, NDArray[np.generic]]) -> Path:
     """The file of a split's log-probabilities."""
     path = split_file(draft.path, split_name)
     save_file(tensors, path)
     return path
 
 
-def needed(request: ScoreRequest) -> dict[str, list[int]]:
+def visited_pairs(request: ScoreRequest) -> dict[str, list[int]]:
     """The pairs that a run visits, by split: of ``train`` those of its steps, of ``test`` all."""
     rendered = request.rendered
     return {
-        "train": data_order.needed(rendered.train_pairs, request.train) if request.score_train else [],
+        "train": data_order.visited_pairs(rendered.train_pairs, request.train) if request.score_train else [],
         "test": list(range(rendered.test_pairs)),
     }
 
@@ -164,12 +164,12 @@ def score_missing(
     train, source = request.train, request.model
     check(train.precision)
     model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
-    layout = choose(model, train.layout, request.rendered)
+    layout = choose_layout(model, train.layout, request.rendered)
     progress = Progress("scoring the reference", sum(map(len, missing.values())), "pairs")
     for name, indices in missing.items():
         rows = open_split(request.rendered.path, name)
         with repeating(progress.beat):  # a microbatch may take long
-            for part in scored(model, rows, indices, layout, train.precision):
+            for part in iterate_scores(model, rows, indices, layout, train.precision):
                 logps[name] |= part
                 progress.advance(len(part))
-    return {signature(model): layout}
+    return {attention_signature(model): layout}

@@ -16,20 +16,20 @@ from dpo_core.records import Checkpoint, StepMetrics
 from dpo_core.stages.train import TrainRequest
 from dpo_core.system.device import check, device
 from dpo_core.system.progress import Progress
-from dpo_core.train.batching.budget_attempt import BudgetAttempt, attempted
+from dpo_core.train.batching.budget_attempt import BudgetAttempt, attempt_budget
 from dpo_core.train.batching.budget_note import NOTE
 from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir
 from dpo_core.train.checkpoint.checkpoint_state import Snapshot
-from dpo_core.train.checkpoint.checkpoint_writer import CheckpointWriter, check_measured, score
-from dpo_core.train.checkpoint.run_lock import claimed
-from dpo_core.train.export import finish, of_policy, on_record
+from dpo_core.train.checkpoint.checkpoint_writer import CheckpointWriter, best_metric_facts, check_best_metric
+from dpo_core.train.checkpoint.run_lock import lock_run_dir
+from dpo_core.train.export import export_model, journal_metrics, validate_policy
 from dpo_core.train.logps import autocast
 from dpo_core.train.loop import steps
 from dpo_core.train.runtime.compile_layers import uncompiled
 from dpo_core.train.runtime.console import TrainingConsole
-from dpo_core.train.runtime.memory_watch import MemoryWatch, memory_for
-from dpo_core.train.runtime.run_summary import introduce
-from dpo_core.train.runtime.setup import Session, begin
+from dpo_core.train.runtime.memory_watch import MemoryWatch, explain_memory
+from dpo_core.train.runtime.run_summary import show_run
+from dpo_core.train.runtime.setup import Session, start_session
 from dpo_core.train.runtime.signals import StopFlag
 from dpo_core.train.runtime.watchdog import Watchdog
 
@@ -54,20 +54,20 @@ def run(request: TrainRequest, draft: Draft) -> None:
     """
     stop = StopFlag(request.train.max_minutes)
     check(request.train.precision)
-    with claimed(request, draft):
-        session = begin(request, stop)
+    with lock_run_dir(request, draft):
+        session = start_session(request, stop)
         if request.evaluator:
             session = replace(session, policy_metrics=import_module(request.evaluator).metrics_of(request))
         total, done = session.run.total, session.done
         with TrainingConsole(request.log_path / run_dir.LOG, total, done, request.train.show_every) as display:
-            introduce(session, display)
-            with attempted(request.log_path / NOTE if session.plan.auto else None, session.plan.tokens) as attempt:
-                last = follow(session, display, attempt)
-            final = conclude(session, last, display)
-        draft.publish(final, elsewhere=lasting_files(request.log_path))
+            show_run(session, display)
+            with attempt_budget(request.log_path / NOTE if session.plan.auto else None, session.plan.tokens) as attempt:
+                last = run_steps(session, display, attempt)
+            final = export_and_record(session, last, display)
+        draft.publish(final, elsewhere=files_to_keep(request.log_path))
 
 
-def follow(session: Session, display: TrainingConsole, attempt: BudgetAttempt) -> StepMetrics:
+def run_steps(session: Session, display: TrainingConsole, attempt: BudgetAttempt) -> StepMetrics:
     """Do with each step what it is for: note it, show it, save it; stop when asked to.
 
     The last step is only saved, with its metrics, which are returned: what is noted of it is measured on the weights
@@ -80,12 +80,12 @@ def follow(session: Session, display: TrainingConsole, attempt: BudgetAttempt) -
         CheckpointWriter(session.log_path, train, display.say) as saver,
         Watchdog(train.step_timeout_minutes) as watchdog,
         MemoryWatch(device().type == "cpu"),
-        memory_for(*IN_TRAINING),
-        kept_when_memory_runs_out(session, saver) as done,
+        explain_memory(*IN_TRAINING),
+        save_when_memory_runs_out(session, saver) as done,
     ):
-        for metrics in reported(session):
+        for metrics in evaluated_steps(session):
             done.append(metrics)
-            check_measured(train.best_metric, metrics)
+            check_best_metric(train.best_metric, metrics)
             finished = metrics.step == session.run.total
             if finished:
                 last = metrics
@@ -96,9 +96,9 @@ def follow(session: Session, display: TrainingConsole, attempt: BudgetAttempt) -
                 attempt.note(proven=True)
             saver.check()
             if session.stop.asked and not finished:
-                raise stopped(session, metrics, saver)
+                raise save_and_stop(session, metrics, saver)
             if metrics.step and (saver.is_best(metrics) or saver.due(metrics.step) or finished):
-                saver.save(held(session, metrics))
+                saver.save(session_snapshot(session, metrics))
         saver.settle()
     assert last is not None
     return last
@@ -110,15 +110,15 @@ def record_step(session: Session, metrics: StepMetrics, display: TrainingConsole
     display.step(metrics)
 
 
-def conclude(session: Session, last: StepMetrics, display: TrainingConsole) -> Checkpoint:
+def export_and_record(session: Session, last: StepMetrics, display: TrainingConsole) -> Checkpoint:
     """Export the model, and note the last step with what the exported weights measure in place of the policy's.
 
     Raises StoppedError when a stop was asked for before, and OutOfMemoryError when memory runs out.
     """
-    leave_before_export(session)
+    stop_before_export(session)
     started = time.perf_counter()
-    with memory_for(*IN_EXPORT):
-        final, found = finish(session)
+    with explain_memory(*IN_EXPORT):
+        final, found = export_model(session)
     found |= {"time/export": time.perf_counter() - started}
     record_step(session, last.model_copy(update={"values": last.values | found}), display)
     low, high = (final.export[f"export/nats_a_reply_{end}"] for end in ("low", "high"))
@@ -130,7 +130,7 @@ def conclude(session: Session, last: StepMetrics, display: TrainingConsole) -> C
     return final
 
 
-def leave_before_export(session: Session) -> None:
+def stop_before_export(session: Session) -> None:
     """Raises StoppedError when a stop was asked for and the last step's checkpoint is there.
 
     The end of the time allowed stops a process that trained; one that has but the export to do goes on with it.
@@ -146,7 +146,7 @@ def leave_before_export(session: Session) -> None:
 
 
 @contextmanager
-def kept_when_memory_runs_out(session: Session, saver: CheckpointWriter) -> Iterator[deque[StepMetrics]]:
+def save_when_memory_runs_out(session: Session, saver: CheckpointWriter) -> Iterator[deque[StepMetrics]]:
     """Save the step before the one whose microbatches memory ran out in. The block notes the steps that are done.
 
     Anywhere else the weights may already be those of a step that is not done: torch's own errors pass, and nothing is
@@ -159,12 +159,12 @@ def kept_when_memory_runs_out(session: Session, saver: CheckpointWriter) -> Iter
         session.run.optimizer.zero_grad(set_to_none=True)
         saved = checkpoint_state.newest_first(session.log_path)
         if last and last[0].step > (int(saved[0].name) if saved else 0):
-            saver.save(held(session, last[0]))
+            saver.save(session_snapshot(session, last[0]))
             saver.settle()
         raise
 
 
-def held(session: Session, metrics: StepMetrics) -> Snapshot:
+def session_snapshot(session: Session, metrics: StepMetrics) -> Snapshot:
     """The run after a step."""
     request = session.request
     facts: dict[str, Any] = {
@@ -174,32 +174,34 @@ def held(session: Session, metrics: StepMetrics) -> Snapshot:
         "reference": request.reference.fingerprint,
         "renderer": session.renderer.name,
     }
-    facts |= score(request.train.best_metric, metrics)
+    facts |= best_metric_facts(request.train.best_metric, metrics)
     if metrics.step == session.run.total:
         facts[checkpoint_state.ROW] = journal.to_row(metrics)
-    return checkpoint_state.snapshot(session.log_path, session.run.policy, session.run.optimizer, metrics.step, facts)
+    return checkpoint_state.take_snapshot(
+        session.log_path, session.run.policy, session.run.optimizer, metrics.step, facts
+    )
 
 
-def reported(session: Session) -> Iterator[StepMetrics]:
+def evaluated_steps(session: Session) -> Iterator[StepMetrics]:
     """The loop's steps with what the evaluators find; step 0 is the model before training."""
     if session.done == 0:
-        yield StepMetrics(step=0, time=time.time(), values=observations(session, 0))
+        yield StepMetrics(step=0, time=time.time(), values=evaluate_step(session, 0))
     for metrics in steps(session.run, session.done):
-        yield metrics.model_copy(update={"values": metrics.values | observations(session, metrics.step)})
+        yield metrics.model_copy(update={"values": metrics.values | evaluate_step(session, metrics.step)})
 
 
-def observations(session: Session, step: int) -> dict[str, float]:
+def evaluate_step(session: Session, step: int) -> dict[str, float]:
     """Held-out metrics after ``step`` steps, and samples for ``samples.jsonl``, where their cadence says so."""
     train, last = session.request.train, step == session.run.total
     values: dict[str, float] = {}
     started = time.perf_counter()
     if train.eval_every and (last or due(train.eval_every, step)):
         session.measured.clear()
-        session.measured[step] = of_policy(session)
-        values = on_record(session.measured[step].metrics)
+        session.measured[step] = validate_policy(session)
+        values = journal_metrics(session.measured[step].metrics)
     if train.infrequent_eval_every and (last or due(train.infrequent_eval_every, step)):
         with uncompiled(session.run.policy):
-            sample(session, step)
+            sample_policy(session, step)
             values |= session.policy_metrics(session.run.policy, session.renderer)
     return values | ({"time/evaluation": time.perf_counter() - started} if values else {})
 
@@ -209,7 +211,7 @@ def due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def sample(session: Session, step: int) -> None:
+def sample_policy(session: Session, step: int) -> None:
     """Let the policy answer the first held-out prompts."""
     request, renderer = session.request, session.renderer
     rows = session.test_split[0]
@@ -230,14 +232,14 @@ def sample(session: Session, step: int) -> None:
         journal.append(session.log_path / run_dir.SAMPLES, row)
 
 
-def stopped(session: Session, metrics: StepMetrics, saver: CheckpointWriter) -> StoppedError:
+def save_and_stop(session: Session, metrics: StepMetrics, saver: CheckpointWriter) -> StoppedError:
     """Save where the run is, and say how it goes on; before the first step there is nothing to save."""
     again = "Run the same command again to continue from it."
     if metrics.step == 0:
         return StoppedError(
             f"Stopped before the first step{session.stop.why}.", "", again.removesuffix(" from it.") + "."
         )
-    saver.save(held(session, metrics))
+    saver.save(session_snapshot(session, metrics))
     saver.settle()
     return StoppedError(
         f"Stopped after step {metrics.step} of {session.run.total}{session.stop.why}.",
@@ -246,7 +248,7 @@ def stopped(session: Session, metrics: StepMetrics, saver: CheckpointWriter) -> 
     )
 
 
-def lasting_files(log_path: Path) -> list[Path]:
+def files_to_keep(log_path: Path) -> list[Path]:
     """What must stay as it is for the finished run to count as whole."""
     directories = (log_path / run_dir.FINAL, log_path / run_dir.ADAPTER, checkpoint_state.newest_first(log_path)[0])
     parts = [path for directory in directories for path in sorted(directory.rglob("*")) if path.is_file()]

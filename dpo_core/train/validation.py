@@ -14,11 +14,11 @@ from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.token_dataset import TokenDataset, open_split, test_sources
 from dpo_core.system.progress import Progress
 from dpo_core.train import export_noise, length_bias
-from dpo_core.train.batching.batch_layout import settled
+from dpo_core.train.batching.batch_layout import layout_of_run
 from dpo_core.train.batching.memory_estimate import tokens_without_gradients
-from dpo_core.train.batching.packing import Layout, branches, build, split
+from dpo_core.train.batching.packing import Layout, branches, build, split_microbatches
 from dpo_core.train.logps import completion_logps
-from dpo_core.train.loop import evidence_of, loss_settings
+from dpo_core.train.loop import loss_settings, pair_logps
 from dpo_core.train.loss import LossSettings, PairLogps, pair_losses, rewards, wins
 from dpo_core.train.reference import Reference, open_references
 from dpo_core.wilson import wilson
@@ -50,37 +50,39 @@ class ValidationResult:
 
     def told(self, noise: float = 0.0) -> dict[str, float]:
         """The metrics with what stands beyond the noise (nats) that exporting put into the margins."""
-        return self.metrics | export_noise.beyond(self.margins, noise)
+        return self.metrics | export_noise.accuracy_beyond_noise(self.margins, noise)
 
 
-def settings_for(
+def validation_config(
     model: nn.Module, train: TrainSettings, rendered: RenderedSet, reference: ReferenceSet
 ) -> ValidationConfig:
     """How this model is measured, wherever that is: the recipe's loss and compute type, a layout it can attend in."""
-    return ValidationConfig(loss_settings(train), settled(model, train.layout, rendered, reference), train.precision)
+    return ValidationConfig(
+        loss_settings(train), layout_of_run(model, train.layout, rendered, reference), train.precision
+    )
 
 
-def measure(
+def validate(
     model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: ValidationConfig
 ) -> ValidationResult:
     """Metrics ``test/…`` of the test split, how they go with length (:mod:`dpo_core.train.length_bias`), and by source
-    (:func:`by_source`); the model is used as it is, without gradients.
+    (:func:`source_metrics`); the model is used as it is, without gradients.
 
     This is the one place where preferences are measured: before, during and after training, and by the evaluate stage.
     """
     split_rows, references = open_split(rendered.path, "test"), open_references(reference.path, "test")
-    table = compared(model, split_rows, references, settings)
+    table = pair_table(model, split_rows, references, settings)
     won, chosen, rejected = (table[:, column].numpy() for column in (1, 2, 3))
     lengths = (table[:, column].numpy() for column in (6, 7))
-    told = summary(table) | by_source(table, test_sources(rendered.path)[: len(table)])
-    told |= length_bias.measures(won, chosen - rejected, *lengths)
+    told = summary_metrics(table) | source_metrics(table, test_sources(rendered.path)[: len(table)])
+    told |= length_bias.length_metrics(won, chosen - rejected, *lengths)
     rewarded = Pair(chosen.tolist(), rejected.tolist())
     return ValidationResult(
         told, rewarded, table[:, 4:6], ((table[:, 2] - table[:, 3]) / settings.losses.beta).tolist()
     )
 
 
-def by_source(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
+def source_metrics(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
     """``source/accuracy_<name>``, ``source/margin_<name>`` and ``source/num_pairs_<name>`` of the pairs' sources, the
     MOST_SOURCES most frequent of them; nothing where there are not two."""
     told: dict[str, float] = {}
@@ -97,24 +99,24 @@ def by_source(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def compared(model: nn.Module, rows: TokenDataset, references: Reference, settings: ValidationConfig) -> Tensor:
+def pair_table(model: nn.Module, rows: TokenDataset, references: Reference, settings: ValidationConfig) -> Tensor:
     """The columns of every pair, (N, 8) float64 on the CPU, in the rows' order."""
     device = next(model.parameters()).device
     count = len(rows) if settings.pairs is None else min(settings.pairs, len(rows))
     items = [branches(rows[index]) for index in range(count)]
     parts, places = [], []
     progress = Progress("evaluating", len(items), "held-out pairs")
-    for group in split(settings.layout, items, tokens_without_gradients(model)):
+    for group in split_microbatches(settings.layout, items, tokens_without_gradients(model)):
         batch = build(settings.layout, [items[place] for place in group], device)
         policy = completion_logps(model, batch, settings.precision)
-        evidence = evidence_of(policy, references.of(group, batch), batch.counts)
+        evidence = pair_logps(policy, references.of(group, batch), batch.counts)
         places += group
         progress.advance(len(group))
-        parts.append(columns(pair_losses(evidence, settings.losses), evidence, settings.losses.beta))
+        parts.append(pair_columns(pair_losses(evidence, settings.losses), evidence, settings.losses.beta))
     return torch.cat(parts).double().cpu()[torch.tensor(places).argsort()]
 
 
-def columns(losses: Tensor, evidence: PairLogps, beta: float) -> Tensor:
+def pair_columns(losses: Tensor, evidence: PairLogps, beta: float) -> Tensor:
     """(B, 8): loss, win, rewards, summed logps and token counts of both sides."""
     both = (side for pair in (rewards(evidence, beta), evidence.logps, evidence.lengths) for side in sides(pair))
     return torch.stack([losses, wins(evidence.difference), *both], dim=-1)
@@ -125,7 +127,7 @@ def sides(pair: Pair[Tensor]) -> tuple[Tensor, Tensor]:
     return pair.chosen, pair.rejected
 
 
-def summary(table: Tensor) -> dict[str, float]:
+def summary_metrics(table: Tensor) -> dict[str, float]:
     """The metrics of all pairs from their (N, 8) columns.
 
     ``test/nll`` is −Σ logp·w / Σ w over chosen and rejected tokens together, as upstream defines it.

@@ -129,7 +129,7 @@ def refuse_early(recipe: "Recipe") -> "RunPlan":
     prefect_setup.check_prefect()
     prefect_setup.quieten(bool(os.environ.get("DPO_DEBUG")))
     plan = preflight(recipe)
-    run_dir.settle(recipe)
+    run_dir.delete_other_run(recipe)
     return plan
 
 

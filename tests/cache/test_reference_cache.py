@@ -90,7 +90,7 @@ def test_the_pairs_of_the_runs_steps_are_scored_and_the_test_split(world: World)
     made, scored = world.reference(max_steps=2)
     assert scored == 8 + TEST_PAIRS
     assert (made.train_pairs, made.test_pairs, made.copied_pairs) == (8, TEST_PAIRS, 0)
-    assert list(values(made, "train")) == data_order.needed(TRAIN_PAIRS, world.recipe(max_steps=2).train)
+    assert list(values(made, "train")) == data_order.visited_pairs(TRAIN_PAIRS, world.recipe(max_steps=2).train)
     assert list(values(made, "test")) == list(range(TEST_PAIRS))
 
 
@@ -110,8 +110,8 @@ def test_an_extended_reference_is_one_scored_at_once_within_rounding(world: Worl
     world.reference(max_steps=2)
     extended, _ = world.reference(max_steps=5)
     model = tiny.llama()
-    indices = data_order.needed(TRAIN_PAIRS, world.recipe(max_steps=5).train)
-    [at_once] = reference.scored(model, open_split(tmp_path, "train"), indices, "tree", "fp32")
+    indices = data_order.visited_pairs(TRAIN_PAIRS, world.recipe(max_steps=5).train)
+    [at_once] = reference.iterate_scores(model, open_split(tmp_path, "train"), indices, "tree", "fp32")
     found = values(extended, "train")
     assert list(found) == indices
     for index in indices:

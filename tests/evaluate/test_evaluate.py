@@ -38,7 +38,7 @@ from dpo_core.stages.evaluation.prompts import PromptsRequest
 from dpo_core.stages.render import RenderRequest
 from dpo_core.stages.score_reference import ScoreRequest
 from dpo_core.train import reference
-from dpo_core.train.validation import by_source
+from dpo_core.train.validation import source_metrics
 from tests.evaluate.test_run_task import TASK
 
 # inspect-ai drops streams unclosed, which their collection would report in whatever test runs by then.
@@ -231,10 +231,10 @@ def test_a_source_s_numbers_are_those_of_its_rows() -> None:
     table = torch.zeros(5, 8, dtype=torch.float64)
     table[:, 1] = torch.tensor([1.0, 0.0, 1.0, 0.5, 1.0])
     table[:, 2] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
-    told = by_source(table, ["a", "b", "a", "", "a"])
+    told = source_metrics(table, ["a", "b", "a", "", "a"])
     assert (told["source/accuracy_a"], told["source/margin_a"], told["source/num_pairs_a"]) == (1, 3, 3)
     assert (told["source/accuracy_b"], told["source/accuracy_none"], told["source/margin_none"]) == (0, 0.5, 4)
-    assert by_source(table, ["a"] * 5) == by_source(table, []) == {}
+    assert source_metrics(table, ["a"] * 5) == source_metrics(table, []) == {}
 
 
 def test_without_a_task_held_out_prompts_are_answered(world: World) -> None:

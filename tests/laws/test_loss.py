@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpo_core.pair import Pair
-from dpo_core.train.loop import evidence_of
+from dpo_core.train.loop import pair_logps
 from dpo_core.train.loss import LOSSES, LossSettings, PairLogps, kl_estimate, pair_losses, rewards, wins
 
 POLICY = Pair(torch.tensor([-2.0, -1.5]), torch.tensor([-3.0, -4.0]))
@@ -100,7 +100,7 @@ def test_per_token_logps_are_subtracted_before_summing() -> None:
     nudged = tokens.clone()
     nudged[:4096] += 1e-5
     exact = (nudged.double() - tokens.double()).sum().item()
-    assert evidence_of(nudged, tokens, [4096, 1]).difference.item() == pytest.approx(exact, rel=1e-4)
+    assert pair_logps(nudged, tokens, [4096, 1]).difference.item() == pytest.approx(exact, rel=1e-4)
 
 
 def test_kl_estimate_is_zero_without_a_difference_and_positive_otherwise() -> None:

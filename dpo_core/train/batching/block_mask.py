@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from dpo_core.train.batching.packing import Span, onto
+from dpo_core.train.batching.packing import Span, to_device
 
 BLOCK = 128
 # Places that the tables have room for: tables that grow are other tensors to compiled kernels.
-ROOM = 2**17
+TABLE_LENGTH = 2**17
 
 Blocks = NDArray[np.bool_]
 Segment = tuple[int, int]
@@ -32,7 +32,7 @@ class TreeMask:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.conversation, self.branch = (torch.zeros(ROOM, dtype=torch.int32, device=device) for _ in "cb")
+        self.conversation, self.branch = (torch.zeros(TABLE_LENGTH, dtype=torch.int32, device=device) for _ in "cb")
 
         def sees(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
             own = (self.branch[key] == 0) | (self.branch[key] == self.branch[query])
@@ -46,10 +46,10 @@ class TreeMask:
             self.conversation, self.branch = (
                 torch.zeros(2 * length, dtype=torch.int32, device=self.device) for _ in "cb"
             )
-        for table, values in zip((self.conversation, self.branch), tables(spans, length), strict=True):
-            table[:length].copy_(onto(torch.from_numpy(values), self.device))
-        some, whole = blocks(spans, length)
-        partly, wholly = (ordered(which, self.device) for which in (some & ~whole, whole))
+        for table, values in zip((self.conversation, self.branch), segment_tables(spans, length), strict=True):
+            table[:length].copy_(to_device(torch.from_numpy(values), self.device))
+        some, whole = visible_blocks(spans, length)
+        partly, wholly = (kv_blocks(which, self.device) for which in (some & ~whole, whole))
         return BlockMask.from_kv_blocks(
             *partly, *wholly, BLOCK_SIZE=BLOCK, mask_mod=self.sees, seq_lengths=(length, length)
         )
@@ -61,7 +61,7 @@ def tree_mask(device: torch.device) -> TreeMask:
     return TreeMask(device)
 
 
-def tables(spans: tuple[Span, ...], length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def segment_tables(spans: tuple[Span, ...], length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """(length,) int32 each: a place's conversation, and its branch (0 the prompt, 1 … its completions).
 
     What is left behind the last conversation is one of its own, -1.
@@ -81,7 +81,7 @@ def segments(spans: tuple[Span, ...]) -> Iterator[tuple[int, int, Segment]]:
             place += length
 
 
-def blocks(spans: tuple[Span, ...], length: int) -> tuple[Blocks, Blocks]:
+def visible_blocks(spans: tuple[Span, ...], length: int) -> tuple[Blocks, Blocks]:
     """(n, n) each, queries by keys: the blocks of which something is seen, and of those the ones all of which is."""
     count = -(-length // BLOCK)
     some, whole = np.zeros((count, count), dtype=np.bool_), np.zeros((count, count), dtype=np.bool_)
@@ -90,37 +90,37 @@ def blocks(spans: tuple[Span, ...], length: int) -> tuple[Blocks, Blocks]:
         if number == 0:
             prompt = own
         elif own[0] < own[1] and prompt[0] < prompt[1]:
-            some[touched(own), touched(prompt)] = True
-            whole[filled(own), filled(prompt)] = True
-        causal(some, whole, own)
+            some[overlapped_blocks(own), overlapped_blocks(prompt)] = True
+            whole[filled_blocks(own), filled_blocks(prompt)] = True
+        mark_causal(some, whole, own)
     end = sum(span.tokens for span in spans)
-    causal(some, whole, (end, length))
+    mark_causal(some, whole, (end, length))
     return some, whole
 
 
-def causal(some: Blocks, whole: Blocks, own: Segment) -> None:
+def mark_causal(some: Blocks, whole: Blocks, own: Segment) -> None:
     """Mark that a segment's places see themselves and those before them."""
     if own[0] < own[1]:
-        within = some[touched(own), touched(own)]
+        within = some[overlapped_blocks(own), overlapped_blocks(own)]
         within |= np.tri(len(within), dtype=np.bool_)
-        inside = whole[filled(own), filled(own)]
+        inside = whole[filled_blocks(own), filled_blocks(own)]
         inside |= np.tri(len(inside), k=-1, dtype=np.bool_)
 
 
-def touched(segment: Segment) -> slice:
+def overlapped_blocks(segment: Segment) -> slice:
     """The blocks that hold any of its places."""
     return slice(segment[0] // BLOCK, -(-segment[1] // BLOCK))
 
 
-def filled(segment: Segment) -> slice:
+def filled_blocks(segment: Segment) -> slice:
     """The blocks that hold its places alone."""
     first = -(-segment[0] // BLOCK)
     return slice(first, max(first, segment[1] // BLOCK))
 
 
-def ordered(which: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
+def kv_blocks(which: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
     """How many blocks of keys each block of queries has, (1, 1, n) int32, and which, (1, 1, n, n), those first."""
     counts = which.sum(1, dtype=np.int32)
     indices = np.argsort(~which, axis=1, kind="stable").astype(np.int32)
-    of_counts, of_indices = (onto(torch.from_numpy(part), device)[None, None] for part in (counts, indices))
+    of_counts, of_indices = (to_device(torch.from_numpy(part), device)[None, None] for part in (counts, indices))
     return of_counts, of_indices

@@ -9,8 +9,8 @@ from typing import Any
 from dpo_core.errors import DiedError, OutOfMemoryError, TrainingError
 from dpo_core.system import host_memory
 from dpo_core.train.batching import budget_note
-from dpo_core.train.batching.auto_token_budget import halved
-from dpo_core.train.batching.budget_note import LEAST, forget
+from dpo_core.train.batching.auto_token_budget import half_budget
+from dpo_core.train.batching.budget_note import MIN_TOKENS, delete
 
 
 @dataclass
@@ -28,7 +28,7 @@ class BudgetAttempt:
 
 
 @contextmanager
-def attempted(path: Path | None, tokens: int) -> Iterator[BudgetAttempt]:
+def attempt_budget(path: Path | None, tokens: int) -> Iterator[BudgetAttempt]:
     """Try a budget inside the block.
 
     Raises DiedError in place of OutOfMemoryError where the budget was found by memory and a smaller one helps: the
@@ -39,32 +39,32 @@ def attempted(path: Path | None, tokens: int) -> Iterator[BudgetAttempt]:
     try:
         yield attempt
     except OutOfMemoryError as error:
-        if path is None or not error.smaller_budget_helps or tokens <= LEAST:
-            forget(path)
+        if path is None or not error.smaller_budget_helps or tokens <= MIN_TOKENS:
+            delete(path)
             raise
         attempt.note(ran_out=True)
         raise DiedError(
             error.found,
-            f"token_budget=auto takes half in the next try: {halved(tokens):,} tokens.",
+            f"token_budget=auto takes half in the next try: {half_budget(tokens):,} tokens.",
             f"Run the same command again. If it ends like this once more: {error.remedy}",
         ) from error
     except BaseException:
-        forget(path)
+        delete(path)
         raise
-    forget(path)
+    delete(path)
 
 
-def failed(path: Path) -> int | None:
+def failed_budget(path: Path) -> int | None:
     """The budget of a try that memory ended; None where there was none, or something else ended it.
 
     Raises TrainingError where it was the least budget; the next try then begins anew.
     """
     told = budget_note.read(path)
-    if told is None or not of_memory(told):
+    if told is None or not ended_by_memory(told):
         return None
     tokens: int = told["token_budget"]
-    if tokens <= LEAST:
-        forget(path)
+    if tokens <= MIN_TOKENS:
+        delete(path)
         raise TrainingError(
             f"Memory ran out with token_budget={tokens}, the least that auto takes.",
             "A microbatch must fit into memory with its activations.",
@@ -73,12 +73,12 @@ def failed(path: Path) -> int | None:
     return tokens
 
 
-def of_memory(told: dict[str, Any]) -> bool:
+def ended_by_memory(told: dict[str, Any]) -> bool:
     """Whether memory ended the process that left a note.
 
-    Who waited for that process has settled it, see :func:`budget_note.settle`. Where it died too, the kernel's count of
-    the processes that it ended for memory tells, the machine's others among them. Where that says nothing, or the
-    machine was started again, a try counts as ended by memory when not a single step had fitted.
+    The launcher records the cause where it can (:func:`budget_note.record_cause`). Otherwise the kernel's count of
+    processes killed for memory decides; it counts all processes of the machine. Without that count, or after a reboot,
+    memory counts as the cause if no step had been completed.
     """
     if told["ran_out"]:
         return True

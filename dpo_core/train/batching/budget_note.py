@@ -9,20 +9,20 @@ from dpo_core.cache import atomic_files
 from dpo_core.system import host_memory
 
 NOTE = "budget_attempt.json"
-LEAST = 256  # tokens: the least budget that ``auto`` takes
+MIN_TOKENS = 256  # tokens: the least budget that ``auto`` takes
 
 
-def place(stage: str, request: Any, entry: Path) -> Path | None:
+def note_path(stage: str, request: Any, entry: Path) -> Path | None:
     """Where the process of a stage notes its budget, None for a stage without one.
 
     ``entry``: where the stage's output is, or would be.
     """
     if stage == "train":
         return Path(request.log_path) / NOTE
-    return beside(entry) if stage == "warm_start" else None
+    return note_beside(entry) if stage == "warm_start" else None
 
 
-def beside(entry: Path) -> Path:
+def note_beside(entry: Path) -> Path:
     """The note of a stage that has no directory of its own but its output's."""
     return entry.with_name(f".{entry.name}.{NOTE}")
 
@@ -43,13 +43,13 @@ def read(path: Path | None) -> dict[str, Any] | None:
         return None
 
 
-def forget(path: Path | None) -> None:
+def delete(path: Path | None) -> None:
     """Take the note away."""
     if path is not None:
         path.unlink(missing_ok=True)
 
 
-def settle(path: Path | None, by_memory: bool, since: float) -> int | None:
+def record_cause(path: Path | None, by_memory: bool, since: float) -> int | None:
     """Write down why the process ended that left a note: for want of memory, or for something else that is no reason
     to take less. Returns the budget in the first case, None in the other and where there is no note.
 
@@ -64,5 +64,5 @@ def settle(path: Path | None, by_memory: bool, since: float) -> int | None:
         write(path, tokens, bool(told.get("proven")), ran_out=True)
         return tokens
     if not told.get("ran_out"):
-        forget(path)
+        delete(path)
     return None

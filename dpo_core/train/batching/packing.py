@@ -77,9 +77,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         moved: dict[str, Any] = {
-            name: onto(getattr(self, name), device) for name in ("ids", "positions", "predictors", "targets")
+            name: to_device(getattr(self, name), device) for name in ("ids", "positions", "predictors", "targets")
         }
-        attention = None if self.attention is None else onto(self.attention, device)
+        attention = None if self.attention is None else to_device(self.attention, device)
         return replace(self, **moved, attention=attention)
 
     @property
@@ -88,7 +88,7 @@ class Batch:
         return self.ids.numel()
 
 
-def onto(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on the device. A GPU's is made when its turn comes: the host does not wait for the work before it.
 
     Raises ValueError for a tensor that is not dense, on every device: pinned memory has the tensor's own strides, and
@@ -100,17 +100,17 @@ def onto(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def branches(pair: TokenPair) -> Branches:
-    """A pair's prompt with its two sides, chosen first: :func:`by_side` takes them apart again."""
+    """A pair's prompt with its two sides, chosen first: :func:`sum_by_side` takes them apart again."""
     return Branches(pair.prompt, (pair.sides.chosen, pair.sides.rejected))
 
 
 def build(layout: Layout, items: Sequence[Branches], device: torch.device) -> Batch:
     """The conversations as one microbatch in this layout, on a device."""
     quantum = QUANTUM if device.type == "cuda" else 1
-    return (tree(items, quantum) if layout == "tree" else padded(items)).to(device)
+    return (tree_batch(items, quantum) if layout == "tree" else padded_batch(items)).to(device)
 
 
-def tree(items: Sequence[Branches], quantum: int = 1) -> Batch:
+def tree_batch(items: Sequence[Branches], quantum: int = 1) -> Batch:
     """One row: each prompt once, then its completions, whose positions restart at the prompt's end.
 
     Its length is a multiple of ``quantum``; with 1 there is no padding.
@@ -136,10 +136,10 @@ def tree(items: Sequence[Branches], quantum: int = 1) -> Batch:
     ids, positions = [*ids, blank], [*positions, blank]
     spans = tuple(Span(len(item.prompt), tuple(len(side.ids) for side in item.completions)) for item in items)
     row, where = (torch.from_numpy(np.concatenate(parts).astype(np.int64))[None] for parts in (ids, positions))
-    return Batch(row, where, None, spans, flat(predictors), flat(targets), counts(items))
+    return Batch(row, where, None, spans, concatenated(predictors), concatenated(targets), trained_token_counts(items))
 
 
-def padded(items: Sequence[Branches]) -> Batch:
+def padded_batch(items: Sequence[Branches]) -> Batch:
     """A row for each completion, its prompt before it, padded on the right: the readable oracle."""
     rows = [(item.prompt, completion) for item in items for completion in item.completions]
     width = max(len(prompt) + len(completion.ids) for prompt, completion in rows)
@@ -154,15 +154,23 @@ def padded(items: Sequence[Branches]) -> Batch:
         targets.append(completion.ids[completion.mask])
     positions = torch.arange(width).repeat(len(rows), 1)
     real = torch.from_numpy(attention)
-    return Batch(torch.from_numpy(ids), positions, real, (), flat(predictors), flat(targets), counts(items))
+    return Batch(
+        torch.from_numpy(ids),
+        positions,
+        real,
+        (),
+        concatenated(predictors),
+        concatenated(targets),
+        trained_token_counts(items),
+    )
 
 
-def flat(parts: Sequence[NDArray[Any]]) -> Tensor:
+def concatenated(parts: Sequence[NDArray[Any]]) -> Tensor:
     """All parts after each other, int64."""
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def counts(items: Sequence[Branches]) -> tuple[int, ...]:
+def trained_token_counts(items: Sequence[Branches]) -> tuple[int, ...]:
     """Trained tokens of every completion."""
     return tuple(int(completion.mask.sum()) for item in items for completion in item.completions)
 
@@ -202,16 +210,16 @@ def padded_microbatches(lengths: Sequence[int], token_budget: int) -> list[list[
     return groups
 
 
-def split(layout: Layout, items: Sequence[Branches], token_budget: int) -> list[list[int]]:
+def split_microbatches(layout: Layout, items: Sequence[Branches], token_budget: int) -> list[list[int]]:
     """Microbatches of the items, by place, for this layout."""
     if layout == "tree":
         return microbatches([item.tokens for item in items], token_budget)
     return padded_microbatches([item.padded for item in items], token_budget)
 
 
-def by_side(flat_values: Tensor, counts: Sequence[int]) -> Pair[Tensor]:
+def sum_by_side(flat_values: Tensor, counts: Sequence[int]) -> Pair[Tensor]:
     """Sums (B,) over each side's tokens of values (M,) that stand as a batch of pairs has them."""
-    owners = onto(torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), flat_values.device)
+    owners = to_device(torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), flat_values.device)
     sums = flat_values.new_zeros(len(counts)).index_add(0, owners, flat_values)
     return Pair(sums[::2], sums[1::2])
 

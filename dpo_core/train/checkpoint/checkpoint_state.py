@@ -21,7 +21,7 @@ from dpo_core.train.checkpoint import journal
 from dpo_core.train.checkpoint.run_dir import CHECKPOINTS, METRICS, SAMPLES
 
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "weights.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
-FOLDER = "checkpoints"
+CHECKPOINT_DIRECTORY = "checkpoints"
 ROW = "row"
 JOURNALS = (METRICS, SAMPLES)
 
@@ -42,40 +42,40 @@ class Snapshot:
     facts: Mapping[str, Any]
 
 
-def snapshot(
+def take_snapshot(
     log_path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, step: int, facts: Mapping[str, Any]
 ) -> Snapshot:
     """The run as it is after a step whose line is in the journal."""
-    named = trainable(policy)
+    named = trainable_parameters(policy)
     return Snapshot(
         step=step,
-        weights={name: copied(value) for name, value in named.items()},
-        moments=moments(named, optimizer),
+        weights={name: host_copy(value) for name, value in named.items()},
+        moments=optimizer_moments(named, optimizer),
         random=random_states(),
-        journals={name: size(log_path / name) for name in JOURNALS},
+        journals={name: file_size(log_path / name) for name in JOURNALS},
         facts=facts,
     )
 
 
-def copied(value: Tensor) -> Tensor:
+def host_copy(value: Tensor) -> Tensor:
     """A copy in host memory."""
     return value.detach().to("cpu", copy=True).contiguous()
 
 
-def size(path: Path) -> int:
+def file_size(path: Path) -> int:
     """Bytes of a file, 0 without one."""
     return path.stat().st_size if path.is_file() else 0
 
 
-def trainable(policy: nn.Module) -> dict[str, Tensor]:
+def trainable_parameters(policy: nn.Module) -> dict[str, Tensor]:
     """The parameters that train, by name."""
     return {name: value for name, value in policy.named_parameters() if value.requires_grad}
 
 
-def moments(named: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_moments(named: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state of every parameter as ``<part>|<parameter>``."""
     return {
-        f"{part}|{name}": copied(value)
+        f"{part}|{name}": host_copy(value)
         for name, parameter in named.items()
         for part, value in optimizer.state[parameter].items()
     }
@@ -95,14 +95,16 @@ def write(log_path: Path, held: Snapshot) -> Path:
     Raises OSError when the disk does not take it; nothing that was there is touched then.
     """
     name = f"{held.step:06d}"
-    path, aside = log_path / FOLDER / name, log_path / FOLDER / f".{name}"
+    path, aside = log_path / CHECKPOINT_DIRECTORY / name, log_path / CHECKPOINT_DIRECTORY / f".{name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         for part, tensors in ((WEIGHTS, held.weights), (OPTIMIZER, held.moments), (RANDOM, held.random)):
             save_file(tensors, aside / part)
             atomic_files.sync(aside / part)
-        atomic_files.write_text(aside / STATE, json.dumps(sealed(state(log_path, held, aside)), indent=1))
+        atomic_files.write_text(
+            aside / STATE, json.dumps(with_digest(checkpoint_facts(log_path, held, aside)), indent=1)
+        )
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -112,7 +114,7 @@ def write(log_path: Path, held: Snapshot) -> Path:
     return path
 
 
-def state(log_path: Path, held: Snapshot, aside: Path) -> dict[str, Any]:
+def checkpoint_facts(log_path: Path, held: Snapshot, aside: Path) -> dict[str, Any]:
     """What ``state.json`` says, but for its own digest."""
     files = {part: fingerprint.of_file(aside / part) for part in (WEIGHTS, OPTIMIZER, RANDOM)}
     journals = {
@@ -122,14 +124,14 @@ def state(log_path: Path, held: Snapshot, aside: Path) -> dict[str, Any]:
     return {"step": held.step, "files": files, "journals": journals, **held.facts}
 
 
-def sealed(told: dict[str, Any]) -> dict[str, Any]:
+def with_digest(told: dict[str, Any]) -> dict[str, Any]:
     """The same with a digest of itself."""
     return told | {"digest": fingerprint.of_value(told)}
 
 
 def load(path: Path, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's weights, moments and generators back, to the bit."""
-    named, weights = trainable(policy), load_file(path / WEIGHTS)
+    named, weights = trainable_parameters(policy), load_file(path / WEIGHTS)
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(weights[name])
@@ -158,7 +160,7 @@ def latest(log_path: Path) -> tuple[LatestCheckpoint | None, dict[str, str]]:
     wrong: dict[str, str] = {}
     for path in newest_first(log_path):
         told = read_state(path)
-        cause = "its state.json is damaged" if told is None else damage(log_path, path, told)
+        cause = "its state.json is damaged" if told is None else find_damage(log_path, path, told)
         if told is not None and cause is None:
             return LatestCheckpoint(told["step"], path, told), wrong
         wrong[path.name] = str(cause)
@@ -167,7 +169,7 @@ def latest(log_path: Path) -> tuple[LatestCheckpoint | None, dict[str, str]]:
 
 def newest_first(log_path: Path) -> list[Path]:
     """The run's checkpoints by step, the last first; what is being written has no name yet."""
-    folder = log_path / FOLDER
+    folder = log_path / CHECKPOINT_DIRECTORY
     found = folder.iterdir() if folder.is_dir() else []
     return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name), reverse=True)
 
@@ -176,12 +178,12 @@ def read_state(path: Path) -> dict[str, Any] | None:
     """A checkpoint's ``state.json``, None if it is not as it was written."""
     try:
         told: dict[str, Any] = json.loads((path / STATE).read_text())
-        return told if sealed({k: v for k, v in told.items() if k != "digest"}) == told else None
+        return told if with_digest({k: v for k, v in told.items() if k != "digest"}) == told else None
     except (OSError, ValueError, AttributeError):
         return None
 
 
-def final_row(log_path: Path, found: LatestCheckpoint) -> dict[str, Any] | None:
+def last_step_row(log_path: Path, found: LatestCheckpoint) -> dict[str, Any] | None:
     """The journal's line of a run's last step, which comes after its checkpoint: as it was written when the model was
     exported or, where it was not, as training left it. None for a checkpoint of any other step."""
     row: dict[str, Any] | None = found.state.get(ROW)
@@ -196,7 +198,7 @@ def final_row(log_path: Path, found: LatestCheckpoint) -> dict[str, Any] | None:
     return row
 
 
-def damage(log_path: Path, path: Path, told: dict[str, Any]) -> str | None:
+def find_damage(log_path: Path, path: Path, told: dict[str, Any]) -> str | None:
     """What has changed since a checkpoint was written, None for nothing."""
     for name, digest in told["files"].items():
         if not (path / name).is_file() or fingerprint.of_file(path / name) != digest:
@@ -207,23 +209,23 @@ def damage(log_path: Path, path: Path, told: dict[str, Any]) -> str | None:
     return None
 
 
-def cut_back(log_path: Path, found: LatestCheckpoint | None) -> None:
+def truncate_run(log_path: Path, found: LatestCheckpoint | None) -> None:
     """Take out what came after a checkpoint, and what was being written: of the journals to the byte.
 
     Without a checkpoint that is everything.
     """
     for name in JOURNALS:
         kept = found.state["journals"][name]["bytes"] if found else 0
-        if size(log_path / name) > kept:
+        if file_size(log_path / name) > kept:
             with (log_path / name).open("r+b") as stream:
                 stream.truncate(kept)
-    folder, last = log_path / FOLDER, found.step if found else 0
+    folder, last = log_path / CHECKPOINT_DIRECTORY, found.step if found else 0
     for path in folder.iterdir() if folder.is_dir() else []:
         if not path.name.isdigit() or int(path.name) > last:
             shutil.rmtree(path, ignore_errors=True)
     for left in log_path.glob(".*.new"):
         left.unlink()
     known = reversed(newest_first(log_path))
-    journal.keep(
+    journal.rewrite(
         log_path / CHECKPOINTS, [{"name": path.name, "step": int(path.name), "path": str(path)} for path in known]
     )

@@ -31,7 +31,7 @@ class CheckpointWriter:
         self.pending: tuple[int, Future[None]] | None = None
         self.last = time.monotonic()
         known = checkpoint_state.newest_first(log_path) if train.best_metric else []
-        self.best = max(scores(known, train.best_metric or ""), default=None)
+        self.best = max(saved_values(known, train.best_metric or ""), default=None)
 
     def __enter__(self) -> Self:
         return self
@@ -49,10 +49,10 @@ class CheckpointWriter:
 
     def is_best(self, metrics: StepMetrics) -> bool:
         """Whether ``best_metric`` was measured at this step, and is better than at any that was saved before."""
-        told = score(self.train.best_metric, metrics)
+        told = best_metric_facts(self.train.best_metric, metrics)
         if not told:
             return False
-        value = signed(self.train.best_metric or "", told[METRIC])
+        value = signed_value(self.train.best_metric or "", told[METRIC])
         if self.best is not None and value <= self.best:
             return False
         self.best = value
@@ -88,13 +88,13 @@ class CheckpointWriter:
             cause = atomic_files.from_disk(error)
             if cause is None:
                 raise
-            refused = not_written(self.log_path, step, cause)
+            refused = write_error(self.log_path, step, cause)
             if self.train.on_save_error == "stop":
                 raise refused from error
             self.say(f"{refused.found} {refused.rule} The run goes on (on_save_error=continue).")
 
 
-def not_written(log_path: Path, step: int, error: OSError) -> TrainingError:
+def write_error(log_path: Path, step: int, error: OSError) -> TrainingError:
     """The error for a checkpoint that the disk did not take."""
     before = checkpoint_state.newest_first(log_path)
     stands = f"The one of step {int(before[0].name)} stands." if before else "There is none yet."
@@ -110,7 +110,7 @@ def prune(log_path: Path, train: TrainSettings) -> None:
     if not train.keep_checkpoints:
         return
     known = checkpoint_state.newest_first(log_path)
-    best = best_of(known, train.best_metric) if train.best_metric else None
+    best = best_checkpoint(known, train.best_metric) if train.best_metric else None
     for path in known[train.keep_checkpoints :]:
         if path != best:
             doomed = path.with_name(f".{path.name}.old")
@@ -118,24 +118,24 @@ def prune(log_path: Path, train: TrainSettings) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-def best_of(known: list[Path], metric: str) -> Path | None:
+def best_checkpoint(known: list[Path], metric: str) -> Path | None:
     """The checkpoint with the best value of a metric, less being better behind a minus; the latest of equals."""
-    values = [(value, path) for path in known for value in scores([path], metric)]
+    values = [(value, path) for path in known for value in saved_values([path], metric)]
     return max(values, key=lambda value: value[0], default=(0.0, None))[1]
 
 
-def scores(known: list[Path], metric: str) -> list[float]:
+def saved_values(known: list[Path], metric: str) -> list[float]:
     """What checkpoints noted of a metric, the more the better; those that noted nothing of it are left out."""
     told = [state.get(METRIC, {}) for path in known if (state := checkpoint_state.read_state(path))]
-    return [signed(metric, values) for values in told if metric.removeprefix("-") in values]
+    return [signed_value(metric, values) for values in told if metric.removeprefix("-") in values]
 
 
-def signed(metric: str, values: dict[str, float]) -> float:
+def signed_value(metric: str, values: dict[str, float]) -> float:
     """A metric's value, the more the better: behind a minus its negative."""
     return -values[metric[1:]] if metric.startswith("-") else values[metric]
 
 
-def check_measured(metric: str | None, metrics: StepMetrics) -> None:
+def check_best_metric(metric: str | None, metrics: StepMetrics) -> None:
     """Raises RecipeError when ``best_metric`` is not among the first metrics of its kind: held-out ones come before the
     first step (0), training's own with it."""
     name = (metric or "").removeprefix("-")
@@ -148,7 +148,7 @@ def check_measured(metric: str | None, metrics: StepMetrics) -> None:
     )
 
 
-def score(metric: str | None, metrics: StepMetrics) -> dict[str, Any]:
-    """What a checkpoint notes of its step for :func:`best_of`."""
+def best_metric_facts(metric: str | None, metrics: StepMetrics) -> dict[str, Any]:
+    """What a checkpoint notes of its step for :func:`best_checkpoint`."""
     name = (metric or "").removeprefix("-")
     return {METRIC: {name: metrics.values[name]}} if name in metrics.values else {}

@@ -17,7 +17,7 @@ CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints.json
 DIGEST = "digest"
 LOG, SAMPLES, FINAL, ADAPTER = "logs.log", "samples.jsonl", "final", "adapter"
 
-NOT_YET = f".{CONFIG}.new"  # all that a run leaves that was killed while it wrote its first file
+UNFINISHED_CONFIG = f".{CONFIG}.new"  # all that a run leaves that was killed while it wrote its first file
 
 
 def run_name(recipe: Recipe) -> str:
@@ -32,17 +32,17 @@ def run_name(recipe: Recipe) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
 
 
-def choose(recipe: Recipe, key: str, store_root: Path) -> Path:
+def choose_log_path(recipe: Recipe, key: str, store_root: Path) -> Path:
     """The directory of the run with this fingerprint: the given one, that of its unfinished beginning, or a new one."""
     if recipe.train.log_path:
         return recipe.train.log_path.expanduser().resolve()
-    begun = pointer(store_root, key)
+    begun = pointer_path(store_root, key)
     if begun.is_file() and (known := Path(begun.read_text())).is_dir():
         return known
     return (recipe.track.runs_dir / run_name(recipe)).expanduser().resolve()
 
 
-def pointer(store_root: Path, key: str) -> Path:
+def pointer_path(store_root: Path, key: str) -> Path:
     """Where a run with this fingerprint notes its directory, so that the same command finds it again."""
     return store_root / "train" / f"{key}.begun"
 
@@ -64,13 +64,13 @@ def read_config(path: Path) -> dict[str, Any] | None:
     return told if digest == fingerprint.of_value(told) else None
 
 
-def origin(path: Path, lineage: str, key: str) -> str:
+def origin_fingerprint(path: Path, lineage: str, key: str) -> str:
     """The fingerprint by which the run in a directory goes from its beginning; ``key`` where there is none."""
     told = read_config(path)
     return str(told["origin"]) if told and told["lineage"] == lineage else key
 
 
-def origin_of(path: Path) -> str:
+def read_origin(path: Path) -> str:
     """The same of a run that is there.
 
     Raises RecipeError when there is none.
@@ -85,43 +85,43 @@ def check_unused(recipe: Recipe) -> None:
     """Raises RecipeError when ``log_path`` holds anything that this run may neither continue nor delete.
 
     A directory that holds this very run, finished or not, is continued, unless the behaviour is raise or delete.
-    Changes nothing; what a person on a terminal may decide is left to :func:`settle`.
+    Changes nothing; what a person on a terminal may decide is left to :func:`delete_other_run`.
     """
     path, behaviour = recipe.train.log_path, recipe.train.behavior_if_log_dir_exists
-    if path is None or continues(recipe, path):
+    if path is None or may_continue(recipe, path):
         return
     if behaviour == "delete":
         check_is_run(path)
     elif behaviour != "ask" or not sys.stdin.isatty():
-        raise exists(path, behaviour, differences(recipe, path))
+        raise in_use_error(path, behaviour, changed_settings(recipe, path))
 
 
-def settle(recipe: Recipe) -> None:
+def delete_other_run(recipe: Recipe) -> None:
     """Empty ``log_path`` where :func:`check_unused` found another run in it and the behaviour, or a person, says so.
 
     Raises RecipeError when the person says no.
     """
     path, behaviour = recipe.train.log_path, recipe.train.behavior_if_log_dir_exists
-    if path is None or continues(recipe, path):
+    if path is None or may_continue(recipe, path):
         return
-    if behaviour == "delete" or (behaviour == "ask" and wants_deletion(path)):
+    if behaviour == "delete" or (behaviour == "ask" and user_wants_deletion(path)):
         check_is_run(path)
         shutil.rmtree(path)
         return
-    raise exists(path, "raise" if behaviour == "ask" else behaviour, differences(recipe, path))
+    raise in_use_error(path, "raise" if behaviour == "ask" else behaviour, changed_settings(recipe, path))
 
 
-def continues(recipe: Recipe, path: Path) -> bool:
+def may_continue(recipe: Recipe, path: Path) -> bool:
     """Whether a run may begin in ``path`` as it is: nothing is there, or this very run and it may be continued."""
-    if not path.exists() or (path.is_dir() and not {found.name for found in path.iterdir()} - {NOT_YET}):
+    if not path.exists() or (path.is_dir() and not {found.name for found in path.iterdir()} - {UNFINISHED_CONFIG}):
         return True
     if recipe.train.behavior_if_log_dir_exists not in ("ask", "resume"):
         return False
-    changed = differences(recipe, path)
-    return not changed if changed is not None else damaged(path)
+    changed = changed_settings(recipe, path)
+    return not changed if changed is not None else has_damaged_config(path)
 
 
-def exists(path: Path, behaviour: str, changed: list[str] | None) -> RecipeError:
+def in_use_error(path: Path, behaviour: str, changed: list[str] | None) -> RecipeError:
     """The refusal to touch a directory that is in use."""
     if changed is None:
         return RecipeError(
@@ -141,7 +141,7 @@ def exists(path: Path, behaviour: str, changed: list[str] | None) -> RecipeError
     )
 
 
-def wants_deletion(path: Path) -> bool:
+def user_wants_deletion(path: Path) -> bool:
     """The user's choice on a terminal; no deletion elsewhere."""
     if not sys.stdin.isatty():
         return False
@@ -152,32 +152,32 @@ def wants_deletion(path: Path) -> bool:
 def check_is_run(path: Path) -> None:
     """Raises RecipeError when a directory that would be deleted holds no run."""
     if not (path / CONFIG).is_file():
-        raise exists(path, "delete", None)
+        raise in_use_error(path, "delete", None)
 
 
-def differences(recipe: Recipe, path: Path) -> list[str] | None:
+def changed_settings(recipe: Recipe, path: Path) -> list[str] | None:
     """Names of the settings in which the run in ``path`` differs, but for a greater length; None without a run."""
     told = read_config(path)
     if told is None:
         return None
     before = told["recipe"]
     now = json.loads(recipe.model_dump_json())
-    if all(reaches(now["train"].get(name), before["train"].get(name)) for name in LENGTHS):
+    if all(is_no_shorter(now["train"].get(name), before["train"].get(name)) for name in LENGTHS):
         now["train"] |= {name: before["train"].get(name) for name in LENGTHS}
-    return changes(before, now)
+    return compare_settings(before, now)
 
 
-def reaches(now: int | None, before: int | None) -> bool:
+def is_no_shorter(now: int | None, before: int | None) -> bool:
     """Whether a length is at least what it was; None is without end."""
     return now is None or (before is not None and now >= before)
 
 
-def damaged(path: Path) -> bool:
+def has_damaged_config(path: Path) -> bool:
     """Whether a run was here whose configuration is no longer readable."""
     return (path / CONFIG).is_file() and (path / METRICS).is_file()
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def compare_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Settings of data, render, model, warm_start and train that are not the same."""
     sections = ("data", "render", "model", "warm_start", "train")
     return [

@@ -11,11 +11,11 @@ from dpo_core.errors import RecipeError
 from dpo_core.stages.train import TrainRequest
 from dpo_core.train.checkpoint import checkpoint_state, run_dir
 
-FOUND = ("token_budget",)  # what the run found out for itself: an extension goes on with it
+KEPT_BY_EXTENSION = ("token_budget",)  # what the run found out for itself: an extension goes on with it
 
 
 @contextmanager
-def claimed(request: TrainRequest, draft: Draft) -> Iterator[None]:
+def lock_run_dir(request: TrainRequest, draft: Draft) -> Iterator[None]:
     """Hold ``log_path`` alone, with its ``config.json`` written and its place noted for a later continuation.
 
     Raises RecipeError when another process holds it, or when it holds another run.
@@ -23,9 +23,9 @@ def claimed(request: TrainRequest, draft: Draft) -> Iterator[None]:
     request.log_path.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_files.locked(request.log_path, wait=False):
-            check(request)
+            claim_config(request)
             atomic_files.write_text(
-                run_dir.pointer(draft.final.parent.parent, request.fingerprint), str(request.log_path)
+                run_dir.pointer_path(draft.final.parent.parent, request.fingerprint), str(request.log_path)
             )
             yield
     except BlockingIOError:
@@ -36,7 +36,7 @@ def claimed(request: TrainRequest, draft: Draft) -> Iterator[None]:
         ) from None
 
 
-def check(request: TrainRequest) -> None:
+def claim_config(request: TrainRequest) -> None:
     """Make the configuration that of this run.
 
     Raises RecipeError when it is that of a run that this one does not continue.
@@ -44,22 +44,22 @@ def check(request: TrainRequest) -> None:
     path = request.log_path
     there = run_dir.read_config(path)
     if there is None and (path / run_dir.CONFIG).exists() and not ours(path, request.lineage):
-        raise other(path, "a run whose config.json is damaged", request)
+        raise other_run_error(path, "a run whose config.json is damaged", request)
     if there is not None and there["lineage"] != request.lineage:
-        raise other(path, f"run {there['fingerprint']}{apart(there, request)}", request)
+        raise other_run_error(path, f"run {there['fingerprint']}{describe_changes(there, request)}", request)
     if there is None or there["fingerprint"] != request.fingerprint:
         told = {
             "fingerprint": request.fingerprint,
             "lineage": request.lineage,
             "origin": there["origin"] if there else request.fingerprint,
             "recipe": request.recipe,
-            "reads": reads(request),
+            "reads": input_fingerprints(request),
         }
-        kept = {name: there[name] for name in FOUND if name in there} if there else {}
+        kept = {name: there[name] for name in KEPT_BY_EXTENSION if name in there} if there else {}
         run_dir.write_config(path, told | kept)
 
 
-def reads(request: TrainRequest) -> dict[str, str]:
+def input_fingerprints(request: TrainRequest) -> dict[str, str]:
     """What a run depends on beside its settings, each by its fingerprint; a hub model's path names its commit."""
     return {
         "data or rendering": request.rendered.fingerprint,
@@ -70,10 +70,14 @@ def reads(request: TrainRequest) -> dict[str, str]:
     }
 
 
-def apart(there: dict[str, Any], request: TrainRequest) -> str:
+def describe_changes(there: dict[str, Any], request: TrainRequest) -> str:
     """What of it is not as it was, for a message."""
     before = there.get("reads", {})
-    changed = [name for name, value in reads(request).items() if name != "model_path" and before.get(name) != value]
+    changed = [
+        name
+        for name, value in input_fingerprints(request).items()
+        if name != "model_path" and before.get(name) != value
+    ]
     if not changed and there["recipe"] == request.recipe:
         return " (made by another version of this code)"
     return f" (with other {', '.join(changed)})" if changed else ""
@@ -85,7 +89,7 @@ def ours(path: Path, lineage: str) -> bool:
     return (path / run_dir.METRICS).is_file() and all(state["lineage"] == lineage for state in states if state)
 
 
-def other(path: Path, what: str, request: TrainRequest) -> RecipeError:
+def other_run_error(path: Path, what: str, request: TrainRequest) -> RecipeError:
     """The refusal to continue another run."""
     return RecipeError(
         f"{path} holds {what}, and this one is {request.fingerprint}.",

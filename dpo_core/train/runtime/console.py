@@ -14,12 +14,12 @@ from dpo_core.render.renderer import Renderer
 from dpo_core.render.token_dataset import CompletionTokens, TokenPair
 from dpo_core.system import progress
 
-LINE = ("dpo_loss", "accuracy", "margin", "learning_rate", "batch_time", "test/accuracy", "test/nll")
-LONGEST_SHOWN = 600
+LINE_METRICS = ("dpo_loss", "accuracy", "margin", "learning_rate", "batch_time", "test/accuracy", "test/nll")
+MAX_PROMPT_CHARACTERS = 600
 LONG_STEP_S = 30.0
 
 
-def readable(value: float) -> str:
+def format_number(value: float) -> str:
     """A number for people: 9.0e-06, 0.6931, 112,638."""
     if value == 0 or (abs(value) >= 1 and float(value).is_integer()):
         return f"{value:,.0f}"
@@ -81,12 +81,12 @@ class TrainingConsole:
         """Example pairs as the model sees them, trained tokens coloured."""
         for number, pair in enumerate(pairs, start=1):
             text = Text(f"Example {number}: ", style="bold")
-            text.append(shortened(decoded(renderer, pair.prompt.tolist())), style="dim")
+            text.append(shorten(decode_tokens(renderer, pair.prompt.tolist())), style="dim")
             for name, side, colour in (
                 ("chosen", pair.sides.chosen, "green"),
                 ("rejected", pair.sides.rejected, "red"),
             ):
-                text.append(f"\n{name:>9} ", style="bold").append_text(coloured(renderer, side, colour))
+                text.append(f"\n{name:>9} ", style="bold").append_text(colored_completion(renderer, side, colour))
             self.console.print(text, soft_wrap=True)
 
     def step(self, metrics: StepMetrics) -> None:
@@ -117,7 +117,7 @@ class TrainingConsole:
 
 def plain_line(metrics: StepMetrics, total: int) -> str:
     """``step 10/150 dpo_loss 0.6931 …``."""
-    shown = [f"{name} {readable(metrics.values[name])}" for name in LINE if name in metrics.values]
+    shown = [f"{name} {format_number(metrics.values[name])}" for name in LINE_METRICS if name in metrics.values]
     return " ".join([f"step {metrics.step}/{total}", *shown])
 
 
@@ -127,25 +127,25 @@ def step_table(metrics: StepMetrics) -> Table:
     table.add_column("Metric")
     table.add_column("Value", justify="right")
     for name in sorted(metrics.values):
-        table.add_row(name, readable(metrics.values[name]))
+        table.add_row(name, format_number(metrics.values[name]))
     return table
 
 
-def coloured(renderer: Renderer, side: CompletionTokens, colour: str) -> Text:
+def colored_completion(renderer: Renderer, side: CompletionTokens, colour: str) -> Text:
     """A completion's text: trained tokens in colour, others dim."""
     text = Text()
-    for trained in runs(side):
+    for trained in mask_runs(side):
         style = colour if side.mask[trained.start] else "dim"
-        text.append(decoded(renderer, side.ids[trained].tolist()), style=style)
+        text.append(decode_tokens(renderer, side.ids[trained].tolist()), style=style)
     return text
 
 
-def decoded(renderer: Renderer, ids: list[int]) -> str:
+def decode_tokens(renderer: Renderer, ids: list[int]) -> str:
     """The text of ids, special tokens shown."""
     return str(renderer.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
-def runs(side: CompletionTokens) -> list[slice]:
+def mask_runs(side: CompletionTokens) -> list[slice]:
     """Stretches of tokens that are all trained or all not."""
     borders = [
         0,
@@ -155,6 +155,6 @@ def runs(side: CompletionTokens) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(borders) if end > start]
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """The end of a long text, which is what the answer follows."""
-    return text if len(text) <= LONGEST_SHOWN else "…" + text[-LONGEST_SHOWN:]
+    return text if len(text) <= MAX_PROMPT_CHARACTERS else "…" + text[-MAX_PROMPT_CHARACTERS:]

@@ -6,15 +6,15 @@ from dpo_core.data.report import over_length_warnings
 from dpo_core.inference.decoding import context
 from dpo_core.stages.train import TrainRequest
 from dpo_core.system.device import device, note
-from dpo_core.train.logps import plain
+from dpo_core.train.logps import causal_model
 from dpo_core.train.runtime.console import TrainingConsole
 from dpo_core.train.runtime.setup import Session
 
-EXAMPLES_SHOWN = 2
-BYTES_A_WEIGHT = 4
+EXAMPLES = 2
+BYTES_PER_WEIGHT = 4
 
 
-def introduce(session: Session, display: TrainingConsole) -> None:
+def show_run(session: Session, display: TrainingConsole) -> None:
     """The run's facts and two example pairs."""
     request, rendered = session.request, session.request.rendered
     parameters = list(session.run.policy.parameters())
@@ -32,17 +32,17 @@ def introduce(session: Session, display: TrainingConsole) -> None:
             "log_path": str(request.log_path),
         }
     )
-    for line in [*session.news, *length_warnings(session), *low_disk(session)]:
+    for line in [*session.news, *length_warnings(session), *disk_warnings(session)]:
         display.say(line)
     rows = session.run.rows
-    display.examples(session.renderer, [rows[index] for index in range(min(EXAMPLES_SHOWN, len(rows)))])
+    display.examples(session.renderer, [rows[index] for index in range(min(EXAMPLES, len(rows)))])
 
 
-def low_disk(session: Session) -> list[str]:
+def disk_warnings(session: Session) -> list[str]:
     """A warning when the disk has not the room for the checkpoints and the final model that the run will keep."""
     train, policy, log_path = session.request.train, session.run.policy, session.log_path
-    whole = sum(p.numel() * BYTES_A_WEIGHT for p in policy.parameters())
-    one = 3 * sum(p.numel() * BYTES_A_WEIGHT for p in policy.parameters() if p.requires_grad)
+    whole = sum(p.numel() * BYTES_PER_WEIGHT for p in policy.parameters())
+    one = 3 * sum(p.numel() * BYTES_PER_WEIGHT for p in policy.parameters() if p.requires_grad)
     saves = session.run.total // train.save_every if train.save_every else 0
     needed = whole + one * (1 + min(saves, train.keep_checkpoints or saves))  # the one being written among them
     free = shutil.disk_usage(log_path).free
@@ -85,7 +85,7 @@ def dropped_line(request: TrainRequest) -> str:
 
 def length_warnings(session: Session) -> list[str]:
     """Lines about pairs over max_length, and about sampled prompts that leave the model's context too little room."""
-    request, longest = session.request, context(plain(session.run.policy))
+    request, longest = session.request, context(causal_model(session.run.policy))
     rendered = request.rendered
     lines = list(over_length_warnings({"train": rendered.train_report, "test": rendered.test_report}))
     prompts = session.test_split[0].whole_prompts(request.samples) if request.train.infrequent_eval_every else []

@@ -22,14 +22,14 @@ from dpo_core.stages.train import TrainRequest
 from dpo_core.train import data_order
 from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note
 from dpo_core.train.batching.auto_token_budget import BudgetHistory, BudgetPlan
-from dpo_core.train.batching.batch_layout import settled
+from dpo_core.train.batching.batch_layout import layout_of_run
 from dpo_core.train.batching.memory_estimate import Workload
 from dpo_core.train.batching.packing import Layout
 from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir
-from dpo_core.train.logps import plain
+from dpo_core.train.logps import causal_model
 from dpo_core.train.loop import Run
 from dpo_core.train.reference import CachedReference, OnTheFlyReference, Reference, open_references
-from dpo_core.train.runtime.compile_layers import compiled
+from dpo_core.train.runtime.compile_layers import compile_policy
 from dpo_core.train.runtime.flops import matmul_peak
 from dpo_core.train.runtime.signals import StopFlag
 from dpo_core.train.validation import ValidationResult
@@ -69,19 +69,19 @@ class Session:
         return self.request.log_path
 
 
-def begin(request: TrainRequest, stop: StopFlag) -> Session:
+def start_session(request: TrainRequest, stop: StopFlag) -> Session:
     """Load everything; continue from the last whole checkpoint where there is one."""
     train, source = request.train, request.model
-    deterministic(train.deterministic)
+    set_deterministic(train.deterministic)
     model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
     rows = open_split(request.rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
-    layout = settled(model, train.layout, request.rendered, request.reference)
-    policy = prepared(trainable(model, request.settings, train.seed), train)
-    known = reference(request, policy)
-    plan = settled_budget(request, policy, rows, layout)  # its probes are not worth a compilation
+    layout = layout_of_run(model, train.layout, request.rendered, request.reference)
+    policy = prepare_policy(trainable(model, request.settings, train.seed), train)
+    known = make_reference(request, policy)
+    plan = plan_token_budget(request, policy, rows, layout)  # its probes are not worth a compilation
     run = Run(
-        compiled(policy, train),
+        compile_policy(policy, train),
         adamw(policy, train),
         rows,
         known,
@@ -98,19 +98,19 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
     return Session(request, run, test_split, renderer, done, stop, [*plan.news, *news], plan, last=last)
 
 
-def deterministic(wanted: bool) -> None:
+def set_deterministic(wanted: bool) -> None:
     """Kernels that give the same bits every time, or an error where there is none."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
 
 
-def prepared(policy: nn.Module, train: TrainSettings) -> nn.Module:
+def prepare_policy(policy: nn.Module, train: TrainSettings) -> nn.Module:
     """The policy as it trains: without dropout, with recomputation if the recipe asks for it."""
     without_dropout(policy)
     if train.activation_checkpointing:
         # Layers are computed again only in training mode; without dropout that mode changes nothing else.
-        compat.recompute_activations(plain(policy))
+        compat.recompute_activations(causal_model(policy))
         policy.train()
     return policy
 
@@ -127,7 +127,7 @@ def adamw(policy: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
     )
 
 
-def reference(request: TrainRequest, policy: nn.Module) -> Reference:
+def make_reference(request: TrainRequest, policy: nn.Module) -> Reference:
     """The stored log-probabilities, or the model to ask in every step: the policy without adapters if that is it."""
     if not request.on_the_fly:
         return open_references(request.reference.path, "train")
@@ -138,14 +138,14 @@ def reference(request: TrainRequest, policy: nn.Module) -> Reference:
     return OnTheFlyReference(frozen.requires_grad_(False), precision)
 
 
-def settled_budget(request: TrainRequest, policy: nn.Module, rows: TokenDataset, layout: Layout) -> BudgetPlan:
+def plan_token_budget(request: TrainRequest, policy: nn.Module, rows: TokenDataset, layout: Layout) -> BudgetPlan:
     """The recipe's token budget; ``auto`` is found once and kept with the run, whose continuation must be the same."""
-    train, batches = request.train, auto_token_budget.batches_of(len(rows), request.train)
+    train, batches = request.train, auto_token_budget.first_batches(len(rows), request.train)
     work = workload(request, policy, rows, layout)
     if train.token_budget != "auto":
         return auto_token_budget.plan(work, train.token_budget, BudgetHistory(), batches)
     told = run_dir.read_config(request.log_path) or {}
-    past = BudgetHistory(told.get("token_budget"), budget_attempt.failed(request.log_path / budget_note.NOTE))
+    past = BudgetHistory(told.get("token_budget"), budget_attempt.failed_budget(request.log_path / budget_note.NOTE))
     plan = auto_token_budget.plan(work, "auto", past, batches)
     if plan.tokens != past.kept:
         run_dir.write_config(request.log_path, told | {"token_budget": plan.tokens})
@@ -160,20 +160,20 @@ def workload(request: TrainRequest, policy: nn.Module, rows: TokenDataset, layou
         rows,
         layout,
         train.precision,
-        saves=saves_on_the_way(train, len(rows)),
-        sampled=sampled(request) if train.infrequent_eval_every else 0,
+        saves=saves_during_training(train, len(rows)),
+        sampled=sampled_tokens(request) if train.infrequent_eval_every else 0,
         evaluated=True,  # at the end in any case
         exported=WIDTH[request.export_dtype] + WIDTH[request.frozen_dtype],
     )
 
 
-def sampled(request: TrainRequest) -> int:
+def sampled_tokens(request: TrainRequest) -> int:
     """Tokens in the cache when the held-out prompts, which nothing cuts, are answered together."""
     prompts = open_split(request.rendered.path, "test").whole_prompts(request.samples)
     return len(prompts) * (request.max_new_tokens + max(map(len, prompts), default=0))
 
 
-def saves_on_the_way(train: TrainSettings, pairs: int) -> bool:
+def saves_during_training(train: TrainSettings, pairs: int) -> bool:
     """Whether checkpoints are written while training goes on."""
     by_steps = 0 < train.save_every < data_order.total_steps(pairs, train)
     return by_steps or bool(train.save_every_minutes or train.best_metric)
@@ -188,7 +188,7 @@ def resume(request: TrainRequest, run: Run) -> tuple[int, list[str], StepMetrics
     found, wrong = checkpoint_state.latest(request.log_path)
     news = [f"Checkpoint {name} is passed over: {cause}." for name, cause in wrong.items()]
     if found is None:
-        checkpoint_state.cut_back(request.log_path, None)
+        checkpoint_state.truncate_run(request.log_path, None)
         return 0, news, None
     if found.step > run.total:
         raise RecipeError(
@@ -197,8 +197,8 @@ def resume(request: TrainRequest, run: Run) -> tuple[int, list[str], StepMetrics
             "Raise max_steps or num_epochs, or choose another log_path.",
         )
     checkpoint_state.load(found.path, run.policy, run.optimizer)
-    row = checkpoint_state.final_row(request.log_path, found)
-    checkpoint_state.cut_back(request.log_path, found)
+    row = checkpoint_state.last_step_row(request.log_path, found)
+    checkpoint_state.truncate_run(request.log_path, found)
     if row and found.step < run.total:
         journal.append(request.log_path / run_dir.METRICS, row)
     news.append(f"Continuing after step {found.step} from its checkpoint.")

@@ -58,19 +58,23 @@ def test_a_best_step_is_saved_whenever_it_is_measured(tmp_path: Path) -> None:
 
 def test_a_best_metric_that_is_not_measured_is_refused() -> None:
     before = StepMetrics(step=0, time=0.0, values={"test/accuracy": 0.5})
-    checkpoint_writer.check_measured("test/accuracy", before)
-    checkpoint_writer.check_measured("-dpo_loss", before)
-    checkpoint_writer.check_measured(None, before)
+    checkpoint_writer.check_best_metric("test/accuracy", before)
+    checkpoint_writer.check_best_metric("-dpo_loss", before)
+    checkpoint_writer.check_best_metric(None, before)
     with pytest.raises(RecipeError, match="Did you mean test/accuracy"):
-        checkpoint_writer.check_measured("test/acuracy", before)
+        checkpoint_writer.check_best_metric("test/acuracy", before)
     with pytest.raises(RecipeError, match="best_metric=-dpo_los is not measured"):
-        checkpoint_writer.check_measured("-dpo_los", StepMetrics(step=1, time=0.0, values={"dpo_loss": 0.5}))
+        checkpoint_writer.check_best_metric("-dpo_los", StepMetrics(step=1, time=0.0, values={"dpo_loss": 0.5}))
 
 
 def test_a_checkpoint_notes_the_metric_of_its_step_if_the_step_has_it() -> None:
     step = StepMetrics(step=2, time=0.0, values={"test/accuracy": 0.7})
-    assert checkpoint_writer.score("-test/accuracy", step) == {checkpoint_writer.METRIC: {"test/accuracy": 0.7}}
-    assert checkpoint_writer.score("test/nll", step) == checkpoint_writer.score(None, step) == {}
+    assert checkpoint_writer.best_metric_facts("-test/accuracy", step) == {
+        checkpoint_writer.METRIC: {"test/accuracy": 0.7}
+    }
+    assert (
+        checkpoint_writer.best_metric_facts("test/nll", step) == checkpoint_writer.best_metric_facts(None, step) == {}
+    )
 
 
 def test_cadences_by_step_and_by_clock(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def request(path: Path, fingerprint: str = "f", lineage: str = "l", **settings: 
 
 def take(path: Path, asked: Any) -> dict[str, Any]:
     (path / "store" / "train").mkdir(parents=True, exist_ok=True)
-    with run_lock.claimed(asked, Draft(path / "draft", path / "store" / "train" / "key")):
+    with run_lock.lock_run_dir(asked, Draft(path / "draft", path / "store" / "train" / "key")):
         told = run_dir.read_config(asked.log_path)
     assert told is not None
     return told
@@ -48,8 +48,8 @@ def test_a_run_is_extended_under_the_name_it_began_with(tmp_path: Path) -> None:
     take(tmp_path, request(tmp_path, "short", max_steps=2))
     told = take(tmp_path, request(tmp_path, "long", max_steps=4))
     assert (told["fingerprint"], told["origin"]) == ("long", "short")
-    assert run_dir.origin(tmp_path / "run", "l", "longer") == "short"
-    assert run_dir.origin(tmp_path / "run", "another lineage", "longer") == "longer"
+    assert run_dir.origin_fingerprint(tmp_path / "run", "l", "longer") == "short"
+    assert run_dir.origin_fingerprint(tmp_path / "run", "another lineage", "longer") == "longer"
 
 
 def test_an_extended_run_keeps_the_token_budget_that_it_found(tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_only_a_greater_length_is_settled(
     recipe = Recipe.model_validate({"train": now | {"log_path": tmp_path / "run"}})
     if allowed:
         run_dir.check_unused(recipe)
-        run_dir.settle(recipe)
+        run_dir.delete_other_run(recipe)
     else:
-        for check in (run_dir.check_unused, run_dir.settle):
+        for check in (run_dir.check_unused, run_dir.delete_other_run):
             with pytest.raises(RecipeError, match="holds a run with other settings"):
                 check(recipe)
 
@@ -122,7 +122,7 @@ def test_too_little_room_is_warned_of_at_the_start(tmp_path: Path, monkeypatch: 
     weights = 4 * sum(p.numel() for p in model.parameters())
     for free, warned in ((weights * 10, False), (weights * 10 - 1, True)):
         monkeypatch.setattr(run_summary.shutil, "disk_usage", lambda _, free=free: Usage(0, 0, free))
-        assert bool(run_summary.low_disk(session)) is warned
+        assert bool(run_summary.disk_warnings(session)) is warned
 
 
 def test_what_config_says_is_checked_by_its_digest(tmp_path: Path) -> None:
