@@ -52,7 +52,7 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     write_lines(draft.path / SAMPLES, shown(draft.path, request) if asked else sampled(draft.store, request, answerer))
     rewards = zip(held_out.rewards.chosen, held_out.rewards.rejected, strict=True)
     write_lines(draft.path / REWARDS, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in rewards])
-    publish(request, held_out.told(source.margin_noise), results, draft)
+    publish(request, held_out.metrics_with_noise(source.margin_noise), results, draft)
 
 
 def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> ResponseGenerator:

@@ -57,17 +57,17 @@ def export_model(session: Session) -> ExportResult:
     check_finite(session.run.policy, session)
     free_training_memory(session)
     path = session.log_path / run_dir.FINAL
-    trained = session.measured.pop(session.run.total, None) or validate_policy(session)
+    trained = session.measured.pop(session.run.total_steps, None) or validate_policy(session)
     exported = validate_exported(session, write_and_read_back(session))
     path.with_name(f".{run_dir.FINAL}").rename(path)
-    changed = export_differences(trained.logps, exported.logps)
-    checkpoint = final_checkpoint(session, changed)
+    noise = export_differences(trained.logps, exported.logps)
+    checkpoint = final_checkpoint(session, noise)
     row = {"name": run_dir.FINAL, "step": checkpoint.step, "path": str(path)}
     journal.append(session.log_path / run_dir.CHECKPOINTS, row)
     if not session.request.train.eval_every:
-        return ExportResult(checkpoint, changed)
-    changed["export/accuracy_in_memory"] = trained.metrics["test/accuracy"]
-    return ExportResult(checkpoint, journal_metrics(exported.told(checkpoint.margin_noise)) | changed)
+        return ExportResult(checkpoint, noise)
+    noise["export/accuracy_in_memory"] = trained.metrics["test/accuracy"]
+    return ExportResult(checkpoint, journal_metrics(exported.metrics_with_noise(checkpoint.margin_noise)) | noise)
 
 
 def journal_metrics(metrics: dict[str, float]) -> dict[str, float]:
@@ -78,7 +78,7 @@ def journal_metrics(metrics: dict[str, float]) -> dict[str, float]:
 def validate_policy(session: Session) -> ValidationResult:
     """The policy's held-out preferences, in memory and as it trains, but for the compilation of its layers."""
     run = session.run
-    settings = limit_pairs(session, ValidationConfig(run.losses, run.layout, run.settings.precision))
+    settings = limit_pairs(session, ValidationConfig(run.settings, run.layout))
     with uncompiled(run.policy):
         return validate(run.policy, session.request.rendered, session.request.reference, settings)
 
@@ -92,7 +92,7 @@ def validate_exported(session: Session, model: PreTrainedModel) -> ValidationRes
 
 def limit_pairs(session: Session, settings: ValidationConfig) -> ValidationConfig:
     """All held-out pairs, or as many as tell what exporting changed where the recipe evaluates none."""
-    return settings if session.request.train.eval_every else replace(settings, pairs=COMPARED_PAIRS)
+    return settings if session.request.train.eval_every else replace(settings, max_pairs=COMPARED_PAIRS)
 
 
 def write_and_read_back(session: Session) -> PreTrainedModel:
@@ -105,14 +105,14 @@ def write_and_read_back(session: Session) -> PreTrainedModel:
     for leftover in (aside, final):
         shutil.rmtree(leftover, ignore_errors=True)
     with uncompiled(policy):
-        whole = merge_policy(session)
-    whole.to(getattr(torch, request.export_dtype))
-    check_finite(whole, session)
-    make_room(whole, weight_bytes(whole, getattr(torch, request.frozen_dtype)))
-    save_model(whole, request.rendered.tokenizer_path, session.renderer.name, aside)
+        merged_model = merge_policy(session)
+    merged_model.to(getattr(torch, request.export_dtype))
+    check_finite(merged_model, session)
+    make_room(merged_model, weight_bytes(merged_model, getattr(torch, request.frozen_dtype)))
+    save_model(merged_model, request.rendered.tokenizer_path, session.renderer.name, aside)
     exported = load_model(aside, trust_remote_code=request.model.trust_remote_code, dtype=request.frozen_dtype)
-    check_written(whole, exported, session)
-    free_model_memory(session, whole)
+    check_written(merged_model, exported, session)
+    free_model_memory(session, merged_model)
     return exported
 
 
@@ -126,9 +126,9 @@ def merge_policy(session: Session) -> PreTrainedModel:
         return merged(policy)
     make_room(policy, weight_bytes(policy, torch.float32) - weight_bytes(policy))
     before = heldout_logps(session, policy.float())
-    whole = merged(policy)
-    check_merged(before, heldout_logps(session, whole), session)
-    return whole
+    merged_model = merged(policy)
+    check_merged(before, heldout_logps(session, merged_model), session)
+    return merged_model
 
 
 def heldout_logps(session: Session, model: nn.Module) -> Tensor:
@@ -138,10 +138,10 @@ def heldout_logps(session: Session, model: nn.Module) -> Tensor:
     return completion_logps(model, build(session.run.layout, items, next(model.parameters()).device)).cpu()
 
 
-def make_room(model: nn.Module, wanted: int) -> None:
+def make_room(model: nn.Module, extra_bytes: int) -> None:
     """Take a model off a GPU that has no room for the bytes that are wanted beside it."""
-    where = next(model.parameters()).device
-    if where.type != "cpu" and wanted and free_memory(where) < MEMORY_FACTOR * wanted + WORKSPACE["cuda"]:
+    device = next(model.parameters()).device
+    if device.type != "cpu" and extra_bytes and free_memory(device) < MEMORY_FACTOR * extra_bytes + WORKSPACE["cuda"]:
         model.to("cpu")
         release_memory()
 
@@ -165,19 +165,22 @@ def check_finite(model: nn.Module, session: Session) -> None:
 
 def check_merged(before: Tensor, after: Tensor, session: Session) -> None:
     """Raises TrainingError when adding the adapters into the weights changed what the model says."""
-    away = (before - after).abs().mean().item()
-    if not torch.isfinite(after).all() or away > MERGE_TOLERANCE:
+    difference = (before - after).abs().mean().item()
+    if not torch.isfinite(after).all() or difference > MERGE_TOLERANCE:
         raise TrainingError(
-            f"The merged model scores held-out pairs {away:.3g} nats a token away from the trained one, in float32.",
+            f"The merged model scores held-out pairs {difference:.3g} nats a token away from the trained one, in"
+            " float32.",
             f"Merging adapters rounds, by {MERGE_TOLERANCE:g} nats a token at most.",
             f"The checkpoints in {session.log_path} stand; report this model's architecture.",
         )
 
 
-def check_written(whole: nn.Module, read: nn.Module, session: Session) -> None:
+def check_written(merged_model: nn.Module, read: nn.Module, session: Session) -> None:
     """Raises TrainingError when a tensor that was read back is not the one that was written, to the bit."""
-    ours, theirs = whole.state_dict(), read.state_dict()
-    other = [name for name in ours.keys() | theirs.keys() if not same_tensor(ours.get(name), theirs.get(name))]
+    written, read_back = merged_model.state_dict(), read.state_dict()
+    other = [
+        name for name in written.keys() | read_back.keys() if not same_tensor(written.get(name), read_back.get(name))
+    ]
     if other:
         raise TrainingError(
             f"{len(other)} tensors of the exported model are not those that were written, as {min(other)}.",
@@ -186,11 +189,11 @@ def check_written(whole: nn.Module, read: nn.Module, session: Session) -> None:
         )
 
 
-def same_tensor(ours: Tensor | None, theirs: Tensor | None) -> bool:
+def same_tensor(written: Tensor | None, read_back: Tensor | None) -> bool:
     """Whether a tensor is there on both sides with equal values, of whichever of the two types and devices."""
-    if ours is None or theirs is None or ours.shape != theirs.shape:
+    if written is None or read_back is None or written.shape != read_back.shape:
         return False
-    return torch.equal(ours.to(theirs.device, theirs.dtype), theirs)
+    return torch.equal(written.to(read_back.device, read_back.dtype), read_back)
 
 
 def free_training_memory(session: Session) -> None:
@@ -198,14 +201,14 @@ def free_training_memory(session: Session) -> None:
     run = session.run
     run.optimizer.state.clear()
     run.optimizer.zero_grad(set_to_none=True)
-    if isinstance(run.references, OnTheFlyReference) and run.references.model is not run.policy:
-        run.references.model.to("meta")
+    if isinstance(run.reference, OnTheFlyReference) and run.reference.model is not run.policy:
+        run.reference.model.to("meta")
     release_memory()
 
 
-def free_model_memory(session: Session, whole: nn.Module) -> None:
+def free_model_memory(session: Session, merged_model: nn.Module) -> None:
     """Give the memory of the trained model back."""
-    whole.to("meta")
+    merged_model.to("meta")
     session.run.policy.to("meta")
     release_memory()
 
@@ -218,17 +221,17 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def final_checkpoint(session: Session, changed: dict[str, float]) -> Checkpoint:
+def final_checkpoint(session: Session, noise: dict[str, float]) -> Checkpoint:
     """The final model as the stages know it."""
     path = session.log_path / run_dir.FINAL
     return Checkpoint(
         path=path,
         fingerprint=describe(path, session.request.model.name).fingerprint,
         name=run_dir.FINAL,
-        step=session.run.total,
+        step=session.run.total_steps,
         log_path=session.log_path,
         renderer_name=session.renderer.name,
-        export=changed,
+        export=noise,
     )
 
 

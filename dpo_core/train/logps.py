@@ -39,11 +39,11 @@ def completion_logps(model: nn.Module, batch: Batch, precision: str = "fp32") ->
     return torch.cat(parts)
 
 
-def backward(model: nn.Module, batch: Batch, objective: Objective, together: int = 2) -> None:
+def backward(model: nn.Module, batch: Batch, objective: Objective, group_size: int = 2) -> None:
     """Add to the gradients those of Σ objective(logps, completions) over ranges of the batch's completions.
 
     ``objective`` gets the log-probabilities of a range's trained tokens, (m,) float32, and the range; it returns a
-    scalar that depends on them alone. ``together`` completions in a row are never parted (2: a pair). Each range's
+    scalar that depends on them alone. ``group_size`` completions in a row are never parted (2: a pair). Each range's
     logits are made, differentiated and dropped before the next; the body's backward pass follows once. Call it under
     autocast.
     """
@@ -51,7 +51,7 @@ def backward(model: nn.Module, batch: Batch, objective: Objective, together: int
         hidden = hidden_states(model, batch)
         gradients = []
         start = 0
-        for first, last in token_groups(batch.counts, head_tokens(model), together):
+        for first, last in token_groups(batch.counts, head_tokens(model), group_size):
             end = start + sum(batch.counts[first:last])
             part = hidden[start:end], batch.targets[start:end]
             gradients.append(head_backward(model, part, objective, slice(first, last)))
@@ -59,7 +59,7 @@ def backward(model: nn.Module, batch: Batch, objective: Objective, together: int
         run_backward(hidden, torch.cat(gradients))
 
 
-def head_backward(model: nn.Module, part: tuple[Tensor, Tensor], objective: Objective, where: slice) -> Tensor:
+def head_backward(model: nn.Module, part: tuple[Tensor, Tensor], objective: Objective, completions: slice) -> Tensor:
     """Gradients of one range's objective with respect to its hidden states, (m, D); the head's own are accumulated.
 
     ``part``: the range's hidden states (m, D) and targets (m,).
@@ -68,12 +68,12 @@ def head_backward(model: nn.Module, part: tuple[Tensor, Tensor], objective: Obje
     size, (hidden, targets) = head_tokens(model), part
     leaf = hidden.detach().requires_grad_()
     if len(leaf) <= size:
-        run_backward(objective(head_logps(model, leaf, targets), where), None)
+        run_backward(objective(head_logps(model, leaf, targets), completions), None)
         return gradient_of(leaf)
     pieces = [slice(start, start + size) for start in range(0, len(leaf), size)]
     with torch.no_grad():
         logps = torch.cat([head_logps(model, leaf[piece], targets[piece]) for piece in pieces])
-    run_backward(objective(logps.requires_grad_(), where), None)
+    run_backward(objective(logps.requires_grad_(), completions), None)
     for piece in pieces:
         run_backward(head_logps(model, leaf[piece], targets[piece]), gradient_of(logps)[piece])
     return gradient_of(leaf)
@@ -107,10 +107,10 @@ def hidden_states(model: nn.Module, batch: Batch, embedded: Tensor | None = None
     ``embedded``: embeddings (R, T, D) to begin with, in place of the model's own of the batch's tokens.
     """
     causal = causal_model(model)
-    how = tree_arguments(causal, batch) if batch.spans else {"attention_mask": attention_mask(batch)}
+    arguments = tree_arguments(causal, batch) if batch.spans else {"attention_mask": attention_mask(batch)}
     with layout_attention(model, batch):
-        how |= {"input_ids": batch.ids} if embedded is None else {"inputs_embeds": embedded}
-        outputs = causal.get_decoder()(position_ids=batch.positions, use_cache=False, **how)
+        arguments |= {"input_ids": batch.ids} if embedded is None else {"inputs_embeds": embedded}
+        outputs = causal.get_decoder()(position_ids=batch.positions, use_cache=False, **arguments)
     hidden: Tensor = outputs.last_hidden_state
     return hidden.flatten(0, 1).index_select(0, batch.predictors)
 

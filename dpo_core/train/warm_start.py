@@ -113,7 +113,9 @@ def accumulate(phase: SupervisedPhase, batch: list[Branches]) -> float:
     longest = max(item.tokens for item in batch)
     with explain_microbatch_memory(phase.token_budget, longest), interruptible(), autocast(device, phase.precision):
         for group in split_microbatches(phase.layout, batch, phase.token_budget):
-            backward(phase.model, build(phase.layout, [batch[place] for place in group], device), objective, together=1)
+            backward(
+                phase.model, build(phase.layout, [batch[index] for index in group], device), objective, group_size=1
+            )
     return float(total)
 
 
@@ -133,15 +135,15 @@ def batches(phase: SupervisedPhase) -> Iterator[list[Branches]]:
     drawn = draw_pairs(len(phase.rows), phase.settings, phase.seed)
     sides = np.random.default_rng([phase.seed, STREAM]).random(len(drawn)) < phase.settings.sft_chosen_fraction
     for start in range(0, len(drawn), size):
-        places = range(start, start + size)
-        yield [completion_example(phase.rows, int(drawn[place]), bool(sides[place])) for place in places]
+        indices = range(start, start + size)
+        yield [completion_example(phase.rows, int(drawn[index]), bool(sides[index])) for index in indices]
 
 
 def draw_pairs(pairs: int, settings: WarmStartSettings, seed: int) -> NDArray[np.int64]:
     """Which pair each completion of the phase comes from: every pair once an epoch, (steps × batch,) int64."""
-    wanted = settings.sft_steps * settings.sft_batch_size
-    epochs = [permutation(seed, epoch, pairs) for epoch in range(-(-wanted // pairs))]
-    return np.concatenate(epochs)[:wanted]
+    setting = settings.sft_steps * settings.sft_batch_size
+    epochs = [permutation(seed, epoch, pairs) for epoch in range(-(-setting // pairs))]
+    return np.concatenate(epochs)[:setting]
 
 
 def completion_example(rows: TokenDataset, index: int, chosen: bool) -> Branches:
@@ -184,12 +186,12 @@ def run(request: WarmStartRequest, draft: Draft) -> None:
 
 def plan_token_budget(request: WarmStartRequest, work: Workload, note: Path) -> BudgetPlan:
     """The phase's token budget, said in a line."""
-    size, wanted = request.warm_start.sft_batch_size, request.train.token_budget
+    size, setting = request.warm_start.sft_batch_size, request.train.token_budget
     drawn = draw_pairs(len(work.rows), request.warm_start, request.train.seed)
     batches = [drawn[start : start + size].tolist() for start in range(0, len(drawn), size)]
-    past = BudgetHistory(failed=budget_attempt.failed_budget(note)) if wanted == "auto" else BudgetHistory()
-    plan = auto_token_budget.plan(work, wanted, past, batches[: auto_token_budget.PLANNED_STEPS])
-    for line in (*plan.news, f"warm start: {work.layout} layout, {plan}"):
+    past = BudgetHistory(failed=budget_attempt.failed_budget(note)) if setting == "auto" else BudgetHistory()
+    plan = auto_token_budget.plan(work, setting, past, batches[: auto_token_budget.PLANNED_STEPS])
+    for line in (*plan.lines, f"warm start: {work.layout} layout, {plan}"):
         print(line, flush=True)
     return plan
 
@@ -203,5 +205,5 @@ def report_phase(phase: SupervisedPhase, trying: budget_attempt.BudgetAttempt) -
     with explain_memory("the warm start", "Weights, gradients and the optimizer's state must fit.", REMEDY):
         for done, loss in enumerate(fit_phase(phase), 1):
             if done == 1:
-                trying.note(proven=True)
+                trying.write(proven=True)
             progress.advance(note=f"{loss:.3f} nats a token")

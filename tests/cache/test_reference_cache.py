@@ -83,7 +83,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def values(record: ReferenceSet, split: str) -> dict[int, torch.Tensor]:
     known = open_references(record.path, split)
-    return {index: torch.from_numpy(known.of_pair(index)) for index in known._place}
+    return {index: torch.from_numpy(known.logps_of_pair(index)) for index in known._position}
 
 
 def test_the_pairs_of_the_runs_steps_are_scored_and_the_test_split(world: World) -> None:
@@ -201,4 +201,4 @@ def test_a_long_scoring_tells_its_progress_and_what_was_known(world: World, monk
     assert said[-1].startswith("scoring the reference: 13 pairs in ")
     said.clear()
     world.reference(max_steps=4)
-    assert said[0] == "scoring the reference: 13 pairs are known from earlier runs, 8 are left"
+    assert said[0] == "scoring the reference: 13 pairs come from earlier runs, 8 are left"

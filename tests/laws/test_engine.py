@@ -143,7 +143,7 @@ def test_a_tree_gives_the_logps_and_gradients_of_padded_rows(name: str) -> None:
     for batch in (tree_batch(items), padded_batch(items)):
         model = family(name)
         backward(
-            model, batch, lambda logps, _: (logps * torch.linspace(1, 2, len(logps))).sum(), together=len(items) * 2
+            model, batch, lambda logps, _: (logps * torch.linspace(1, 2, len(logps))).sum(), group_size=len(items) * 2
         )
         gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         told.append((completion_logps(model, batch), gradients))
@@ -260,7 +260,7 @@ def test_what_trains_gets_a_gradient_and_what_is_frozen_stays(tmp_path: Path, lo
         if "lora_B" in name:  # at zero, it would keep A's gradient at zero in the first step
             torch.nn.init.normal_(value, std=0.01)
     frozen = {name: p.detach().clone() for name, p in policy.named_parameters() if not p.requires_grad}
-    adapted = Run(policy, run.optimizer, run.rows, run.references, run.settings)
+    adapted = Run(policy, run.optimizer, run.rows, run.reference, run.settings)
     gradients_of(adapted)
     trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.values())
@@ -273,7 +273,7 @@ def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, lora_rank: int, below: fl
     run = run_over(tmp_path, model, tiny.token_pairs(8), num_epochs=30)
     policy = trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
-    history: list[StepMetrics] = list(steps(Run(policy, optimizer, run.rows, run.references, run.settings)))
+    history: list[StepMetrics] = list(steps(Run(policy, optimizer, run.rows, run.reference, run.settings)))
     assert history[-1].values["accuracy"] == 1
     assert history[-1].values["dpo_loss"] < below
 
@@ -319,7 +319,7 @@ def test_a_step_that_is_not_finite_is_not_applied(tmp_path: Path) -> None:
 
 def test_costs_count_a_prompt_once(tmp_path: Path) -> None:
     run = run_over(tmp_path, tiny.llama(), tiny.token_pairs(8))
-    values = next(steps(Run(run.policy, run.optimizer, run.rows, run.references, run.settings, peak_flops=1e9))).values
+    values = next(steps(Run(run.policy, run.optimizer, run.rows, run.reference, run.settings, peak_flops=1e9))).values
     pairs = [run.rows[index] for index in range(8)]
     assert values["num_tokens"] == sum(pair.tokens for pair in pairs)
     assert values["perf/padding_share"] == 0

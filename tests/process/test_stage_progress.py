@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpo_core.cache.store import Store
-from dpo_core.config.recipe import DataSettings, RenderSettings, WarmStartSettings
+from dpo_core.config.recipe import DataSettings, RenderSettings, TrainSettings, WarmStartSettings
 from dpo_core.data import acquire
 from dpo_core.inference.generator import Sampling, open_answerer
 from dpo_core.model.locate import describe
@@ -20,7 +20,6 @@ from dpo_core.stages.render import RenderRequest
 from dpo_core.system import progress
 from dpo_core.train import warm_start
 from dpo_core.train.batching.budget_attempt import BudgetAttempt
-from dpo_core.train.loss import LossSettings
 from dpo_core.train.validation import ValidationConfig, pair_table
 from tests import tiny
 from tests.conftest import pair_rows
@@ -78,7 +77,7 @@ def test_an_evaluation_on_held_out_pairs(tmp_path: Path, said: list[str], monkey
     model, split = tiny.llama(), tiny.rows(tmp_path, tiny.token_pairs(6))
     references = tiny.references(tmp_path, model, split)
     said.clear()
-    pair_table(model, split, references, ValidationConfig(LossSettings(), "tree", "fp32"))
+    pair_table(model, split, references, ValidationConfig(TrainSettings(precision="fp32"), "tree"))
     assert said == ["evaluating: 6 held-out pairs in T"]  # one microbatch holds them all
 
 

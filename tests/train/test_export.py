@@ -77,7 +77,7 @@ def test_what_only_training_needs_is_given_back_before_the_weights_are_doubled(
     def looked(given: Any) -> Any:
         moments = list(given.run.optimizer.state)
         gradients = [p for p in given.run.policy.parameters() if p.grad is not None]
-        where = {p.device.type for p in given.run.references.model.parameters()}
+        where = {p.device.type for p in given.run.reference.model.parameters()}
         seen.append((moments, gradients, where))
         return merge(given)
 
@@ -90,7 +90,7 @@ def test_what_only_training_needs_is_given_back_before_the_weights_are_doubled(
 
 def test_a_reference_that_is_the_policy_itself_stays(make: Callable[..., Any]) -> None:
     session = make()
-    session.run = replace(session.run, references=OnTheFlyReference(session.run.policy, "bf16"))
+    session.run = replace(session.run, reference=OnTheFlyReference(session.run.policy, "bf16"))
     export.free_training_memory(session)
     assert {p.device.type for p in session.run.policy.parameters()} == {"cpu"}
 
@@ -109,7 +109,7 @@ def test_a_gpu_without_room_leaves_the_doubling_to_host_memory(
 
     model = Model(100, 100, device="meta", dtype=torch.bfloat16)
     monkeypatch.setattr(export, "free_memory", lambda _: free)
-    monkeypatch.setitem(export.WORKING, "cuda", 10**5)
+    monkeypatch.setitem(export.WORKSPACE, "cuda", 10**5)
     export.make_room(model, export.weight_bytes(model, torch.float32) - export.weight_bytes(model))
     assert went == (["cpu"] if moved else [])
     export.make_room(model.float(), 0)  # float32 weights are not doubled
@@ -156,7 +156,7 @@ def test_a_stop_before_the_export_leaves_it_to_the_next_process(
 ) -> None:
     (tmp_path / "checkpoints" / ("000006" if saved else "000004")).mkdir(parents=True)
     stop = SimpleNamespace(signalled=signalled, timed_out=timed_out, why=", as max_minutes says")
-    session: Any = SimpleNamespace(run=SimpleNamespace(total=6), log_path=tmp_path, stop=stop, done=done)
+    session: Any = SimpleNamespace(run=SimpleNamespace(total_steps=6), log_path=tmp_path, stop=stop, done=done)
     if not leaves:
         train.stop_before_export(session)
         return

@@ -32,13 +32,13 @@ TokenBudgetSetting = int | Literal["auto"]
 @dataclass(frozen=True)
 class BudgetPlan:
     """A token budget. ``auto``: found by memory. ``expected``: bytes of the peak; ``available``: those that this
-    process may hold. ``news``: lines about it for the user."""
+    process may hold. ``lines``: lines about it for the user."""
 
     tokens: int
     auto: bool
     expected: int
     available: int
-    news: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         how = " (auto)" if self.auto else ""
@@ -55,44 +55,44 @@ class BudgetHistory:
 
 
 def plan(
-    work: Workload, wanted: TokenBudgetSetting, past: BudgetHistory, batches: Sequence[Sequence[int]]
+    work: Workload, setting: TokenBudgetSetting, history: BudgetHistory, batches: Sequence[Sequence[int]]
 ) -> BudgetPlan:
     """The budget for this work on this device. ``batches``: the pairs of the first optimizer steps.
 
     Raises OutOfMemoryError when the weights and what belongs to them alone do not fit.
     """
-    footprint = estimate_memory(work)
-    available = footprint.held + free_memory(work.device)
-    check_states_fit(footprint, available)
-    if wanted == "auto":
-        tokens, news = automatic_budget(footprint, available, past)
+    estimate = estimate_memory(work)
+    available = estimate.loaded + free_memory(work.device)
+    check_states_fit(estimate, available)
+    if setting == "auto":
+        tokens, lines = automatic_budget(estimate, available, history)
     else:
-        tokens, news = wanted, []
-    expected = footprint.peak(largest_microbatch(work, tokens, batches))
+        tokens, lines = setting, []
+    expected = estimate.peak(largest_microbatch(work, tokens, batches))
     if expected > available:
-        fitting_tokens = largest_fitting_budget(footprint, MEMORY_SHARE * available)
-        news.append(
+        fitting_tokens = largest_fitting_budget(estimate, MEMORY_SHARE * available)
+        lines.append(
             f"Warning: about {expected / 1e9:.1f} GB are expected with token_budget={tokens}, and"
             f" {available / 1e9:.1f} GB are available; {fitting_tokens} would fit."
         )
-    return BudgetPlan(tokens, wanted == "auto", expected, available, tuple(news))
+    return BudgetPlan(tokens, setting == "auto", expected, available, tuple(lines))
 
 
-def automatic_budget(footprint: MemoryEstimate, available: int, past: BudgetHistory) -> tuple[int, list[str]]:
+def automatic_budget(estimate: MemoryEstimate, available: int, history: BudgetHistory) -> tuple[int, list[str]]:
     """What ``auto`` stands for, and lines about it: half of what failed, else what was kept, else what fits."""
-    if past.failed:
-        tokens = half_budget(past.failed)
-        line = f"Memory ended the last try with token_budget={past.failed}: this one takes {tokens}."
-        more = " Its bits are not those of a run that keeps its budget." if past.kept else ""
+    if history.failed:
+        tokens = half_budget(history.failed)
+        line = f"Memory ended the last try with token_budget={history.failed}: this one takes {tokens}."
+        more = " Its bits are not those of a run that keeps its budget." if history.kept else ""
         return tokens, [line + more]
-    return past.kept or largest_fitting_budget(footprint, MEMORY_SHARE * available), []
+    return history.kept or largest_fitting_budget(estimate, MEMORY_SHARE * available), []
 
 
-def largest_fitting_budget(footprint: MemoryEstimate, room: float) -> int:
-    """The most tokens, a multiple of STEP, whose peak is within ``room`` bytes; never less than LEAST."""
-    steps = range(MIN_TOKENS // TOKENS_MULTIPLE, MAX_TOKENS[footprint.device] // TOKENS_MULTIPLE + 1)
-    fit = np.searchsorted([footprint.peak(TOKENS_MULTIPLE * step) for step in steps], room, side="right")
-    return max(MIN_TOKENS, TOKENS_MULTIPLE * steps[max(0, int(fit) - 1)])
+def largest_fitting_budget(estimate: MemoryEstimate, available_bytes: float) -> int:
+    """The most tokens, a multiple of STEP, whose peak is within ``available_bytes`` bytes; never less than LEAST."""
+    steps = range(MIN_TOKENS // TOKENS_MULTIPLE, MAX_TOKENS[estimate.device] // TOKENS_MULTIPLE + 1)
+    position = np.searchsorted([estimate.peak(TOKENS_MULTIPLE * step) for step in steps], available_bytes, side="right")
+    return max(MIN_TOKENS, TOKENS_MULTIPLE * steps[max(0, int(position) - 1)])
 
 
 def half_budget(tokens: int) -> int:
@@ -100,13 +100,13 @@ def half_budget(tokens: int) -> int:
     return max(MIN_TOKENS, tokens // 2 // TOKENS_MULTIPLE * TOKENS_MULTIPLE)
 
 
-def check_states_fit(footprint: MemoryEstimate, available: int) -> None:
+def check_states_fit(estimate: MemoryEstimate, available: int) -> None:
     """Raises OutOfMemoryError when weights, gradients and the optimizer's state alone exceed what is available."""
-    if footprint.certain <= available:
+    if estimate.certain <= available:
         return
-    gpu = gpus.find() if footprint.device == "cuda" else None
+    gpu = gpus.find() if estimate.device == "cuda" else None
     raise OutOfMemoryError(
-        f"Weights, gradients and the optimizer's state take {footprint.certain / 1e9:.1f} GB, and"
+        f"Weights, gradients and the optimizer's state take {estimate.certain / 1e9:.1f} GB, and"
         f" {available / 1e9:.1f} GB are available. {gpu.held_by if gpu else ''}".strip(),
         "They must fit before anything is trained.",
         "Train less (lora_rank), choose a smaller model, or make memory free.",

@@ -25,17 +25,17 @@ TOLERANCE = {torch.float32: 5e-4, torch.float64: 1e-8}
 ATTENTION = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "attn_logit_softcapping")
 
 
-def choose_layout(model: nn.Module, wanted: str, rendered: RenderedSet) -> Layout:
-    """The layout for a model and these pairs, ``wanted`` being the recipe's; a line says why if auto is not a tree.
+def choose_layout(model: nn.Module, setting: str, rendered: RenderedSet) -> Layout:
+    """The layout for a model and these pairs, ``setting`` being the recipe's; a line says why if auto is not a tree.
 
     Raises RecipeError when the recipe says tree and the model cannot attend over trees.
     """
-    if wanted == "padded":
+    if setting == "padded":
         return "padded"
     cause = tree_obstacle(model, open_split(rendered.path, "train"))
     if cause is None:
         return "tree"
-    if wanted == "tree":
+    if setting == "tree":
         raise RecipeError(
             f"layout=tree cannot be used here: {cause}.",
             "In a tree a completion sees its own prompt and itself alone, whatever stands beside it.",
@@ -45,13 +45,13 @@ def choose_layout(model: nn.Module, wanted: str, rendered: RenderedSet) -> Layou
     return "padded"
 
 
-def layout_of_run(model: nn.Module, wanted: str, rendered: RenderedSet, reference: ReferenceSet) -> Layout:
+def layout_of_run(model: nn.Module, setting: str, rendered: RenderedSet, reference: ReferenceSet) -> Layout:
     """The layout, as :func:`choose_layout` says, without a new probe where the reference's stage has made it.
 
     Every process of a run takes the same one, and one that continues a run the one that it began with.
     """
-    found = reference.layouts.get(attention_signature(model))
-    return found if found and wanted in ("auto", found) else choose_layout(model, wanted, rendered)
+    stored = reference.layouts.get(attention_signature(model))
+    return stored if stored and setting in ("auto", stored) else choose_layout(model, setting, rendered)
 
 
 def attention_signature(model: nn.Module) -> str:
@@ -104,17 +104,17 @@ def only_first_layers(causal: Any) -> Iterator[None]:
     """
     decoder = causal.get_decoder()
     name, layers = next((n, part) for n, part in decoder.named_children() if isinstance(part, nn.ModuleList))
-    others = [part for part in decoder.children() if part is not layers and not isinstance(part, nn.Embedding)]
-    kept = layers[: count_layers_of_every_kind(causal)]
-    before = [(p, p.dtype) for part in (kept, *others) for p in part.parameters()]
-    setattr(decoder, name, kept)
+    rest = [part for part in decoder.children() if part is not layers and not isinstance(part, nn.Embedding)]
+    first = layers[: count_layers_of_every_kind(causal)]
+    dtypes = [(p, p.dtype) for part in (first, *rest) for p in part.parameters()]
+    setattr(decoder, name, first)
     try:
-        for parameter, dtype in before:
+        for parameter, dtype in dtypes:
             parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
         yield
     finally:
         setattr(decoder, name, layers)
-        for parameter, dtype in before:
+        for parameter, dtype in dtypes:
             parameter.data = parameter.data.to(dtype)
 
 

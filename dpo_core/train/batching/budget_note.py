@@ -29,16 +29,16 @@ def note_beside(entry: Path) -> Path:
 
 def write(path: Path, tokens: int, proven: bool = False, ran_out: bool = False) -> None:
     """Note a budget: whether a whole step has fitted (``proven``), whether memory ran out, what the kernel counts."""
-    told: dict[str, object] = {"token_budget": tokens, "proven": proven, "ran_out": ran_out}
-    told |= {"boot": host_memory.boot(), "oom_kills": host_memory.oom_kills(), "time": time.time()}
-    atomic_files.write_text(path, json.dumps(told))
+    note: dict[str, object] = {"token_budget": tokens, "proven": proven, "ran_out": ran_out}
+    note |= {"boot": host_memory.boot(), "oom_kills": host_memory.oom_kills(), "time": time.time()}
+    atomic_files.write_text(path, json.dumps(note))
 
 
 def read(path: Path | None) -> dict[str, Any] | None:
     """What was noted, None for nothing that can be read."""
     try:
-        told: dict[str, Any] = json.loads(path.read_text()) if path is not None else {}
-        return told | {"token_budget": int(told["token_budget"])}
+        note: dict[str, Any] = json.loads(path.read_text()) if path is not None else {}
+        return note | {"token_budget": int(note["token_budget"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -56,13 +56,13 @@ def record_cause(path: Path | None, by_memory: bool, since: float) -> int | None
     A process that itself noted that memory ran out is believed. ``since``: when the process was started, in seconds of
     the epoch; an older note is another's.
     """
-    told = read(path)
-    if path is None or told is None or told.get("time", 0.0) < since:
+    note = read(path)
+    if path is None or note is None or note.get("time", 0.0) < since:
         return None
-    tokens: int = told["token_budget"]
+    tokens: int = note["token_budget"]
     if by_memory:
-        write(path, tokens, bool(told.get("proven")), ran_out=True)
+        write(path, tokens, bool(note.get("proven")), ran_out=True)
         return tokens
-    if not told.get("ran_out"):
+    if not note.get("ran_out"):
         delete(path)
     return None

@@ -27,14 +27,14 @@ WORKSPACE = {"cpu": 150_000_000, "cuda": 300_000_000}
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. ``held`` before the first step (weights, the reference, libraries); ``trained`` weights; ``saved`` for a
+    """Bytes. ``loaded`` before the first step (weights, the reference, libraries); ``trained`` weights; ``saved`` for a
     checkpoint that is written while training goes on; ``copies`` of weights in the compute type; ``token`` for the
     activations of one; ``layer`` for one in a layer's backward pass; ``logits`` of one, of which ``at_once`` exist;
     ``head`` for the gradient of the output head; ``aside`` for what is done between steps and at the
     end."""
 
     device: str
-    held: int
+    loaded: int
     trained: int
     saved: int
     copies: int
@@ -48,7 +48,7 @@ class MemoryEstimate:
     @property
     def certain(self) -> int:
         """Without any activation: weights, gradients and the optimizer's state."""
-        return self.held + STATES * self.trained
+        return self.loaded + STATES * self.trained
 
     def peak(self, tokens: int) -> int:
         """The most that the process holds with microbatches of so many tokens."""
@@ -92,7 +92,7 @@ class Workload:
 def estimate_memory(work: Workload) -> MemoryEstimate:
     """The footprint of a policy as it is loaded now, from its sizes and what two short forward passes keep."""
     token, copies = measure_activations(work)
-    held = allocated_bytes(work.device)
+    loaded = allocated_bytes(work.device)
     layer = token / work.config.num_hidden_layers
     if recomputes_activations(work.policy):  # each layer's input stays, and one layer's activations at a time
         width = causal_model(work.policy).get_input_embeddings().weight.element_size() * work.config.hidden_size
@@ -103,7 +103,7 @@ def estimate_memory(work: Workload) -> MemoryEstimate:
     cast = weight.element_size() if computed < weight.element_size() else 0
     return MemoryEstimate(
         device=work.device.type,
-        held=held,
+        loaded=loaded,
         trained=trained,
         saved=STATES * trained if work.saves and work.device.type == "cpu" else 0,
         copies=copies,
@@ -147,8 +147,8 @@ def export_bytes(work: Workload, trained: int) -> int:
     if not work.exported or work.device.type != "cpu":
         return 0
     weights = list(work.policy.parameters())
-    whole = sum(p.numel() for p in weights) * max(4, work.exported)
-    return max(0, whole - sum(p.numel() * p.element_size() for p in weights) - STATES * trained)
+    model_bytes = sum(p.numel() for p in weights) * max(4, work.exported)
+    return max(0, model_bytes - sum(p.numel() * p.element_size() for p in weights) - STATES * trained)
 
 
 def bytes_per_token(model: nn.Module) -> int:
@@ -173,12 +173,12 @@ def measure_activations(work: Workload) -> tuple[float, int]:
     item = probe_conversation(work)
     training = work.policy.training
     work.policy.eval()  # nothing is recomputed
-    one, two = (saved_tensor_bytes(work, [item] * count) for count in (1, 2))
+    single, double = (saved_tensor_bytes(work, [item] * count) for count in (1, 2))
     work.policy.train(training)
     if work.device.type == "cpu":
         trim()
     tokens = item.tokens if work.layout == "tree" else item.padded
-    return max(1.0, (two - one) / tokens), max(0, 2 * one - two)
+    return max(1.0, (double - single) / tokens), max(0, 2 * single - double)
 
 
 def probe_conversation(work: Workload) -> Branches:
@@ -203,15 +203,15 @@ def probe_conversation(work: Workload) -> Branches:
 def saved_tensor_bytes(work: Workload, items: list[Branches]) -> int:
     """Bytes that autograd keeps of a forward pass over these conversations, the weights themselves aside."""
     batch = build(work.layout, items, work.device)
-    found = {storage_pointer(p): 0 for p in work.policy.parameters()}
+    saved = {storage_pointer(p): 0 for p in work.policy.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        found.setdefault(storage_pointer(tensor), tensor.untyped_storage().nbytes())
+        saved.setdefault(storage_pointer(tensor), tensor.untyped_storage().nbytes())
         return tensor.detach()  # itself, it would keep what made it, and that it: for ever
 
     with autocast(work.device, work.precision), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden_states(work.policy, batch)
-    return sum(found.values())
+    return sum(saved.values())
 
 
 def storage_pointer(tensor: torch.Tensor) -> int:

@@ -62,31 +62,31 @@ def attend(
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     spans: tuple[Span, ...] = options["spans"]
-    how = {name: options.get(name) for name in ("scaling", "sliding_window", "softcap", "s_aux")}
+    options = {name: options.get(name) for name in ("scaling", "sliding_window", "softcap", "s_aux")}
     lengths = [length for span in spans for length in (span.prompt + span.completions[0], *span.completions[1:])]
     parts = [torch.split(part, lengths, dim=2) for part in (query, key, value)]
-    outputs, place = [], 0
+    outputs, first = [], 0
     for span in spans:
-        few = len(span.completions)
-        outputs += attend_conversation(span, [part[place : place + few] for part in parts], how)
-        place += few
+        count = len(span.completions)
+        outputs += attend_conversation(span, [part[first : first + count] for part in parts], options)
+        first += count
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def attend_conversation(span: Span, parts: list[tuple[Tensor, ...]], how: dict[str, Any]) -> list[Tensor]:
+def attend_conversation(span: Span, parts: list[tuple[Tensor, ...]], options: dict[str, Any]) -> list[Tensor]:
     """The trunk (prompt and first completion) attends causally; every other completion to the prompt and itself."""
     (trunk_query, *queries), (trunk_key, *keys), (trunk_value, *values) = parts
-    outputs = [causal_attention(trunk_query, trunk_key, trunk_value, 0, how)]
+    outputs = [causal_attention(trunk_query, trunk_key, trunk_value, 0, options)]
     prompt_key, prompt_value = trunk_key[:, :, : span.prompt], trunk_value[:, :, : span.prompt]
     for query, key, value in zip(queries, keys, values, strict=True):
         seen_key, seen_value = torch.cat([prompt_key, key], dim=2), torch.cat([prompt_value, value], dim=2)
-        outputs.append(causal_attention(query, seen_key, seen_value, span.prompt, how))
+        outputs.append(causal_attention(query, seen_key, seen_value, span.prompt, options))
     return outputs
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, prompt: int, how: dict[str, Any]) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, prompt: int, options: dict[str, Any]) -> Tensor:
     """Causal attention of the last queries of a sequence, ``prompt`` of whose keys come before the first query."""
-    window, softcap, scale, sinks = how["sliding_window"], how["softcap"], how["scaling"], how["s_aux"]
+    window, softcap, scale, sinks = options["sliding_window"], options["softcap"], options["scaling"], options["s_aux"]
     length = key.shape[2]
     narrow = window is not None and window < length
     fused = softcap is None and sinks is None and (query.dtype != torch.bfloat16 or length > MATMULS_WIN)

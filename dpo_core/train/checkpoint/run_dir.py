@@ -36,9 +36,9 @@ def choose_log_path(recipe: Recipe, key: str, store_root: Path) -> Path:
     """The directory of the run with this fingerprint: the given one, that of its unfinished beginning, or a new one."""
     if recipe.train.log_path:
         return recipe.train.log_path.expanduser().resolve()
-    begun = pointer_path(store_root, key)
-    if begun.is_file() and (known := Path(begun.read_text())).is_dir():
-        return known
+    pointer = pointer_path(store_root, key)
+    if pointer.is_file() and (log_path := Path(pointer.read_text())).is_dir():
+        return log_path
     return (recipe.track.runs_dir / run_name(recipe)).expanduser().resolve()
 
 
@@ -47,27 +47,27 @@ def pointer_path(store_root: Path, key: str) -> Path:
     return store_root / "train" / f"{key}.begun"
 
 
-def write_config(path: Path, told: dict[str, Any]) -> None:
+def write_config(path: Path, config: dict[str, Any]) -> None:
     """What a run is, with a digest of itself: ``fingerprint`` of the run, ``origin`` of the one that it extends (or its
     own), ``lineage`` of everything but its length, and the ``recipe``."""
-    told = {name: value for name, value in told.items() if name != DIGEST}
-    atomic_files.write_text(path / CONFIG, json.dumps(told | {DIGEST: fingerprint.of_value(told)}, indent=1))
+    config = {name: value for name, value in config.items() if name != DIGEST}
+    atomic_files.write_text(path / CONFIG, json.dumps(config | {DIGEST: fingerprint.of_value(config)}, indent=1))
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
     """What :func:`write_config` wrote, None if it is missing or damaged."""
     try:
-        told: dict[str, Any] = json.loads((path / CONFIG).read_text())
-        digest = told.pop(DIGEST)
+        config: dict[str, Any] = json.loads((path / CONFIG).read_text())
+        digest = config.pop(DIGEST)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
-    return told if digest == fingerprint.of_value(told) else None
+    return config if digest == fingerprint.of_value(config) else None
 
 
 def origin_fingerprint(path: Path, lineage: str, key: str) -> str:
     """The fingerprint by which the run in a directory goes from its beginning; ``key`` where there is none."""
-    told = read_config(path)
-    return str(told["origin"]) if told and told["lineage"] == lineage else key
+    config = read_config(path)
+    return str(config["origin"]) if config and config["lineage"] == lineage else key
 
 
 def read_origin(path: Path) -> str:
@@ -75,10 +75,10 @@ def read_origin(path: Path) -> str:
 
     Raises RecipeError when there is none.
     """
-    told = read_config(path)
-    if told is None:
+    config = read_config(path)
+    if config is None:
         raise RecipeError(f"{path} holds no run.", f"A run's directory has its {CONFIG}.", "Give a run's log_path.")
-    return str(told["origin"])
+    return str(config["origin"])
 
 
 def check_unused(recipe: Recipe) -> None:
@@ -87,13 +87,13 @@ def check_unused(recipe: Recipe) -> None:
     A directory that holds this very run, finished or not, is continued, unless the behaviour is raise or delete.
     Changes nothing; what a person on a terminal may decide is left to :func:`delete_other_run`.
     """
-    path, behaviour = recipe.train.log_path, recipe.train.behavior_if_log_dir_exists
+    path, behavior = recipe.train.log_path, recipe.train.behavior_if_log_dir_exists
     if path is None or may_continue(recipe, path):
         return
-    if behaviour == "delete":
+    if behavior == "delete":
         check_is_run(path)
-    elif behaviour != "ask" or not sys.stdin.isatty():
-        raise in_use_error(path, behaviour, changed_settings(recipe, path))
+    elif behavior != "ask" or not sys.stdin.isatty():
+        raise in_use_error(path, behavior, changed_settings(recipe, path))
 
 
 def delete_other_run(recipe: Recipe) -> None:
@@ -101,14 +101,14 @@ def delete_other_run(recipe: Recipe) -> None:
 
     Raises RecipeError when the person says no.
     """
-    path, behaviour = recipe.train.log_path, recipe.train.behavior_if_log_dir_exists
+    path, behavior = recipe.train.log_path, recipe.train.behavior_if_log_dir_exists
     if path is None or may_continue(recipe, path):
         return
-    if behaviour == "delete" or (behaviour == "ask" and user_wants_deletion(path)):
+    if behavior == "delete" or (behavior == "ask" and user_wants_deletion(path)):
         check_is_run(path)
         shutil.rmtree(path)
         return
-    raise in_use_error(path, "raise" if behaviour == "ask" else behaviour, changed_settings(recipe, path))
+    raise in_use_error(path, "raise" if behavior == "ask" else behavior, changed_settings(recipe, path))
 
 
 def may_continue(recipe: Recipe, path: Path) -> bool:
@@ -121,14 +121,14 @@ def may_continue(recipe: Recipe, path: Path) -> bool:
     return not changed if changed is not None else has_damaged_config(path)
 
 
-def in_use_error(path: Path, behaviour: str, changed: list[str] | None) -> RecipeError:
+def in_use_error(path: Path, behavior: str, changed: list[str] | None) -> RecipeError:
     """The refusal to touch a directory that is in use."""
     if changed is None:
         return RecipeError(
             f"{path} exists and holds no run.", "A run needs a directory of its own.", "Choose another log_path."
         )
     what = f"with other settings ({', '.join(changed)})" if changed else "of this recipe"
-    if behaviour == "resume":
+    if behavior == "resume":
         return RecipeError(
             f"{path} holds a run {what}.",
             "Only the same run can be resumed.",
@@ -157,10 +157,10 @@ def check_is_run(path: Path) -> None:
 
 def changed_settings(recipe: Recipe, path: Path) -> list[str] | None:
     """Names of the settings in which the run in ``path`` differs, but for a greater length; None without a run."""
-    told = read_config(path)
-    if told is None:
+    config = read_config(path)
+    if config is None:
         return None
-    before = told["recipe"]
+    before = config["recipe"]
     now = json.loads(recipe.model_dump_json())
     if all(is_no_shorter(now["train"].get(name), before["train"].get(name)) for name in LENGTHS):
         now["train"] |= {name: before["train"].get(name) for name in LENGTHS}

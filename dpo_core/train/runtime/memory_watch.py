@@ -103,13 +103,13 @@ def explain_microbatch_memory(token_budget: int, longest: int, more: str = "") -
         budget = max(1, token_budget // 2, longest)
         helps = budget < token_budget
         instead = f"token_budget={budget}" if helps else f"max_length={max(1, longest // 3)}"
-        told = OutOfMemoryError(
+        shortage_error = OutOfMemoryError(
             f"Memory ran out with token_budget={token_budget}{interruption_cause(error)}.",
             "A microbatch must fit into memory with its activations.",
             f"The longest pair has {longest} tokens: set {instead}{more}; what was saved stands.",
         )
-        told.smaller_budget_helps = helps
-        raise told from error
+        shortage_error.smaller_budget_helps = helps
+        raise shortage_error from error
 
 
 @contextmanager

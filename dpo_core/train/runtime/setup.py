@@ -57,7 +57,7 @@ class Session:
     renderer: Renderer
     done: int
     stop: StopFlag
-    news: list[str]
+    lines: list[str]
     plan: BudgetPlan
     policy_metrics: PolicyMetrics = no_metrics
     last: StepMetrics | None = None
@@ -78,13 +78,13 @@ def start_session(request: TrainRequest, stop: StopFlag) -> Session:
     check_vocabulary(model, rows.largest_id())
     layout = layout_of_run(model, train.layout, request.rendered, request.reference)
     policy = prepare_policy(trainable(model, request.settings, train.seed), train)
-    known = make_reference(request, policy)
+    reference = make_reference(request, policy)
     plan = plan_token_budget(request, policy, rows, layout)  # its probes are not worth a compilation
     run = Run(
         compile_policy(policy, train),
         adamw(policy, train),
         rows,
-        known,
+        reference,
         train,
         layout=layout,
         token_budget=plan.tokens,
@@ -94,15 +94,15 @@ def start_session(request: TrainRequest, stop: StopFlag) -> Session:
     tokenizer = load_tokenizer(request.rendered.tokenizer_path, source.trust_remote_code)
     renderer = get_renderer(request.rendered.renderer_name, tokenizer)
     test_split = open_split(request.rendered.path, "test"), open_references(request.reference.path, "test")
-    done, news, last = resume(request, run)
-    return Session(request, run, test_split, renderer, done, stop, [*plan.news, *news], plan, last=last)
+    done, lines, last = resume(request, run)
+    return Session(request, run, test_split, renderer, done, stop, [*plan.lines, *lines], plan, last=last)
 
 
-def set_deterministic(wanted: bool) -> None:
+def set_deterministic(enabled: bool) -> None:
     """Kernels that give the same bits every time, or an error where there is none."""
-    if wanted:
+    if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
+    torch.use_deterministic_algorithms(enabled)
 
 
 def prepare_policy(policy: nn.Module, train: TrainSettings) -> nn.Module:
@@ -144,11 +144,11 @@ def plan_token_budget(request: TrainRequest, policy: nn.Module, rows: TokenDatas
     work = workload(request, policy, rows, layout)
     if train.token_budget != "auto":
         return auto_token_budget.plan(work, train.token_budget, BudgetHistory(), batches)
-    told = run_dir.read_config(request.log_path) or {}
-    past = BudgetHistory(told.get("token_budget"), budget_attempt.failed_budget(request.log_path / budget_note.NOTE))
+    config = run_dir.read_config(request.log_path) or {}
+    past = BudgetHistory(config.get("token_budget"), budget_attempt.failed_budget(request.log_path / budget_note.NOTE))
     plan = auto_token_budget.plan(work, "auto", past, batches)
     if plan.tokens != past.kept:
-        run_dir.write_config(request.log_path, told | {"token_budget": plan.tokens})
+        run_dir.write_config(request.log_path, config | {"token_budget": plan.tokens})
     return plan
 
 
@@ -186,25 +186,25 @@ def resume(request: TrainRequest, run: Run) -> tuple[int, list[str], StepMetrics
     Raises RecipeError when more steps are done than the run is to have.
     """
     found, wrong = checkpoint_state.latest(request.log_path)
-    news = [f"Checkpoint {name} is passed over: {cause}." for name, cause in wrong.items()]
+    lines = [f"Checkpoint {name} is passed over: {cause}." for name, cause in wrong.items()]
     if found is None:
         checkpoint_state.truncate_run(request.log_path, None)
-        return 0, news, None
-    if found.step > run.total:
+        return 0, lines, None
+    if found.step > run.total_steps:
         raise RecipeError(
-            f"The run in {request.log_path} has {found.step} steps, and {run.total} are asked for.",
+            f"The run in {request.log_path} has {found.step} steps, and {run.total_steps} are asked for.",
             "A run can be continued or extended, not shortened.",
             "Raise max_steps or num_epochs, or choose another log_path.",
         )
     checkpoint_state.load(found.path, run.policy, run.optimizer)
-    row = checkpoint_state.last_step_row(request.log_path, found)
+    row = checkpoint_state.last_step_row(request.log_path / run_dir.METRICS, found.state)
     checkpoint_state.truncate_run(request.log_path, found)
-    if row and found.step < run.total:
+    if row and found.step < run.total_steps:
         journal.append(request.log_path / run_dir.METRICS, row)
-    news.append(f"Continuing after step {found.step} from its checkpoint.")
+    lines.append(f"Continuing after step {found.step} from its checkpoint.")
     if found.state["run"] != request.fingerprint and run.settings.lr_schedule != "constant":
-        news.append(
+        lines.append(
             f"The run is extended: steps 1 to {found.step} had the {run.settings.lr_schedule} schedule of a shorter"
-            f" run, and the rest have that of {run.total} steps."
+            f" run, and the rest have that of {run.total_steps} steps."
         )
-    return found.step, news, journal.from_row(row) if row and found.step == run.total else None
+    return found.step, lines, journal.from_row(row) if row and found.step == run.total_steps else None

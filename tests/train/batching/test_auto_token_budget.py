@@ -30,7 +30,17 @@ from tests.conftest import ROOT, shared
 
 GB = 10**9
 PLAIN = MemoryEstimate(
-    "cpu", held=GB, trained=GB, saved=0, copies=0, token=1e6, layer=1e5, logits=2 * 10**5, at_once=500, head=0, aside=0
+    "cpu",
+    loaded=GB,
+    trained=GB,
+    saved=0,
+    copies=0,
+    token=1e6,
+    layer=1e5,
+    logits=2 * 10**5,
+    at_once=500,
+    head=0,
+    aside=0,
 )
 
 
@@ -118,12 +128,12 @@ def test_an_explicit_budget_is_obeyed_with_a_warning_of_what_would_fit(
 ) -> None:
     with_memory(monkeypatch, free=10**12)
     quiet = auto_token_budget.plan(work(tmp_path), 100_000, BudgetHistory(), [range(8)])
-    assert (quiet.tokens, quiet.auto, quiet.news) == (100_000, False, ())
+    assert (quiet.tokens, quiet.auto, quiet.lines) == (100_000, False, ())
     assert "100,000 tokens a microbatch, about 0." in str(quiet)
     with_memory(monkeypatch, free=10**7)
     told = auto_token_budget.plan(work(tmp_path), 100_000, BudgetHistory(), [range(8)])
     assert told.tokens == 100_000
-    assert re.search(r"Warning: about .* GB are expected with token_budget=100000, .* 256 would fit", told.news[0])
+    assert re.search(r"Warning: about .* GB are expected with token_budget=100000, .* 256 would fit", told.lines[0])
 
 
 def request(tmp_path: Path) -> Any:
@@ -174,11 +184,11 @@ def test_a_run_that_memory_ended_goes_on_with_half(tmp_path: Path, monkeypatch: 
     asked, split = request(tmp_path), tiny.rows(tmp_path, tiny.token_pairs(8))
     with_memory(monkeypatch, free=10**12)
     setup.plan_token_budget(asked, tiny.llama(), split, "tree")
-    budget_attempt.BudgetAttempt(tmp_path / budget_note.NOTE, 2048).note(ran_out=True)
+    budget_attempt.BudgetAttempt(tmp_path / budget_note.NOTE, 2048).write(ran_out=True)
     again = setup.plan_token_budget(asked, tiny.llama(), split, "tree")
     assert again.tokens == 1024
-    assert "Memory ended the last try with token_budget=2048: this one takes 1024." in again.news[0]
-    assert "bits" in again.news[0]
+    assert "Memory ended the last try with token_budget=2048: this one takes 1024." in again.lines[0]
+    assert "bits" in again.lines[0]
     assert json.loads((tmp_path / "config.json").read_text())["token_budget"] == 1024
 
 

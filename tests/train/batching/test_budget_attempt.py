@@ -29,7 +29,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, kills: int | None, boot: str = "one"
 def test_a_process_that_the_kernel_ended_for_memory_had_too_large_a_budget(
     note: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    BudgetAttempt(note, 2048).note(proven=True)
+    BudgetAttempt(note, 2048).write(proven=True)
     assert failed_budget(note) is None  # killed by somebody, for something else
     kernel(monkeypatch, kills=4)
     assert failed_budget(note) == 2048
@@ -40,7 +40,7 @@ def test_without_the_kernels_word_a_first_step_that_did_not_end_counts(
     note: Path, monkeypatch: pytest.MonkeyPatch, kills: int | None, boot: str
 ) -> None:
     kernel(monkeypatch, kills, boot)
-    BudgetAttempt(note, 2048).note()
+    BudgetAttempt(note, 2048).write()
     told = json.loads(note.read_text()) | {"boot": "one"}
     note.write_text(json.dumps(told))
     assert failed_budget(note) == 2048
@@ -101,13 +101,13 @@ def test_memory_that_ran_out_beside_the_microbatches_is_no_budgets(note: Path) -
 
 def test_who_waited_for_the_process_knows_why_it_ended(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = time.time()
-    BudgetAttempt(note, 2048).note(proven=True)
+    BudgetAttempt(note, 2048).write(proven=True)
     assert budget_note.record_cause(note, True, time.time() + 1) is None  # another's
     assert budget_note.record_cause(note, True, begun) == 2048
     assert failed_budget(note) == 2048
     assert budget_note.record_cause(note, False, begun) is None  # the process's own word stands
     assert failed_budget(note) == 2048
-    BudgetAttempt(note, 2048).note()
+    BudgetAttempt(note, 2048).write()
     assert budget_note.record_cause(note, False, begun) is None
     kernel(monkeypatch, kills=9)  # others, later
     assert failed_budget(note) is None
@@ -120,7 +120,7 @@ def test_an_explicit_budget_is_not_tried_again(tmp_path: Path) -> None:
 
 
 def test_the_least_budget_is_the_end_once(note: Path) -> None:
-    BudgetAttempt(note, MIN_TOKENS).note(ran_out=True)
+    BudgetAttempt(note, MIN_TOKENS).write(ran_out=True)
     with pytest.raises(TrainingError, match="the least that auto takes"):
         failed_budget(note)
     assert failed_budget(note) is None

@@ -8,7 +8,7 @@ from dpo_core.train.batching.packing import (
     microbatches,
     padded_batch,
     padded_microbatches,
-    sum_by_side,
+    sums_by_side,
     token_groups,
     tree_batch,
 )
@@ -87,11 +87,11 @@ def test_a_window_is_counted_in_positions() -> None:
 
 
 def test_sums_by_side() -> None:
-    sums = sum_by_side(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), [1, 2, 1, 1])
+    sums = sums_by_side(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), [1, 2, 1, 1])
     assert sums.chosen.tolist() == [1.0, 4.0]
     assert sums.rejected.tolist() == [5.0, 5.0]
 
 
 def test_token_groups_keep_pairs_whole_within_the_limit() -> None:
-    assert list(token_groups([3, 3, 1, 1, 9, 9, 2, 2], limit=8, together=2)) == [(0, 4), (4, 6), (6, 8)]
-    assert list(token_groups([3, 3, 3], limit=6, together=1)) == [(0, 2), (2, 3)]
+    assert list(token_groups([3, 3, 1, 1, 9, 9, 2, 2], limit=8, group_size=2)) == [(0, 4), (4, 6), (6, 8)]
+    assert list(token_groups([3, 3, 3], limit=6, group_size=1)) == [(0, 2), (2, 3)]

@@ -27,7 +27,7 @@ def saved(path: Path, values: list[float], **settings: Any) -> list[int]:
     with CheckpointWriter(path, TrainSettings(**settings), print) as writer:
         for step, value in enumerate(values, 1):
             writer.save(held(step, **{checkpoint_writer.METRIC: {"test/accuracy": value}}))
-        writer.settle()
+        writer.wait()
     return kept(path)
 
 
@@ -95,11 +95,11 @@ def test_a_full_disk_stops_the_run_and_the_checkpoint_before_stands(
 ) -> None:
     with CheckpointWriter(tmp_path, TrainSettings(), print) as writer:
         writer.save(held(1))
-        writer.settle()
+        writer.wait()
         monkeypatch.setattr(checkpoint_state, "save_file", refuse)
         writer.save(held(2))
         with pytest.raises(TrainingError, match=r"step 2 could not be written: No space left .* The one of step 1 st"):
-            writer.settle()
+            writer.wait()
     assert kept(tmp_path) == [1]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000001"]
 
@@ -110,8 +110,8 @@ def test_or_the_run_goes_on_if_the_recipe_says_so(tmp_path: Path, monkeypatch: p
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint_state, "save_file", refuse)
             writer.save(held(1))
-            writer.settle()
+            writer.wait()
         writer.save(held(2))
-        writer.settle()
+        writer.wait()
     assert "step 1 could not be written" in told[0]
     assert [row["step"] for row in journal.read(tmp_path / "checkpoints.jsonl")] == kept(tmp_path) == [2]

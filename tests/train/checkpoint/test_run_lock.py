@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from dpo_core.cache import atomic_files
-from dpo_core.cache.store import Draft
 from dpo_core.config.recipe import Recipe, TrainSettings
 from dpo_core.errors import RecipeError
 from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir, run_lock
@@ -38,7 +37,7 @@ def request(path: Path, fingerprint: str = "f", lineage: str = "l", **settings: 
 
 def take(path: Path, asked: Any) -> dict[str, Any]:
     (path / "store" / "train").mkdir(parents=True, exist_ok=True)
-    with run_lock.lock_run_dir(asked, Draft(path / "draft", path / "store" / "train" / "key")):
+    with run_lock.lock_run_dir(asked, run_dir.pointer_path(path / "store", asked.fingerprint)):
         told = run_dir.read_config(asked.log_path)
     assert told is not None
     return told
@@ -117,7 +116,7 @@ def test_only_a_greater_length_is_settled(
 
 def test_too_little_room_is_warned_of_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, settings = tiny.llama(), TrainSettings(save_every=1, keep_checkpoints=2)
-    run = SimpleNamespace(policy=model, total=10)
+    run = SimpleNamespace(policy=model, total_steps=10)
     session: Any = SimpleNamespace(request=SimpleNamespace(train=settings), run=run, log_path=tmp_path)
     weights = 4 * sum(p.numel() for p in model.parameters())
     for free, warned in ((weights * 10, False), (weights * 10 - 1, True)):

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.model.lora import trainable
-from dpo_core.train import loop, reference
+from dpo_core.train import reference
 from dpo_core.train.batching import block_mask, packing
 from dpo_core.train.batching.packing import Layout, branches, build, to_device
 from dpo_core.train.logps import autocast, backward, completion_logps, logsumexp_rows, write_logits_gradient
@@ -30,7 +30,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LAYOUTS: tuple[Layout, Layout] = ("tree", "padded")
 
 
-def test_a_tensor_whose_elements_share_a_place_goes_onto_no_device() -> None:
+def test_a_tensor_whose_elements_share_memory_is_moved_to_no_device() -> None:
     with pytest.raises(ValueError, match=r"strides \(0, 1\)"):
         to_device(torch.arange(5).expand(2, 5), CPU)
 
@@ -44,7 +44,7 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         seen.append(torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype).copy_(tensor))
         return seen[-1].to(device)
 
-    for module in (packing, loop, reference, block_mask):
+    for module in (packing, reference, block_mask):
         monkeypatch.setattr(module, "to_device", pinning)
     return seen
 
@@ -122,7 +122,8 @@ def test_a_reference_without_adapters_is_the_base(tmp_path: Path) -> None:
         if "lora_B" in name:
             nn.init.normal_(value)
     batch = build("tree", [branches(pair) for pair in tiny.token_pairs(3)], CPU)
-    assert torch.equal(OnTheFlyReference(policy, "fp32").of([0, 1, 2], batch), completion_logps(tiny.llama(), batch))
+    reference_logps = OnTheFlyReference(policy, "fp32").reference_logps([0, 1, 2], batch)
+    assert torch.equal(reference_logps, completion_logps(tiny.llama(), batch))
     assert not torch.equal(completion_logps(policy, batch), completion_logps(tiny.llama(), batch))
 
 
