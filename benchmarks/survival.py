@@ -117,7 +117,7 @@ def train(options: argparse.Namespace) -> float:
                             checkpoint_state.take_snapshot(options.place, run.policy, run.optimizer, metrics.step, {})
                         )
                 started = started or time.perf_counter()
-            saver.settle()
+            saver.wait()
         return (time.perf_counter() - started) / (options.steps - 1)
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as factors of the peak."""
+"""Learning-rate schedules (lr_scheduler) as factors of the peak learning rate."""
 
 import math
 

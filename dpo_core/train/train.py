@@ -33,7 +33,7 @@ from dpo_core.train.runtime.setup import Session, start_session
 from dpo_core.train.runtime.signals import StopFlag
 from dpo_core.train.runtime.watchdog import Watchdog
 
-# Arguments of explain_memory: what memory was needed for, the rule, the remedy. Between microbatches, then in the export.
+# Arguments of explain_memory (what needed memory, rule, remedy): between microbatches, then in the export.
 IN_TRAINING = (
     "a step's optimizer or an evaluation between steps",
     "Weights, gradients, the optimizer's state and what evaluations generate must fit together.",

@@ -1,4 +1,4 @@
-"""The warm start: a short supervised phase, so that the policy writes like the data before it learns preferences."""
+"""Warm start: supervised fine-tuning (SFT) for a few steps on the data's completions, before DPO."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

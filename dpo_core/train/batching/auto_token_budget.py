@@ -1,4 +1,4 @@
-"""The token budget: how many tokens of a microbatch fit into memory, and what the whole is expected to take."""
+"""Automatic token budget: how many tokens per microbatch fit into memory, and the expected peak."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

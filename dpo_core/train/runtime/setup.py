@@ -1,4 +1,4 @@
-"""A training process's work on a run: everything loaded, and continued from the last whole checkpoint."""
+"""Setup of a training process: loads model, data and reference, and resumes from the latest checkpoint."""
 
 import os
 from collections.abc import Callable
@@ -70,7 +70,7 @@ class Session:
 
 
 def start_session(request: TrainRequest, stop: StopFlag) -> Session:
-    """Load everything; continue from the last whole checkpoint where there is one."""
+    """Load everything and resume from the latest undamaged checkpoint, if there is one."""
     train, source = request.train, request.model
     set_deterministic(train.deterministic)
     model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
