@@ -44,7 +44,7 @@ def run_dpo_flows(options: Options, rows: list[dict[str, list[int]]]) -> dict[st
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
-        session, scoring = product.start_session(Path(directory), to_setup(options), rows)
+        session, scoring = product.benchmark_session(Path(directory), to_setup(options), rows)
         set_up = time.perf_counter()
         history = list(steps(session.run))
     timed = history[1:]

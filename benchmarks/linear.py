@@ -80,7 +80,7 @@ def run(case: dict[str, int], steps: int) -> dict[str, float]:
     train = TrainSettings(batch_size=case["pairs"], learning_rate=1e-5, token_budget=2048, reference_mode="cached")
     with tempfile.TemporaryDirectory() as directory:
         setup = product.Setup(shape, ModelSettings(lora_rank=0), train)
-        session, _ = product.start_session(Path(directory), setup, random_pairs(case, steps))
+        session, _ = product.benchmark_session(Path(directory), setup, random_pairs(case, steps))
         policy, rows, before = session.run.policy, session.run.rows, peak_memory()
         history = [step.values["batch_time"] for step in train_steps(session.run)]
         pairs = [rows[index] for index in range(case["pairs"])]

@@ -20,7 +20,7 @@ from dpo_core.stages.score_reference import ScoreRequest
 from dpo_core.stages.train import TrainRequest
 from dpo_core.train import reference
 from dpo_core.train.data_order import permutation
-from dpo_core.train.runtime.setup import Session, begin
+from dpo_core.train.runtime.setup import Session, start_session
 from dpo_core.train.runtime.signals import StopFlag
 
 HELD_OUT = 8
@@ -48,7 +48,7 @@ def random_model(setup: Setup) -> PreTrainedModel:
         return LlamaForCausalLM(config).to(getattr(torch, setup.frozen_dtype))
 
 
-def start_session(directory: Path, setup: Setup, rows: list[dict[str, list[int]]]) -> tuple[Session, float]:
+def benchmark_session(directory: Path, setup: Setup, rows: list[dict[str, list[int]]]) -> tuple[Session, float]:
     """The session, ready for its first step, and the seconds that loading and scoring the reference took.
 
     Weights and pairs are written to ``directory``. The run visits the pairs in the order of ``rows``.
@@ -62,7 +62,7 @@ def start_session(directory: Path, setup: Setup, rows: list[dict[str, list[int]]
         torch.cuda.reset_peak_memory_stats()
     log_path = directory / "run"
     log_path.mkdir()
-    return begin(to_request(log_path, source, rendered, scored, setup), StopFlag()), scoring
+    return start_session(to_request(log_path, source, rendered, scored, setup), StopFlag()), scoring
 
 
 def to_request(

@@ -105,7 +105,7 @@ def train(options: argparse.Namespace) -> float:
     ]
     setup = product.Setup(SHAPE, ModelSettings(lora_rank=0), settings)
     with tempfile.TemporaryDirectory() as directory:
-        run = product.start_session(Path(directory), setup, rows)[0].run
+        run = product.benchmark_session(Path(directory), setup, rows)[0].run
         started = 0.0
         with CheckpointWriter(options.directory, settings, print) as writer:
             for metrics in steps(run):
@@ -114,10 +114,12 @@ def train(options: argparse.Namespace) -> float:
                     writer.check()
                     if writer.due(metrics.step):
                         writer.save(
-                            checkpoint_state.snapshot(options.directory, run.policy, run.optimizer, metrics.step, {})
+                            checkpoint_state.take_snapshot(
+                                options.directory, run.policy, run.optimizer, metrics.step, {}
+                            )
                         )
                 started = started or time.perf_counter()
-            writer.settle()
+            writer.wait()
         return (time.perf_counter() - started) / (options.steps - 1)
 
 
@@ -131,7 +133,7 @@ def projection_rate() -> float:
         handle = open_run(directory)
         values = {f"metric/{number}": 0.5 for number in range(20)}
         rows = [{"step": step, "time": 1e9 + step, **values} for step in range(1, JOURNAL_STEPS + 1)]
-        journal.keep(directory / "metrics.jsonl", rows)
+        journal.rewrite(directory / "metrics.jsonl", rows)
         started = time.perf_counter()
         mlflow_run.log_journal(handle, directory)
         return JOURNAL_STEPS * len(values) / (time.perf_counter() - started)

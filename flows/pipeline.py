@@ -81,5 +81,5 @@ def run_plan(recipe: Recipe) -> RunPlan:
     if plan is not None:
         return replace(plan, recipe=recipe)
     plan = preflight(recipe)
-    run_dir.settle(recipe)
+    run_dir.delete_other_run(recipe)
     return plan

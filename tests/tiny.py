@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from dpo_core.pair import Pair
 from dpo_core.render.token_dataset import CompletionTokens, TokenDataset, TokenPair, open_split, write_split
 from dpo_core.train.batching.packing import Layout
-from dpo_core.train.reference import CachedReference, open_references, score
+from dpo_core.train.reference import CachedReference, open_references, score_pairs
 
 VOCABULARY = 64
 
@@ -69,6 +69,6 @@ def references(
     path: Path, model: PreTrainedModel, split: TokenDataset, layout: Layout = "tree", precision: str = "fp32"
 ) -> CachedReference:
     """The model's own scores of every pair, written and read as the stage does."""
-    tensors = score(model, split, list(range(len(split))), layout, precision)
+    tensors = score_pairs(model, split, list(range(len(split))), layout, precision)
     save_file(tensors, path / "train.safetensors")
     return open_references(path, "train")

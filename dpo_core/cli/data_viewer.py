@@ -93,7 +93,7 @@ def token_pages(rendered: RenderedSet) -> Page:
     from dpo_core.render.registry import get_renderer
     from dpo_core.render.token_dataset import open_split
     from dpo_core.render.tokenizer import load_tokenizer
-    from dpo_core.train.runtime.console import coloured, decoded
+    from dpo_core.train.runtime.console import colored_completion, decode_tokens
 
     renderer = get_renderer(rendered.renderer_name, load_tokenizer(rendered.tokenizer_path))
     splits = {split: open_split(rendered.path, split) for split in ("train", "test")}
@@ -102,8 +102,11 @@ def token_pages(rendered: RenderedSet) -> Page:
         pair = splits[split][index]
         tokens = (len(pair.sides.chosen.ids), len(pair.sides.rejected.ids))
         titles = tuple(f"{name}, {count} tokens" for name, count in zip(("chosen", "rejected"), tokens, strict=True))
-        bodies = coloured(renderer, pair.sides.chosen, "green"), coloured(renderer, pair.sides.rejected, "red")
-        prompt = Text(decoded(renderer, pair.prompt.tolist()), style="dim")
+        bodies = (
+            colored_completion(renderer, pair.sides.chosen, "green"),
+            colored_completion(renderer, pair.sides.rejected, "red"),
+        )
+        prompt = Text(decode_tokens(renderer, pair.prompt.tolist()), style="dim")
         return Group(Text(f"prompt, {len(pair.prompt)} tokens", style="bold"), prompt, side_by_side(titles, bodies))
 
     return page

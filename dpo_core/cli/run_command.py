@@ -17,7 +17,7 @@ METRICS = ("prompt_strict_acc", "test/accuracy", "test/nll_chosen")
 def run_up_to(recipe: Recipe, last: str) -> None:
     """Run the stages in their order, up to and including ``last``."""
     plan = preflight(recipe)
-    run_dir.settle(recipe)
+    run_dir.delete_other_run(recipe)
     pipeline_steps = steps(plan)
     record: Any = None
     while True:

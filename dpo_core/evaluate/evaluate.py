@@ -23,7 +23,7 @@ from dpo_core.records import EvalResult, SampleSet, TaskResult
 from dpo_core.render.registry import get_renderer
 from dpo_core.stages.evaluate import EvaluateRequest
 from dpo_core.train.checkpoint import journal
-from dpo_core.train.validation import measure, settings_for
+from dpo_core.train.validation import validate, validation_config
 
 REWARDS = "rewards.jsonl"
 
@@ -36,8 +36,8 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     set_nltk_data(request.evaluate.nltk_data)
     source, train = request.model, request.train
     model = load_model(source.path, trust_remote_code=source.trust_remote_code, dtype=request.dtype)
-    settings = settings_for(model, train, request.rendered, request.reference)
-    held_out = measure(model, request.rendered, request.reference, settings)
+    settings = validation_config(model, train, request.rendered, request.reference)
+    held_out = validate(model, request.rendered, request.reference, settings)
 
     @cache
     def generator() -> ResponseGenerator:
@@ -55,7 +55,7 @@ def run(request: EvaluateRequest, draft: Draft) -> None:
     )
     rewards = zip(held_out.rewards.chosen, held_out.rewards.rejected, strict=True)
     write_jsonl(draft.path / REWARDS, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in rewards])
-    publish(request, held_out.told(source.margin_noise), results, draft)
+    publish(request, held_out.metrics_with_noise(source.margin_noise), results, draft)
 
 
 def load_generator(model: PreTrainedModel, request: EvaluateRequest) -> ResponseGenerator:

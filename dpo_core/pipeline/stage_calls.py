@@ -64,7 +64,7 @@ def warm_start_call(recipe: Recipe, rendered: RenderedSet, model: ModelSource) -
 def score_reference_call(recipe: Recipe, rendered: RenderedSet, model: ModelSource) -> StageCall[ReferenceSet]:
     """The reference's log-probabilities of every completion that the run will see, and of the test split's."""
     data_order.total_steps(rendered.train_pairs, recipe.train)
-    needed = None if on_the_fly(recipe, rendered) else data_order.needed(rendered.train_pairs, recipe.train)
+    needed = None if on_the_fly(recipe, rendered) else data_order.visited_pairs(rendered.train_pairs, recipe.train)
     return score_reference.call(rendered, reference_model(recipe, model), recipe.train, frozen_dtype(recipe), needed)
 
 
@@ -127,7 +127,7 @@ def train_call(
         watched=settings.infrequent_prompts,
         nltk_data=settings.nltk_data,
         evaluator=IN_TRAINING if prompts else None,
-        log_path=run_dir.choose(recipe, keys.fingerprint, store_of(recipe).root),
+        log_path=run_dir.choose_log_path(recipe, keys.fingerprint, store_of(recipe).root),
         fingerprint=keys.fingerprint,
         lineage=keys.lineage,
         recipe=public(recipe),
@@ -138,7 +138,7 @@ def train_call(
 def run_fingerprint(call: StageCall[Checkpoint]) -> str:
     """The fingerprint under which a training run began: its own, or that of the run which it extends."""
     request = TrainRequest.model_validate(call.request)
-    return run_dir.origin(request.log_path, request.lineage, request.fingerprint)
+    return run_dir.origin_fingerprint(request.log_path, request.lineage, request.fingerprint)
 
 
 def trained_model(checkpoint: Checkpoint, base: ModelSource) -> ModelSource:

@@ -45,25 +45,25 @@ def launch(call: StageCall[Any], store: Store) -> None:
                 str(call.python),
                 python_environment.environment_variables(call.python, Path(directory)),
             )
-        note = budget_note.place(stage.name, call.request, store.entry(stage.name, call.cache_key))
+        note = budget_note.note_path(stage.name, call.request, store.entry(stage.name, call.cache_key))
         started, kills = time.time(), host_memory.oom_kills()
         try:
             code = wait(words, environment)
         except KeyboardInterrupt:
-            budget_note.settle(note, False, started)
+            budget_note.record_cause(note, False, started)
             raise error_of(error_file) or StoppedError(
                 f"Stopped in stage {stage.name}.",
                 "Finished stages are kept.",
                 "Run the same command again to continue.",
             ) from None
         except BaseException:  # how an orchestrator reports SIGTERM; the stage's own error is printed, not lost
-            budget_note.settle(note, False, started)
+            budget_note.record_cause(note, False, started)
             if error := error_of(error_file):
                 print(f"stopped: {error}", file=sys.stderr, flush=True)
             raise
         if code:
             by_memory = ended_for_memory(code, kills)
-            tried = budget_note.settle(note, by_memory, started) if by_memory is not None else None
+            tried = budget_note.record_cause(note, by_memory, started) if by_memory is not None else None
             killed = killed_for_memory(call, tried) if by_memory else unexpected(stage.name, code)
             raise error_of(error_file) or killed
 
@@ -155,7 +155,7 @@ def killed_for_memory(call: StageCall[Any], tried: int | None) -> DPOError:
             "What a stage holds must fit into memory beside what other processes hold.",
             "Make memory free and run the same command again: finished stages and checkpoints are kept.",
         )
-    if tried > budget_note.LEAST:
+    if tried > budget_note.MIN_TOKENS:
         rule = f"token_budget=auto takes half in the next try: this one had {tried:,} tokens."
         again = "Run the same command again: finished stages and checkpoints are kept."
         return DiedError(f"{found}.", rule, again)

@@ -25,7 +25,7 @@ def total_steps(pairs: int, train: TrainSettings) -> int:
     return min(steps, train.max_steps) if train.max_steps else steps
 
 
-def batch(step: int, pairs: int, train: TrainSettings) -> list[int]:
+def batch_indices(step: int, pairs: int, train: TrainSettings) -> list[int]:
     """Indices of the pairs of the 0-based ``step``."""
     epoch, position = divmod(step, pairs // train.batch_size)
     start = position * train.batch_size
@@ -33,9 +33,9 @@ def batch(step: int, pairs: int, train: TrainSettings) -> list[int]:
     return chosen
 
 
-def needed(pairs: int, train: TrainSettings) -> list[int]:
+def visited_pairs(pairs: int, train: TrainSettings) -> list[int]:
     """Every pair that the run will see, in ascending order: what the reference has to score."""
-    seen = {index for step in range(total_steps(pairs, train)) for index in batch(step, pairs, train)}
+    seen = {index for step in range(total_steps(pairs, train)) for index in batch_indices(step, pairs, train)}
     return sorted(seen)
 
 

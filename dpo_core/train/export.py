@@ -21,25 +21,25 @@ from dpo_core.records import Checkpoint
 from dpo_core.render.registry import CHECKPOINT_METADATA
 from dpo_core.system.device import free_memory
 from dpo_core.system.malloc_tuning import trim
-from dpo_core.train.batching.memory_estimate import WORKING
+from dpo_core.train.batching.memory_estimate import WORKSPACE
 from dpo_core.train.batching.packing import branches, build
 from dpo_core.train.checkpoint import journal, run_dir
-from dpo_core.train.export_noise import differences
+from dpo_core.train.export_noise import export_differences
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.reference import OnTheFlyReference
 from dpo_core.train.runtime.compile_layers import uncompiled
 from dpo_core.train.runtime.setup import Session
-from dpo_core.train.validation import ValidationConfig, ValidationResult, measure, settings_for
+from dpo_core.train.validation import ValidationConfig, ValidationResult, validate, validation_config
 
 # Held-out pairs by which exporting is judged in a run that evaluates none, and by which merging is checked in float32.
 COMPARED_PAIRS, MERGED_PAIRS = 256, 8
 # Mean difference in nats a token that merging in float32 may make; a wrong merge makes a hundred times that.
-NEARNESS = 1e-3
+MERGE_TOLERANCE = 1e-3
 # Free memory of a GPU that a byte of weights wants, with activations of a few pairs and what stays in fragments.
-ROOM = 1.2
+MEMORY_FACTOR = 1.2
 
 
-class Finished(NamedTuple):
+class ExportResult(NamedTuple):
     """The final model, and the last step's metrics that it brings: ``test/…`` of the weights as they were written, and
     ``export/…``, how they differ from those that were trained."""
 
@@ -47,7 +47,7 @@ class Finished(NamedTuple):
     metrics: dict[str, float]
 
 
-def finish(session: Session) -> Finished:
+def export_model(session: Session) -> ExportResult:
     """Export the trained model, adapters merged, in transformers' format with tokenizer and renderer; measure it.
 
     The policy, the optimizer's state and a reference that is asked in every step are used up. A LoRA run also leaves
@@ -55,47 +55,47 @@ def finish(session: Session) -> Finished:
     is not finite, or what was written is not what was trained.
     """
     check_finite(session.run.policy, session)
-    let_training_go(session)
+    free_training_memory(session)
     path = session.log_path / run_dir.FINAL
-    trained = session.measured.pop(session.run.total, None) or of_policy(session)
-    exported = measured(session, export(session))
+    trained = session.measured.pop(session.run.total_steps, None) or validate_policy(session)
+    exported = validate_exported(session, write_and_read_back(session))
     path.with_name(f".{run_dir.FINAL}").rename(path)
-    changed = differences(trained.logps, exported.logps)
-    checkpoint = described(session, changed)
+    noise = export_differences(trained.logps, exported.logps)
+    checkpoint = final_checkpoint(session, noise)
     row = {"name": run_dir.FINAL, "step": checkpoint.step, "path": str(path)}
     journal.append(session.log_path / run_dir.CHECKPOINTS, row)
     if not session.request.train.eval_every:
-        return Finished(checkpoint, changed)
-    changed["export/accuracy_in_memory"] = trained.metrics["test/accuracy"]
-    return Finished(checkpoint, on_record(exported.told(checkpoint.margin_noise)) | changed)
+        return ExportResult(checkpoint, noise)
+    noise["export/accuracy_in_memory"] = trained.metrics["test/accuracy"]
+    return ExportResult(checkpoint, journal_metrics(exported.metrics_with_noise(checkpoint.margin_noise)) | noise)
 
 
-def on_record(metrics: dict[str, float]) -> dict[str, float]:
+def journal_metrics(metrics: dict[str, float]) -> dict[str, float]:
     """The held-out metrics that a journal takes: all ``test/…``, without those by source and by length."""
     return {name: value for name, value in metrics.items() if name.startswith("test/")}
 
 
-def of_policy(session: Session) -> ValidationResult:
+def validate_policy(session: Session) -> ValidationResult:
     """The policy's held-out preferences, in memory and as it trains, but for the compilation of its layers."""
     run = session.run
-    settings = limited(session, ValidationConfig(run.losses, run.layout, run.settings.precision))
+    settings = limit_pairs(session, ValidationConfig(run.settings, run.layout))
     with uncompiled(run.policy):
-        return measure(run.policy, session.request.rendered, session.request.reference, settings)
+        return validate(run.policy, session.request.rendered, session.request.reference, settings)
 
 
-def measured(session: Session, model: PreTrainedModel) -> ValidationResult:
+def validate_exported(session: Session, model: PreTrainedModel) -> ValidationResult:
     """An exported model's held-out preferences, as the evaluate stage will find them."""
     request = session.request
-    settings = limited(session, settings_for(model, request.train, request.rendered, request.reference))
-    return measure(model, request.rendered, request.reference, settings)
+    settings = limit_pairs(session, validation_config(model, request.train, request.rendered, request.reference))
+    return validate(model, request.rendered, request.reference, settings)
 
 
-def limited(session: Session, settings: ValidationConfig) -> ValidationConfig:
+def limit_pairs(session: Session, settings: ValidationConfig) -> ValidationConfig:
     """All held-out pairs, or as many as tell what exporting changed where the recipe evaluates none."""
-    return settings if session.request.train.eval_every else replace(settings, pairs=COMPARED_PAIRS)
+    return settings if session.request.train.eval_every else replace(settings, max_pairs=COMPARED_PAIRS)
 
 
-def export(session: Session) -> PreTrainedModel:
+def write_and_read_back(session: Session) -> PreTrainedModel:
     """Write the model beside its final place, and read it back in the type that models are measured in."""
     request, policy = session.request, session.run.policy
     if isinstance(policy, PeftModel):
@@ -105,18 +105,18 @@ def export(session: Session) -> PreTrainedModel:
     for leftover in (aside, final):
         shutil.rmtree(leftover, ignore_errors=True)
     with uncompiled(policy):
-        whole = merge(session)
-    whole.to(getattr(torch, request.export_dtype))
-    check_finite(whole, session)
-    make_room(whole, nbytes(whole, getattr(torch, request.frozen_dtype)))
-    save_model(whole, request.rendered.tokenizer_path, session.renderer.name, aside)
+        merged_model = merge_policy(session)
+    merged_model.to(getattr(torch, request.export_dtype))
+    check_finite(merged_model, session)
+    make_room(merged_model, weight_bytes(merged_model, getattr(torch, request.frozen_dtype)))
+    save_model(merged_model, request.rendered.tokenizer_path, session.renderer.name, aside)
     exported = load_model(aside, trust_remote_code=request.model.trust_remote_code, dtype=request.frozen_dtype)
-    check_written(whole, exported, session)
-    let_go(session, whole)
+    check_written(merged_model, exported, session)
+    free_model_memory(session, merged_model)
     return exported
 
 
-def merge(session: Session) -> PreTrainedModel:
+def merge_policy(session: Session) -> PreTrainedModel:
     """The policy as plain weights in float32, checked where adapters were added into them.
 
     In float32 a right merge changes next to nothing, whatever the type that the weights are written in then rounds.
@@ -124,29 +124,29 @@ def merge(session: Session) -> PreTrainedModel:
     policy = session.run.policy
     if not isinstance(policy, PeftModel):
         return merge_adapters(policy)
-    make_room(policy, nbytes(policy, torch.float32) - nbytes(policy))
-    before = scores(session, policy.float())
-    whole = merge_adapters(policy)
-    check_merged(before, scores(session, whole), session)
-    return whole
+    make_room(policy, weight_bytes(policy, torch.float32) - weight_bytes(policy))
+    before = heldout_logps(session, policy.float())
+    merged_model = merge_adapters(policy)
+    check_merged(before, heldout_logps(session, merged_model), session)
+    return merged_model
 
 
-def scores(session: Session, model: nn.Module) -> Tensor:
+def heldout_logps(session: Session, model: nn.Module) -> Tensor:
     """Log-probabilities of the first held-out pairs, (M,) on the CPU, computed in the weights' own type."""
     rows = session.test_split[0]
     items = [branches(rows[index]) for index in range(min(MERGED_PAIRS, len(rows)))]
     return completion_logps(model, build(session.run.layout, items, next(model.parameters()).device)).cpu()
 
 
-def make_room(model: nn.Module, wanted: int) -> None:
+def make_room(model: nn.Module, extra_bytes: int) -> None:
     """Take a model off a GPU that has no room for the bytes that are wanted beside it."""
-    where = next(model.parameters()).device
-    if where.type != "cpu" and wanted and free_memory(where) < ROOM * wanted + WORKING["cuda"]:
+    device = next(model.parameters()).device
+    if device.type != "cpu" and extra_bytes and free_memory(device) < MEMORY_FACTOR * extra_bytes + WORKSPACE["cuda"]:
         model.to("cpu")
-        give_back()
+        release_memory()
 
 
-def nbytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
+def weight_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
     """Bytes of a model's weights, in their own type or in another."""
     return sum(p.numel() * (dtype or p.dtype).itemsize for p in model.parameters())
 
@@ -165,19 +165,22 @@ def check_finite(model: nn.Module, session: Session) -> None:
 
 def check_merged(before: Tensor, after: Tensor, session: Session) -> None:
     """Raises TrainingError when adding the adapters into the weights changed what the model says."""
-    away = (before - after).abs().mean().item()
-    if not torch.isfinite(after).all() or away > NEARNESS:
+    difference = (before - after).abs().mean().item()
+    if not torch.isfinite(after).all() or difference > MERGE_TOLERANCE:
         raise TrainingError(
-            f"The merged model scores held-out pairs {away:.3g} nats a token away from the trained one, in float32.",
-            f"Merging adapters rounds, by {NEARNESS:g} nats a token at most.",
+            f"The merged model scores held-out pairs {difference:.3g} nats a token away from the trained one, in"
+            " float32.",
+            f"Merging adapters rounds, by {MERGE_TOLERANCE:g} nats a token at most.",
             f"The checkpoints in {session.log_path} stand; report this model's architecture.",
         )
 
 
-def check_written(whole: nn.Module, read: nn.Module, session: Session) -> None:
+def check_written(merged_model: nn.Module, read: nn.Module, session: Session) -> None:
     """Raises TrainingError when a tensor that was read back is not the one that was written, to the bit."""
-    ours, theirs = whole.state_dict(), read.state_dict()
-    other = [name for name in ours.keys() | theirs.keys() if not same(ours.get(name), theirs.get(name))]
+    written, read_back = merged_model.state_dict(), read.state_dict()
+    other = [
+        name for name in written.keys() | read_back.keys() if not same_tensor(written.get(name), read_back.get(name))
+    ]
     if other:
         raise TrainingError(
             f"{len(other)} tensors of the exported model are not those that were written, as {min(other)}.",
@@ -186,31 +189,31 @@ def check_written(whole: nn.Module, read: nn.Module, session: Session) -> None:
         )
 
 
-def same(ours: Tensor | None, theirs: Tensor | None) -> bool:
+def same_tensor(written: Tensor | None, read_back: Tensor | None) -> bool:
     """Whether a tensor is there on both sides with equal values, of whichever of the two types and devices."""
-    if ours is None or theirs is None or ours.shape != theirs.shape:
+    if written is None or read_back is None or written.shape != read_back.shape:
         return False
-    return torch.equal(ours.to(theirs.device, theirs.dtype), theirs)
+    return torch.equal(written.to(read_back.device, read_back.dtype), read_back)
 
 
-def let_training_go(session: Session) -> None:
+def free_training_memory(session: Session) -> None:
     """Give the memory back of what only training needs: gradients, moments, a reference model of its own."""
     run = session.run
     run.optimizer.state.clear()
     run.optimizer.zero_grad(set_to_none=True)
-    if isinstance(run.references, OnTheFlyReference) and run.references.model is not run.policy:
-        run.references.model.to("meta")
-    give_back()
+    if isinstance(run.reference, OnTheFlyReference) and run.reference.model is not run.policy:
+        run.reference.model.to("meta")
+    release_memory()
 
 
-def let_go(session: Session, whole: nn.Module) -> None:
+def free_model_memory(session: Session, merged_model: nn.Module) -> None:
     """Give the memory of the trained model back."""
-    whole.to("meta")
+    merged_model.to("meta")
     session.run.policy.to("meta")
-    give_back()
+    release_memory()
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Hand memory that is free inside this process to the system, and to the GPU."""
     gc.collect()
     trim()
@@ -218,17 +221,17 @@ def give_back() -> None:
         torch.cuda.empty_cache()
 
 
-def described(session: Session, changed: dict[str, float]) -> Checkpoint:
+def final_checkpoint(session: Session, noise: dict[str, float]) -> Checkpoint:
     """The final model as the stages know it."""
     path = session.log_path / run_dir.FINAL
     return Checkpoint(
         path=path,
         fingerprint=describe(path, session.request.model.name).fingerprint,
         name=run_dir.FINAL,
-        step=session.run.total,
+        step=session.run.total_steps,
         log_path=session.log_path,
         renderer_name=session.renderer.name,
-        export=changed,
+        export=noise,
     )
 
 

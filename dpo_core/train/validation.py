@@ -1,4 +1,4 @@
-"""Held-out preferences: does the policy prefer the chosen side, and does it still write it?"""
+"""Validation on held-out pairs: preference metrics and the likelihood of both sides."""
 
 import re
 from collections import Counter
@@ -14,12 +14,12 @@ from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.render.token_dataset import TokenDataset, open_split, test_sources
 from dpo_core.system.progress import Progress
 from dpo_core.train import export_noise, length_bias
-from dpo_core.train.batching.batch_layout import settled
+from dpo_core.train.batching.batch_layout import layout_of_run
 from dpo_core.train.batching.memory_estimate import tokens_without_gradients
-from dpo_core.train.batching.packing import Layout, branches, build, split
+from dpo_core.train.batching.packing import Layout, branches, build, split_microbatches
 from dpo_core.train.logps import completion_logps
-from dpo_core.train.loop import evidence_of, loss_settings
-from dpo_core.train.loss import LossSettings, PairLogps, pair_losses, rewards, wins
+from dpo_core.train.loop import pair_logps
+from dpo_core.train.loss import PairLogps, pair_losses, rewards, wins
 from dpo_core.train.reference import Reference, open_references
 from dpo_core.wilson import wilson
 
@@ -28,19 +28,19 @@ MOST_SOURCES = 20
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """The loss, the layout of microbatches, the compute type; ``pairs``: the first so many, None for all."""
+    """Settings of a validation: ``train`` gives loss and precision; ``max_pairs``: only the first pairs (None: all)."""
 
-    losses: LossSettings
+    train: TrainSettings
     layout: Layout
-    precision: str
-    pairs: int | None = None
+    max_pairs: int | None = None
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """``metrics`` of the test split; ``rewards``: the implicit rewards βΔ of every pair's sides, N each.
+    """Metrics and values of N held-out pairs.
 
-    ``logps``: what the model gives each side, (N, 2) float64 on the CPU. ``margins``: Δ_chosen − Δ_rejected in nats, N.
+    ``rewards``: implicit rewards βΔ, N per side. ``logps``: the model's summed log-probabilities, (N, 2) float64 on the
+    CPU, columns chosen and rejected. ``margins``: Δ_chosen − Δ_rejected in nats, N values.
     """
 
     metrics: dict[str, float]
@@ -48,91 +48,86 @@ class ValidationResult:
     logps: Tensor
     margins: list[float]
 
-    def told(self, noise: float = 0.0) -> dict[str, float]:
-        """The metrics with what stands beyond the noise (nats) that exporting put into the margins."""
-        return self.metrics | export_noise.beyond(self.margins, noise)
+    def metrics_with_noise(self, noise: float = 0.0) -> dict[str, float]:
+        """The metrics, with those of the pairs whose margin exceeds the export's ``noise`` in nats (0: none)."""
+        return self.metrics | export_noise.accuracy_beyond_noise(self.margins, noise)
 
 
-def settings_for(
+def validation_config(
     model: nn.Module, train: TrainSettings, rendered: RenderedSet, reference: ReferenceSet
 ) -> ValidationConfig:
-    """How this model is measured, wherever that is: the recipe's loss and compute type, a layout it can attend in."""
-    return ValidationConfig(loss_settings(train), settled(model, train.layout, rendered, reference), train.precision)
+    """Validation settings of a model: the recipe's, with a layout that the model supports."""
+    return ValidationConfig(train, layout_of_run(model, train.layout, rendered, reference))
 
 
-def measure(
-    model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, settings: ValidationConfig
+def validate(
+    model: nn.Module, rendered: RenderedSet, reference: ReferenceSet, config: ValidationConfig
 ) -> ValidationResult:
-    """Metrics ``test/…`` of the test split, how they go with length (:mod:`dpo_core.train.length_bias`), and by source
-    (:func:`by_source`); the model is used as it is, without gradients.
+    """Metrics ``test/…`` of the test split, with those by length (:mod:`dpo_core.train.length_bias`) and by source
+    (:func:`source_metrics`). The model is used as it is, without gradients.
 
-    This is the one place where preferences are measured: before, during and after training, and by the evaluate stage.
+    All preference metrics come from this function: before, during and after training, and in the evaluate stage.
     """
-    split_rows, references = open_split(rendered.path, "test"), open_references(reference.path, "test")
-    table = compared(model, split_rows, references, settings)
-    won, chosen, rejected = (table[:, column].numpy() for column in (1, 2, 3))
+    rows, references = open_split(rendered.path, "test"), open_references(reference.path, "test")
+    table = pair_table(model, rows, references, config)
+    win, chosen_reward, rejected_reward = (table[:, column].numpy() for column in (1, 2, 3))
     lengths = (table[:, column].numpy() for column in (6, 7))
-    told = summary(table) | by_source(table, test_sources(rendered.path)[: len(table)])
-    told |= length_bias.measures(won, chosen - rejected, *lengths)
-    rewarded = Pair(chosen.tolist(), rejected.tolist())
-    return ValidationResult(
-        told, rewarded, table[:, 4:6], ((table[:, 2] - table[:, 3]) / settings.losses.beta).tolist()
-    )
+    metrics = summary_metrics(table) | source_metrics(table, test_sources(rendered.path)[: len(table)])
+    metrics |= length_bias.length_metrics(win, chosen_reward - rejected_reward, *lengths)
+    pair_rewards = Pair(chosen_reward.tolist(), rejected_reward.tolist())
+    margins = (table[:, 2] - table[:, 3]) / config.train.dpo_beta
+    return ValidationResult(metrics, pair_rewards, table[:, 4:6], margins.tolist())
 
 
-def by_source(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
-    """``source/accuracy_<name>``, ``source/margin_<name>`` and ``source/num_pairs_<name>`` of the pairs' sources, the
-    MOST_SOURCES most frequent of them; nothing where there are not two."""
-    told: dict[str, float] = {}
-    counted = Counter(sources)
-    if len(counted) < 2:
-        return told
-    for source, count in counted.most_common(MOST_SOURCES):
-        part = table[[place for place, other in enumerate(sources) if other == source]]
+def source_metrics(table: Tensor, sources: Sequence[str]) -> dict[str, float]:
+    """``source/accuracy_<name>``, ``source/margin_<name>`` and ``source/num_pairs_<name>`` for the MOST_SOURCES most
+    frequent sources; empty with fewer than two sources. ``sources``: the name of each pair's source."""
+    metrics: dict[str, float] = {}
+    pairs_by_source = Counter(sources)
+    if len(pairs_by_source) < 2:
+        return metrics
+    for source, count in pairs_by_source.most_common(MOST_SOURCES):
+        part = table[[index for index, name in enumerate(sources) if name == source]]
         name = re.sub(r"[^\w. -]+", "_", source) or "none"
-        told[f"source/accuracy_{name}"] = part[:, 1].mean().item()
-        told[f"source/margin_{name}"] = (part[:, 2] - part[:, 3]).mean().item()
-        told[f"source/num_pairs_{name}"] = float(count)
-    return told
+        metrics[f"source/accuracy_{name}"] = part[:, 1].mean().item()
+        metrics[f"source/margin_{name}"] = (part[:, 2] - part[:, 3]).mean().item()
+        metrics[f"source/num_pairs_{name}"] = float(count)
+    return metrics
 
 
 @torch.no_grad()
-def compared(model: nn.Module, rows: TokenDataset, references: Reference, settings: ValidationConfig) -> Tensor:
-    """The columns of every pair, (N, 8) float64 on the CPU, in the rows' order."""
-    device = next(model.parameters()).device
-    count = len(rows) if settings.pairs is None else min(settings.pairs, len(rows))
+def pair_table(model: nn.Module, rows: TokenDataset, references: Reference, config: ValidationConfig) -> Tensor:
+    """The columns of every pair (:func:`pair_columns`), (N, 8) float64 on the CPU, in the rows' order."""
+    device, train = next(model.parameters()).device, config.train
+    count = len(rows) if config.max_pairs is None else min(config.max_pairs, len(rows))
     items = [branches(rows[index]) for index in range(count)]
-    parts, places = [], []
+    parts, order = [], []
     progress = Progress("evaluating", len(items), "held-out pairs")
-    for group in split(settings.layout, items, tokens_without_gradients(model)):
-        batch = build(settings.layout, [items[place] for place in group], device)
-        policy = completion_logps(model, batch, settings.precision)
-        evidence = evidence_of(policy, references.of(group, batch), batch.counts)
-        places += group
+    for group in split_microbatches(config.layout, items, tokens_without_gradients(model)):
+        batch = build(config.layout, [items[index] for index in group], device)
+        policy_logps = completion_logps(model, batch, train.precision)
+        logps = pair_logps(policy_logps, references.reference_logps(group, batch), batch.counts)
+        order += group
         progress.advance(len(group))
-        parts.append(columns(pair_losses(evidence, settings.losses), evidence, settings.losses.beta))
-    return torch.cat(parts).double().cpu()[torch.tensor(places).argsort()]
+        parts.append(pair_columns(pair_losses(logps, train), logps, train.dpo_beta))
+    return torch.cat(parts).double().cpu()[torch.tensor(order).argsort()]
 
 
-def columns(losses: Tensor, evidence: PairLogps, beta: float) -> Tensor:
-    """(B, 8): loss, win, rewards, summed logps and token counts of both sides."""
-    both = (side for pair in (rewards(evidence, beta), evidence.logps, evidence.lengths) for side in sides(pair))
-    return torch.stack([losses, wins(evidence.difference), *both], dim=-1)
+def pair_columns(losses: Tensor, logps: PairLogps, dpo_beta: float) -> Tensor:
+    """(B, 8): loss, win, then chosen and rejected of: reward, summed logp, number of trained tokens."""
+    pairs = (rewards(logps, dpo_beta), logps.policy_logps, logps.lengths)
+    columns = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    return torch.stack([losses, wins(logps.log_ratio_difference), *columns], dim=-1)
 
 
-def sides(pair: Pair[Tensor]) -> tuple[Tensor, Tensor]:
-    """Chosen and rejected as columns of a table."""
-    return pair.chosen, pair.rejected
-
-
-def summary(table: Tensor) -> dict[str, float]:
+def summary_metrics(table: Tensor) -> dict[str, float]:
     """The metrics of all pairs from their (N, 8) columns.
 
-    ``test/nll`` is −Σ logp·w / Σ w over chosen and rejected tokens together, as upstream defines it.
+    ``test/nll`` is −Σ logp / number of trained tokens, over chosen and rejected sides together.
     """
-    loss, won, chosen, rejected = (table[:, column] for column in range(4))
+    loss, win, chosen, rejected = (table[:, column] for column in range(4))
     logps, counts = table[:, 4:6].sum(0), table[:, 6:8].sum(0)
-    accuracy = won.mean().item()
+    accuracy = win.mean().item()
     low, high = wilson(accuracy, len(table))
     return {
         "test/dpo_loss": loss.mean().item(),

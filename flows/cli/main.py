@@ -137,7 +137,7 @@ def check_before_start(recipe: "Recipe") -> "RunPlan":
     prefect_setup.check_prefect()
     prefect_setup.configure_console(bool(os.environ.get("DPO_DEBUG")))
     plan = preflight(recipe)
-    run_dir.settle(recipe)
+    run_dir.delete_other_run(recipe)
     return plan
 
 

@@ -15,7 +15,7 @@ from dpo_core.pipeline.stage_calls import run_fingerprint
 from dpo_core.records import Checkpoint, ModelVersion, Promotion
 from dpo_core.stages.stage import StageCall, StageResult
 from dpo_core.stages.train import TrainRequest
-from dpo_core.train.checkpoint.run_dir import origin_of
+from dpo_core.train.checkpoint.run_dir import read_origin
 from flows.recording import log_artifacts
 from flows.recording.log_artifacts import TrainingOutput
 from flows.registry import approval, champion, versions
@@ -41,7 +41,7 @@ class TrainingRun:
         if self.handle is None:
             log_path = checkpoint.log_path
             name = mlflow_run.run_name(self.recipe, log_path)
-            self.handle = mlflow_run.open_run(self.recipe.track, self.recipe, name, origin_of(log_path))
+            self.handle = mlflow_run.open_run(self.recipe.track, self.recipe, name, read_origin(log_path))
         return self.handle
 
     @contextmanager

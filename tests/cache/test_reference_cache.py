@@ -83,14 +83,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def values(record: ReferenceSet, split: str) -> dict[int, torch.Tensor]:
     references = open_references(record.path, split)
-    return {index: torch.from_numpy(references.of_pair(index)) for index in references._place}
+    return {index: torch.from_numpy(references.logps_of_pair(index)) for index in references._position}
 
 
 def test_the_pairs_of_the_runs_steps_are_scored_and_the_test_split(world: World) -> None:
     record, scored = world.reference(max_steps=2)
     assert scored == 8 + TEST_PAIRS
     assert (record.train_pairs, record.test_pairs, record.copied_pairs) == (8, TEST_PAIRS, 0)
-    assert list(values(record, "train")) == data_order.needed(TRAIN_PAIRS, world.recipe(max_steps=2).train)
+    assert list(values(record, "train")) == data_order.visited_pairs(TRAIN_PAIRS, world.recipe(max_steps=2).train)
     assert list(values(record, "test")) == list(range(TEST_PAIRS))
 
 
@@ -110,8 +110,8 @@ def test_an_extended_reference_is_one_scored_at_once_within_rounding(world: Worl
     world.reference(max_steps=2)
     extended, _ = world.reference(max_steps=5)
     model = tiny.llama()
-    indices = data_order.needed(TRAIN_PAIRS, world.recipe(max_steps=5).train)
-    [at_once] = reference.scored(model, open_split(tmp_path, "train"), indices, "tree", "fp32")
+    indices = data_order.visited_pairs(TRAIN_PAIRS, world.recipe(max_steps=5).train)
+    [at_once] = reference.iterate_scores(model, open_split(tmp_path, "train"), indices, "tree", "fp32")
     found = values(extended, "train")
     assert list(found) == indices
     for index in indices:
@@ -201,4 +201,4 @@ def test_a_long_scoring_tells_its_progress_and_what_was_known(world: World, monk
     assert lines[-1].startswith("scoring the reference: 13 pairs in ")
     lines.clear()
     world.reference(max_steps=4)
-    assert lines[0] == "scoring the reference: 13 pairs are known from earlier runs, 8 are left"
+    assert lines[0] == "scoring the reference: 13 pairs come from earlier runs, 8 are left"

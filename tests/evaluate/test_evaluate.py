@@ -38,7 +38,7 @@ from dpo_core.stages.evaluation.prompts import PromptsRequest
 from dpo_core.stages.render import RenderRequest
 from dpo_core.stages.score_reference import ScoreRequest
 from dpo_core.train import reference
-from dpo_core.train.validation import by_source
+from dpo_core.train.validation import source_metrics
 from tests.evaluate.test_run_task import TASK
 
 # inspect-ai leaves streams unclosed; garbage collection would report them in a later test.
@@ -231,10 +231,10 @@ def test_metrics_by_source_are_means_of_the_source_s_rows() -> None:
     table = torch.zeros(5, 8, dtype=torch.float64)
     table[:, 1] = torch.tensor([1.0, 0.0, 1.0, 0.5, 1.0])
     table[:, 2] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
-    metrics = by_source(table, ["a", "b", "a", "", "a"])
+    metrics = source_metrics(table, ["a", "b", "a", "", "a"])
     assert (metrics["source/accuracy_a"], metrics["source/margin_a"], metrics["source/num_pairs_a"]) == (1, 3, 3)
     assert (metrics["source/accuracy_b"], metrics["source/accuracy_none"], metrics["source/margin_none"]) == (0, 0.5, 4)
-    assert by_source(table, ["a"] * 5) == by_source(table, []) == {}
+    assert source_metrics(table, ["a"] * 5) == source_metrics(table, []) == {}
 
 
 def test_without_tasks_samples_are_held_out_prompts(world: World) -> None:

@@ -24,7 +24,7 @@ from dpo_core.model.lora import make_trainable
 from dpo_core.pair import Pair
 from dpo_core.render.token_dataset import CompletionTokens, TokenPair
 from dpo_core.train.batching import auto_token_budget
-from dpo_core.train.batching.batch_layout import obstacle
+from dpo_core.train.batching.batch_layout import tree_obstacle
 from dpo_core.train.batching.memory_estimate import Workload
 from dpo_core.train.batching.packing import branches, build
 from dpo_core.train.checkpoint import checkpoint_state
@@ -32,7 +32,7 @@ from dpo_core.train.logps import backward, completion_logps
 from dpo_core.train.loop import Run, accumulate, steps
 from dpo_core.train.reference import OnTheFlyReference
 from dpo_core.train.runtime import setup
-from dpo_core.train.runtime.compile_layers import compiled, uncompiled
+from dpo_core.train.runtime.compile_layers import compile_policy, uncompiled
 from tests import tiny
 
 # CUDA's libraries read it at their first use.
@@ -52,9 +52,9 @@ TOLERANCE = {"fp32": 1e-6, "bf16": 1e-4}
 
 @pytest.fixture
 def deterministic() -> Iterator[None]:
-    setup.deterministic(True)
+    setup.set_deterministic(True)
     yield
-    setup.deterministic(False)
+    setup.set_deterministic(False)
 
 
 def llama(device: torch.device = GPU, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -65,7 +65,7 @@ def llama(device: torch.device = GPU, dtype: torch.dtype = torch.float32) -> nn.
 def new_policy(lora_rank: int, train: TrainSettings) -> nn.Module:
     dtype = torch.bfloat16 if lora_rank and train.precision == "bf16" else torch.float32
     policy = make_trainable(llama(dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
-    return compiled(setup.prepared(policy, train), train)
+    return compile_policy(setup.prepare_policy(policy, train), train)
 
 
 @cache
@@ -136,9 +136,9 @@ def test_every_layer_shares_one_compilation(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_tree_layout_is_possible_on_a_gpu(tmp_path: Path, dtype: torch.dtype) -> None:
     rows = tiny.rows(tmp_path, tiny.token_pairs(4))
-    assert obstacle(llama(dtype=dtype), rows) is None
+    assert tree_obstacle(llama(dtype=dtype), rows) is None
     narrow = tiny.llama().to(GPU)  # heads of size 8, which FlexAttention may refuse
-    assert obstacle(narrow, rows) is None or "refuses" in str(obstacle(narrow, rows))
+    assert tree_obstacle(narrow, rows) is None or "refuses" in str(tree_obstacle(narrow, rows))
 
 
 def test_gradients_do_not_depend_on_the_split_into_microbatches(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path: Path, precision: str, lor
     first = run_of(tmp_path / "first", new_policy(lora_rank, train), **changes)
     before = [metrics.values["dpo_loss"] for metrics in islice(steps(first), 2)]
     checkpoint_state.write(
-        tmp_path, checkpoint_state.snapshot(tmp_path, first.policy, first.optimizer, 2, {"run": "r"})
+        tmp_path, checkpoint_state.take_snapshot(tmp_path, first.policy, first.optimizer, 2, {"run": "r"})
     )
     torch._dynamo.reset()  # as in a new process, which compiles again
     second = run_of(tmp_path / "second", new_policy(lora_rank, train), **changes)
@@ -195,14 +195,14 @@ def test_the_predicted_peak_is_the_measured_one(tmp_path: Path, lora_rank: int) 
     torch.cuda.empty_cache()
     base = LlamaForCausalLM(config).to(GPU, torch.bfloat16 if lora_rank else torch.float32).eval()
     split = tiny.rows(tmp_path, [long_pair(seed) for seed in range(128)])
-    policy = setup.prepared(make_trainable(base, ModelSettings(lora_rank=lora_rank), seed=0), train)
+    policy = setup.prepare_policy(make_trainable(base, ModelSettings(lora_rank=lora_rank), seed=0), train)
     work = Workload(policy, split, "tree", "bf16")
     plan = auto_token_budget.plan(
-        work, 16_384, auto_token_budget.BudgetHistory(), auto_token_budget.batches_of(len(split), train)
+        work, 16_384, auto_token_budget.BudgetHistory(), auto_token_budget.first_batches(len(split), train)
     )
     references: Any = tiny.references(tmp_path, base, split, precision="bf16")
     torch.cuda.reset_peak_memory_stats()
-    run = Run(compiled(policy, train), setup.adamw(policy, train), split, references, train, token_budget=16_384)
+    run = Run(compile_policy(policy, train), setup.adamw(policy, train), split, references, train, token_budget=16_384)
     for _ in steps(run):
         pass
     measured = torch.cuda.max_memory_allocated()

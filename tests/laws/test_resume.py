@@ -24,7 +24,9 @@ def fresh(split: TokenDataset, known: CachedReference, lora_rank: int) -> Run:
 
 
 def save(path: Path, run: Run, step: int) -> Path:
-    return checkpoint_state.write(path, checkpoint_state.snapshot(path, run.policy, run.optimizer, step, {"run": "r"}))
+    return checkpoint_state.write(
+        path, checkpoint_state.take_snapshot(path, run.policy, run.optimizer, step, {"run": "r"})
+    )
 
 
 @pytest.fixture
@@ -60,7 +62,8 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path: Path, lora_rank: int) -> 
     for ours, theirs in zip(second.policy.parameters(), whole.policy.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     ours, theirs = (
-        checkpoint_state.moments(checkpoint_state.trainable(run.policy), run.optimizer) for run in (second, whole)
+        checkpoint_state.optimizer_moments(checkpoint_state.trainable_parameters(run.policy), run.optimizer)
+        for run in (second, whole)
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -70,7 +73,7 @@ def test_a_snapshot_is_out_of_reach_of_later_steps(tmp_path: Path) -> None:
     run = fresh(split, tiny.references(tmp_path, tiny.llama(), split), 0)
     going = steps(run)
     next(going)
-    held = checkpoint_state.snapshot(tmp_path, run.policy, run.optimizer, 1, {"run": "r"})
+    held = checkpoint_state.take_snapshot(tmp_path, run.policy, run.optimizer, 1, {"run": "r"})
     before = {name: value.clone() for name, value in (held.weights | held.moments).items()}
     next(going)
     assert all(torch.equal(value, before[name]) for name, value in (held.weights | held.moments).items())
@@ -112,7 +115,7 @@ def test_what_came_after_the_checkpoint_is_taken_out(saved: Path) -> None:
     whole = (saved / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     damage(saved / "checkpoints" / "000006" / checkpoint_state.WEIGHTS, "cut")
     (saved / "checkpoints" / ".000007").mkdir()
-    checkpoint_state.cut_back(saved, checkpoint_state.latest(saved)[0])
+    checkpoint_state.truncate_run(saved, checkpoint_state.latest(saved)[0])
     assert (saved / "metrics.jsonl").read_bytes() == b"".join(whole[:5])
     assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == [f"{step:06d}" for step in range(1, 6)]
     assert [row["step"] for row in journal.read(saved / "checkpoints.jsonl")] == [1, 2, 3, 4, 5]

@@ -71,7 +71,7 @@ def trl_losses(path: Path, pairs: list[TokenPair]) -> list[float]:
 def test_the_loss_curve_is_trls(tmp_path: Path) -> None:
     pairs = tiny.token_pairs(16)
     total = data_order.total_steps(len(pairs), SETTINGS)
-    in_order = [pairs[index] for step in range(total) for index in data_order.batch(step, len(pairs), SETTINGS)]
+    in_order = [pairs[index] for step in range(total) for index in data_order.batch_indices(step, len(pairs), SETTINGS)]
     theirs = trl_losses(tmp_path, in_order)
 
     model = tiny.llama()

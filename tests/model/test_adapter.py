@@ -18,7 +18,7 @@ from dpo_core.model.lora import make_trainable
 from dpo_core.pipeline import base_model
 from dpo_core.records import ModelSource
 from dpo_core.stages.merge import MergeRequest
-from dpo_core.train.batching.packing import branches, tree
+from dpo_core.train.batching.packing import branches, tree_batch
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.loop import Run, steps
 from tests import tiny
@@ -62,7 +62,7 @@ def test_merged_weights_score_as_the_adapted_ones_and_a_run_starts_at_ln_2(
     base: ModelSource, tuned: PeftModel, saved: Path, tmp_path: Path
 ) -> None:
     merged_model = load_model(merged(base, saved, tmp_path / "store").path)
-    batch = tree([branches(pair) for pair in tiny.token_pairs(3)])
+    batch = tree_batch([branches(pair) for pair in tiny.token_pairs(3)])
     torch.testing.assert_close(completion_logps(merged_model, batch), completion_logps(tuned, batch), atol=1e-5, rtol=0)
     split = tiny.rows(tmp_path, tiny.token_pairs(8))
     references = tiny.references(tmp_path, merged_model, split)

@@ -15,7 +15,7 @@ from dpo_core.stages import STAGES
 from dpo_core.stages.stage import StageCall
 from dpo_core.system import host_memory
 from dpo_core.train.batching import budget_attempt, budget_note
-from dpo_core.train.batching.budget_note import LEAST
+from dpo_core.train.batching.budget_note import MIN_TOKENS
 
 
 def call(stage: str, token_budget: object) -> Any:
@@ -45,9 +45,9 @@ def test_an_automatic_one_is_worth_another_try_with_less() -> None:
     told = launch.killed_for_memory(call("train", "auto"), 2048)
     assert isinstance(told, DiedError)
     assert "half in the next try: this one had 2,048 tokens" in told.rule
-    told = launch.killed_for_memory(call("train", "auto"), LEAST)
+    told = launch.killed_for_memory(call("train", "auto"), MIN_TOKENS)
     assert isinstance(told, OutOfMemoryError)
-    assert f"token_budget={LEAST}, the least that auto takes" in told.found
+    assert f"token_budget={MIN_TOKENS}, the least that auto takes" in told.found
 
 
 @pytest.mark.parametrize(("stage", "budget"), [("train", "auto"), ("score_reference", 4096), ("evaluate", 4096)])
@@ -94,7 +94,7 @@ def test_a_child_that_was_killed_leaves_a_note_of_why(
     with pytest.raises(DiedError):
         launch.launch(asked, store)
     monkeypatch.setattr(host_memory, "oom_kills", lambda: None if counts[0] is None else 99)  # others, later
-    assert budget_attempt.failed(tmp_path / budget_note.NOTE) == failed
+    assert budget_attempt.failed_budget(tmp_path / budget_note.NOTE) == failed
 
 
 def test_a_stop_leaves_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpo_core.cache.store import Store
-from dpo_core.config.recipe import DataSettings, RenderSettings, WarmStartSettings
+from dpo_core.config.recipe import DataSettings, RenderSettings, TrainSettings, WarmStartSettings
 from dpo_core.data import acquire
 from dpo_core.inference.generator import Sampling, open_generator
 from dpo_core.model.locate import describe
@@ -20,8 +20,7 @@ from dpo_core.stages.render import RenderRequest
 from dpo_core.system import progress
 from dpo_core.train import warm_start
 from dpo_core.train.batching.budget_attempt import BudgetAttempt
-from dpo_core.train.loss import LossSettings
-from dpo_core.train.validation import ValidationConfig, compared
+from dpo_core.train.validation import ValidationConfig, pair_table
 from tests import tiny
 from tests.conftest import pair_rows
 
@@ -69,7 +68,7 @@ def test_acquiring_and_rendering(tmp_path: Path, said: list[str], stories: Path,
 def test_a_warm_start(tmp_path: Path, said: list[str]) -> None:
     settings = WarmStartSettings(sft_steps=5, sft_batch_size=2)
     phase = warm_start.SupervisedPhase(tiny.llama(), tiny.rows(tmp_path, tiny.token_pairs(8)), settings, seed=0)
-    warm_start.report(phase, BudgetAttempt(None, 2048))
+    warm_start.report_phase(phase, BudgetAttempt(None, 2048))
     assert re.fullmatch(r"warm start: 1 of 5 steps, \d\.\d{3} nats a token, T left", said[0])
     assert said[-1] == "warm start: 5 steps in T"
 
@@ -78,7 +77,7 @@ def test_an_evaluation_on_held_out_pairs(tmp_path: Path, said: list[str], monkey
     model, split = tiny.llama(), tiny.rows(tmp_path, tiny.token_pairs(6))
     references = tiny.references(tmp_path, model, split)
     said.clear()
-    compared(model, split, references, ValidationConfig(LossSettings(), "tree", "fp32"))
+    pair_table(model, split, references, ValidationConfig(TrainSettings(precision="fp32"), "tree"))
     assert said == ["evaluating: 6 held-out pairs in T"]  # one microbatch holds them all
 
 

@@ -9,7 +9,8 @@ def test_an_epoch_sees_each_pair_once_and_the_next_in_another_order() -> None:
     settings = TrainSettings(batch_size=4, num_epochs=2)
     assert data_order.total_steps(12, settings) == 6
     epochs = [
-        [index for step in steps for index in data_order.batch(step, 12, settings)] for steps in (range(3), range(3, 6))
+        [index for step in steps for index in data_order.batch_indices(step, 12, settings)]
+        for steps in (range(3), range(3, 6))
     ]
     assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
     assert epochs[0] != epochs[1]
@@ -22,8 +23,8 @@ def test_the_last_partial_batch_is_left_out_and_max_steps_ends_earlier() -> None
 
 def test_only_the_pairs_of_the_steps_taken_are_needed() -> None:
     settings = TrainSettings(batch_size=4, max_steps=2)
-    assert data_order.needed(100, settings) == sorted(
-        data_order.batch(0, 100, settings) + data_order.batch(1, 100, settings)
+    assert data_order.visited_pairs(100, settings) == sorted(
+        data_order.batch_indices(0, 100, settings) + data_order.batch_indices(1, 100, settings)
     )
 
 

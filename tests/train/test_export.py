@@ -19,7 +19,7 @@ from dpo_core.model.lora import make_trainable
 from dpo_core.render.token_dataset import open_split, write_split
 from dpo_core.train import export, train
 from dpo_core.train.loop import Run, steps
-from dpo_core.train.reference import CachedReference, OnTheFlyReference, score
+from dpo_core.train.reference import CachedReference, OnTheFlyReference, score_pairs
 from dpo_core.train.runtime.setup import adamw
 from tests import tiny
 
@@ -37,7 +37,7 @@ def make(tmp_path: Path) -> Callable[..., Any]:
             write_split(tmp_path / f"{name}.arrow", pairs)
         rows = open_split(tmp_path, "train")
         reference = load_model(directory, dtype=dtype)
-        save_file(score(reference, rows, list(range(8)), "tree", "bf16"), split_file(tmp_path, "test"))
+        save_file(score_pairs(reference, rows, list(range(8)), "tree", "bf16"), split_file(tmp_path, "test"))
         policy = make_trainable(load_model(directory, dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
         known = OnTheFlyReference(load_model(directory, dtype=dtype).requires_grad_(False), "bf16")
         run = Run(policy, adamw(policy, SETTINGS), rows, known, SETTINGS)
@@ -72,17 +72,17 @@ def test_what_only_training_needs_is_given_back_before_the_weights_are_doubled(
 ) -> None:
     session = make(lora_rank, dtype)
     assert session.run.optimizer.state
-    merge, seen = export.merge, []
+    merge, seen = export.merge_policy, []
 
     def looked(given: Any) -> Any:
         moments = list(given.run.optimizer.state)
         gradients = [p for p in given.run.policy.parameters() if p.grad is not None]
-        where = {p.device.type for p in given.run.references.model.parameters()}
+        where = {p.device.type for p in given.run.reference.model.parameters()}
         seen.append((moments, gradients, where))
         return merge(given)
 
-    monkeypatch.setattr(export, "merge", looked)
-    done = export.finish(session)
+    monkeypatch.setattr(export, "merge_policy", looked)
+    done = export.export_model(session)
     assert seen == [([], [], {"meta"})]
     assert done.checkpoint.step == 1
     assert load_model(done.checkpoint.path, dtype=dtype).dtype == getattr(torch, dtype)
@@ -90,8 +90,8 @@ def test_what_only_training_needs_is_given_back_before_the_weights_are_doubled(
 
 def test_a_reference_that_is_the_policy_itself_stays(make: Callable[..., Any]) -> None:
     session = make()
-    session.run = replace(session.run, references=OnTheFlyReference(session.run.policy, "bf16"))
-    export.let_training_go(session)
+    session.run = replace(session.run, reference=OnTheFlyReference(session.run.policy, "bf16"))
+    export.free_training_memory(session)
     assert {p.device.type for p in session.run.policy.parameters()} == {"cpu"}
 
 
@@ -109,8 +109,8 @@ def test_a_gpu_without_room_leaves_the_doubling_to_host_memory(
 
     model = Model(100, 100, device="meta", dtype=torch.bfloat16)
     monkeypatch.setattr(export, "free_memory", lambda _: free)
-    monkeypatch.setitem(export.WORKING, "cuda", 10**5)
-    export.make_room(model, export.nbytes(model, torch.float32) - export.nbytes(model))
+    monkeypatch.setitem(export.WORKSPACE, "cuda", 10**5)
+    export.make_room(model, export.weight_bytes(model, torch.float32) - export.weight_bytes(model))
     assert went == (["cpu"] if moved else [])
     export.make_room(model.float(), 0)  # float32 weights are not doubled
     assert went == (["cpu"] if moved else [])
@@ -121,7 +121,7 @@ def test_a_run_that_diverged_is_not_the_disks_fault(make: Callable[..., Any]) ->
     weight = next(p for p in session.run.policy.parameters() if p.requires_grad)
     weight.data[0, 0] = torch.nan
     with pytest.raises(TrainingError, match=r"1 tensors of the trained model .* not finite, as .*lower learning_rate"):
-        export.finish(session)
+        export.export_model(session)
     assert not list(session.log_path.iterdir())
 
 
@@ -136,7 +136,7 @@ def test_memory_that_runs_out_in_the_export_is_told_with_what_helps(
 
     monkeypatch.setattr(export, "save_model", full)
     with pytest.raises(OutOfMemoryError, match=r"in the export .* only the export is left to do") as raised:
-        train.conclude(session, None, None)  # type: ignore[arg-type]
+        train.export_and_record(session, None, None)  # type: ignore[arg-type]
     assert "token_budget" not in str(raised.value)
 
 
@@ -156,9 +156,9 @@ def test_a_stop_before_the_export_leaves_it_to_the_next_process(
 ) -> None:
     (tmp_path / "checkpoints" / ("000006" if saved else "000004")).mkdir(parents=True)
     stop = SimpleNamespace(signalled=signalled, timed_out=timed_out, why=", as max_minutes says")
-    session: Any = SimpleNamespace(run=SimpleNamespace(total=6), log_path=tmp_path, stop=stop, done=done)
+    session: Any = SimpleNamespace(run=SimpleNamespace(total_steps=6), log_path=tmp_path, stop=stop, done=done)
     if not leaves:
-        train.leave_before_export(session)
+        train.stop_before_export(session)
         return
     with pytest.raises(StoppedError, match=r"after the last step, 6, before the export.*000006.*only the export"):
-        train.leave_before_export(session)
+        train.stop_before_export(session)

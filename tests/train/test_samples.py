@@ -17,7 +17,7 @@ from dpo_core.render.token_dataset import open_split, write_split
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.train.checkpoint import journal
 from dpo_core.train.runtime.run_summary import dropped_line, length_warnings
-from dpo_core.train.train import sample
+from dpo_core.train.train import sample_policy
 from tests import tiny
 
 WHOLE = [list(range(3, 40)), list(range(3, 53))]
@@ -42,7 +42,7 @@ def session(tmp_path: Path) -> Any:
 
 
 def test_the_policy_continues_whole_prompts(session: Any) -> None:
-    sample(session, 3)
+    sample_policy(session, 3)
     rows = journal.read(session.log_path / "samples.jsonl")
     assert [row["prompt"] for row in rows] == [session.renderer.tokenizer.decode(ids) for ids in WHOLE]
     assert all(row["reply"] for row in rows)

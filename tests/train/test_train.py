@@ -17,7 +17,7 @@ from dpo_core.train.checkpoint import checkpoint_state
 from dpo_core.train.checkpoint.checkpoint_writer import CheckpointWriter
 from dpo_core.train.loop import Run, steps
 from dpo_core.train.runtime.setup import adamw
-from dpo_core.train.train import kept_when_memory_runs_out
+from dpo_core.train.train import save_when_memory_runs_out
 from tests import tiny
 
 
@@ -52,7 +52,7 @@ def test_the_step_before_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     done: list[StepMetrics] = []
 
     def follow() -> None:
-        with CheckpointWriter(tmp_path, train, print) as saver, kept_when_memory_runs_out(session, saver) as last:
+        with CheckpointWriter(tmp_path, train, print) as saver, save_when_memory_runs_out(session, saver) as last:
             for metrics in steps(run):
                 last.append(metrics)
                 done.append(metrics)
@@ -82,12 +82,12 @@ def test_weights_of_half_a_step_are_not_saved_as_those_of_the_one_before(
 
     if where == "optimizer":
         monkeypatch.setattr(session.run.optimizer, "step", full)
-        monkeypatch.setattr(stage, "observations", lambda *_: {})
+        monkeypatch.setattr(stage, "evaluate_step", lambda *_: {})
     else:
-        monkeypatch.setattr(stage, "observations", full)
+        monkeypatch.setattr(stage, "evaluate_step", full)
     monkeypatch.setattr(stage, "record_step", lambda *_: None)
     display: Any = SimpleNamespace(say=print)
     with pytest.raises(OutOfMemoryError, match="in a step's optimizer or an evaluation") as raised:
-        stage.follow(session, display, BudgetAttempt(None, 16384))
+        stage.run_steps(session, display, BudgetAttempt(None, 16384))
     assert "token_budget" not in str(raised.value)
     assert checkpoint_state.newest_first(tmp_path) == []

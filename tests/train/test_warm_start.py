@@ -10,7 +10,7 @@ import torch
 from dpo_core.config.recipe import WarmStartSettings
 from dpo_core.errors import TrainingError
 from dpo_core.train import warm_start
-from dpo_core.train.warm_start import SupervisedPhase, accumulate, batches, draw, fit, set_learning_rate
+from dpo_core.train.warm_start import SupervisedPhase, accumulate, batches, draw_pairs, fit_phase, set_learning_rate
 from tests import tiny
 
 SETTINGS = WarmStartSettings(sft_steps=6, sft_batch_size=4, sft_learning_rate=1e-2, sft_chosen_fraction=0.5)
@@ -35,7 +35,7 @@ def test_there_are_as_many_full_batches_as_steps(phase: SupervisedPhase) -> None
 
 
 def test_every_pair_comes_once_an_epoch() -> None:
-    drawn = draw(12, SETTINGS, seed=0)
+    drawn = draw_pairs(12, SETTINGS, seed=0)
     assert sorted(drawn[:12].tolist()) == sorted(drawn[12:].tolist()) == list(range(12))
 
 
@@ -69,7 +69,7 @@ def test_the_rate_rises_and_then_falls_to_zero() -> None:
 def test_a_few_completions_are_learned_by_heart(tmp_path: Path) -> None:
     rows = tiny.rows(tmp_path, tiny.token_pairs(4))
     settings = WarmStartSettings(sft_steps=200, sft_batch_size=4, sft_learning_rate=1e-2)
-    losses = list(fit(SupervisedPhase(tiny.llama(), rows, settings, seed=0)))
+    losses = list(fit_phase(SupervisedPhase(tiny.llama(), rows, settings, seed=0)))
     assert losses[0] == pytest.approx(np.log(tiny.VOCABULARY), rel=0.1)
     assert losses[-1] < 0.1
 
@@ -78,5 +78,5 @@ def test_a_step_that_is_not_finite_is_not_applied(phase: SupervisedPhase, monkey
     before = [parameter.detach().clone() for parameter in phase.model.parameters()]
     monkeypatch.setattr(warm_start, "accumulate", lambda *_: float("nan"))
     with pytest.raises(TrainingError, match="step 1"):
-        next(fit(phase))
+        next(fit_phase(phase))
     assert all(torch.equal(old, new) for old, new in zip(before, phase.model.parameters(), strict=True))

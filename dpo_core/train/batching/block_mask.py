@@ -1,7 +1,7 @@
 """FlexAttention's block mask of a tree row, laid out on the host from the lengths of prompts and completions.
 
-Prefix sharing follows arXiv 2410.20305. PyTorch's own ``create_block_mask`` asks the mask about every pair of places,
-which grows with the square of the row; the blocks of a tree are known from its spans.
+Prefix sharing follows arXiv 2410.20305. PyTorch's own ``create_block_mask`` asks the mask about every pair of
+positions, which grows with the square of the row; the blocks of a tree are known from its spans.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from dpo_core.train.batching.packing import Span, onto
+from dpo_core.train.batching.packing import Span, to_device
 
 BLOCK = 128
-# Places that the tables have room for: tables that grow are other tensors to compiled kernels.
-ROOM = 2**17
+# Positions in the tables. Larger tables would be new tensors, and compiled kernels would be compiled anew.
+TABLE_LENGTH = 2**17
 
 Blocks = NDArray[np.bool_]
 Segment = tuple[int, int]
@@ -32,39 +32,39 @@ class TreeMask:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.conversation, self.branch = (torch.zeros(ROOM, dtype=torch.int32, device=device) for _ in "cb")
+        self.conversation, self.branch = (torch.zeros(TABLE_LENGTH, dtype=torch.int32, device=device) for _ in "cb")
 
         def sees(_: Tensor, __: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            own = (self.branch[key] == 0) | (self.branch[key] == self.branch[query])
-            return (query >= key) & (self.conversation[query] == self.conversation[key]) & own
+            own_branch = (self.branch[key] == 0) | (self.branch[key] == self.branch[query])
+            return (query >= key) & (self.conversation[query] == self.conversation[key]) & own_branch
 
         self.sees = sees
 
     def of(self, spans: tuple[Span, ...], length: int) -> BlockMask:
-        """The block mask of a row of ``length`` places, a multiple of BLOCK on a GPU."""
+        """The block mask of a row of ``length`` positions, a multiple of BLOCK on a GPU."""
         if len(self.branch) < length:
             self.conversation, self.branch = (
                 torch.zeros(2 * length, dtype=torch.int32, device=self.device) for _ in "cb"
             )
-        for table, values in zip((self.conversation, self.branch), tables(spans, length), strict=True):
-            table[:length].copy_(onto(torch.from_numpy(values), self.device))
-        some, whole = blocks(spans, length)
-        partly, wholly = (ordered(which, self.device) for which in (some & ~whole, whole))
+        for table, values in zip((self.conversation, self.branch), segment_tables(spans, length), strict=True):
+            table[:length].copy_(to_device(torch.from_numpy(values), self.device))
+        visible, full = visible_blocks(spans, length)
+        partial, complete = (kv_blocks(mask, self.device) for mask in (visible & ~full, full))
         return BlockMask.from_kv_blocks(
-            *partly, *wholly, BLOCK_SIZE=BLOCK, mask_mod=self.sees, seq_lengths=(length, length)
+            *partial, *complete, BLOCK_SIZE=BLOCK, mask_mod=self.sees, seq_lengths=(length, length)
         )
 
 
 @cache
 def tree_mask(device: torch.device) -> TreeMask:
-    """The one of this device."""
+    """The mask of a device, made once: compiled kernels keep its tables."""
     return TreeMask(device)
 
 
-def tables(spans: tuple[Span, ...], length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(length,) int32 each: a place's conversation, and its branch (0 the prompt, 1 … its completions).
+def segment_tables(spans: tuple[Span, ...], length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(length,) int32 each: a position's conversation, and its branch (0: the prompt, 1 and up: the completions).
 
-    What is left behind the last conversation is one of its own, -1.
+    Positions after the last conversation have conversation -1.
     """
     conversation, branch = np.full(length, -1, dtype=np.int32), np.zeros(length, dtype=np.int32)
     for index, number, (start, end) in segments(spans):
@@ -73,54 +73,54 @@ def tables(spans: tuple[Span, ...], length: int) -> tuple[NDArray[np.int32], NDA
 
 
 def segments(spans: tuple[Span, ...]) -> Iterator[tuple[int, int, Segment]]:
-    """Conversation, branch and places of every prompt and completion, as they stand in the row."""
-    place = 0
+    """Conversation, branch and (start, end) positions of every prompt and completion, in the row's order."""
+    position = 0
     for index, span in enumerate(spans):
         for number, length in enumerate((span.prompt, *span.completions)):
-            yield index, number, (place, place + length)
-            place += length
+            yield index, number, (position, position + length)
+            position += length
 
 
-def blocks(spans: tuple[Span, ...], length: int) -> tuple[Blocks, Blocks]:
-    """(n, n) each, queries by keys: the blocks of which something is seen, and of those the ones all of which is."""
+def visible_blocks(spans: tuple[Span, ...], length: int) -> tuple[Blocks, Blocks]:
+    """Blocks visible at least in part, and blocks visible in full: (n, n) bool each, query blocks by key blocks."""
     count = -(-length // BLOCK)
-    some, whole = np.zeros((count, count), dtype=np.bool_), np.zeros((count, count), dtype=np.bool_)
+    visible, full = np.zeros((count, count), dtype=np.bool_), np.zeros((count, count), dtype=np.bool_)
     prompt: Segment = (0, 0)
-    for _, number, own in segments(spans):
+    for _, number, segment in segments(spans):
         if number == 0:
-            prompt = own
-        elif own[0] < own[1] and prompt[0] < prompt[1]:
-            some[touched(own), touched(prompt)] = True
-            whole[filled(own), filled(prompt)] = True
-        causal(some, whole, own)
+            prompt = segment
+        elif segment[0] < segment[1] and prompt[0] < prompt[1]:
+            visible[overlapped_blocks(segment), overlapped_blocks(prompt)] = True
+            full[filled_blocks(segment), filled_blocks(prompt)] = True
+        mark_causal(visible, full, segment)
     end = sum(span.tokens for span in spans)
-    causal(some, whole, (end, length))
-    return some, whole
+    mark_causal(visible, full, (end, length))
+    return visible, full
 
 
-def causal(some: Blocks, whole: Blocks, own: Segment) -> None:
-    """Mark that a segment's places see themselves and those before them."""
-    if own[0] < own[1]:
-        within = some[touched(own), touched(own)]
+def mark_causal(visible: Blocks, full: Blocks, segment: Segment) -> None:
+    """Mark that each position of a segment sees itself and those before it."""
+    if segment[0] < segment[1]:
+        within = visible[overlapped_blocks(segment), overlapped_blocks(segment)]
         within |= np.tri(len(within), dtype=np.bool_)
-        inside = whole[filled(own), filled(own)]
+        inside = full[filled_blocks(segment), filled_blocks(segment)]
         inside |= np.tri(len(inside), k=-1, dtype=np.bool_)
 
 
-def touched(segment: Segment) -> slice:
-    """The blocks that hold any of its places."""
+def overlapped_blocks(segment: Segment) -> slice:
+    """The blocks that hold any position of a segment."""
     return slice(segment[0] // BLOCK, -(-segment[1] // BLOCK))
 
 
-def filled(segment: Segment) -> slice:
-    """The blocks that hold its places alone."""
+def filled_blocks(segment: Segment) -> slice:
+    """The blocks that hold positions of this segment only."""
     first = -(-segment[0] // BLOCK)
     return slice(first, max(first, segment[1] // BLOCK))
 
 
-def ordered(which: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How many blocks of keys each block of queries has, (1, 1, n) int32, and which, (1, 1, n, n), those first."""
-    counts = which.sum(1, dtype=np.int32)
-    indices = np.argsort(~which, axis=1, kind="stable").astype(np.int32)
-    of_counts, of_indices = (onto(torch.from_numpy(part), device)[None, None] for part in (counts, indices))
-    return of_counts, of_indices
+def kv_blocks(mask: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
+    """BlockMask's int32 tables: each query block's number of key blocks (1, 1, n), and their indices (1, 1, n, n)."""
+    counts = mask.sum(1, dtype=np.int32)
+    indices = np.argsort(~mask, axis=1, kind="stable").astype(np.int32)
+    count_table, index_table = (to_device(torch.from_numpy(part), device)[None, None] for part in (counts, indices))
+    return count_table, index_table

@@ -11,30 +11,30 @@ from dpo_core.render.token_dataset import CompletionTokens, TokenDataset
 from dpo_core.system import host_memory
 from dpo_core.system.malloc_tuning import trim
 from dpo_core.train.batching.packing import Branches, Layout, branches, build
-from dpo_core.train.logps import autocast, hidden_states, plain, tokens_at_once
+from dpo_core.train.logps import autocast, causal_model, head_tokens, hidden_states
 
 # A conversation like those that most tokens are in, or its beginning of so many tokens, tells what a token takes.
 PROBE_TOKENS = 1024
 # What the heap of a CPU process holds for activations beyond their size, between smaller blocks: measured (LAB.md).
 SLACK = {"cpu": 1.25, "cuda": 1.0}
 # Tokens of a microbatch without gradients, at most and at least, and the bytes that they may take.
-TOKENS_AT_ONCE, FEWEST, ROOM = 8192, 256, {"cpu": 2**30, "cuda": 2**32}
+MAX_TOKENS, MIN_TOKENS, MAX_BYTES = 8192, 256, {"cpu": 2**30, "cuda": 2**32}
 # Gradient and AdamW's two moments of a weight that trains, all in its type.
 STATES = 3
 # What libraries take when they first compute, and on a CPU the kernels that oneDNN keeps for each new shape (LAB.md).
-WORKING = {"cpu": 150_000_000, "cuda": 300_000_000}
+WORKSPACE = {"cpu": 150_000_000, "cuda": 300_000_000}
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. ``held`` before the first step (weights, the reference, libraries); ``trained`` weights; ``saved`` for a
+    """Bytes. ``loaded`` before the first step (weights, the reference, libraries); ``trained`` weights; ``saved`` for a
     checkpoint that is written while training goes on; ``copies`` of weights in the compute type; ``token`` for the
     activations of one; ``layer`` for one in a layer's backward pass; ``logits`` of one, of which ``at_once`` exist;
     ``head`` for the gradient of the output head; ``aside`` for what is done between steps and at the
     end."""
 
     device: str
-    held: int
+    loaded: int
     trained: int
     saved: int
     copies: int
@@ -48,14 +48,14 @@ class MemoryEstimate:
     @property
     def certain(self) -> int:
         """Without any activation: weights, gradients and the optimizer's state."""
-        return self.held + STATES * self.trained
+        return self.loaded + STATES * self.trained
 
     def peak(self, tokens: int) -> int:
         """The most that the process holds with microbatches of so many tokens."""
         head = self.head + min(self.at_once, tokens) * self.logits
         activations = SLACK[self.device] * tokens * self.token
         step = self.saved + self.copies + activations + max(head, tokens * self.layer)
-        return int(self.certain + WORKING[self.device] + max(step, self.aside))
+        return int(self.certain + WORKSPACE[self.device] + max(step, self.aside))
 
 
 @dataclass(frozen=True)
@@ -86,42 +86,42 @@ class Workload:
     @property
     def config(self) -> Any:
         """The model's sizes."""
-        return plain(self.policy).config.get_text_config()
+        return causal_model(self.policy).config.get_text_config()
 
 
-def measure(work: Workload) -> MemoryEstimate:
+def estimate_memory(work: Workload) -> MemoryEstimate:
     """The footprint of a policy as it is loaded now, from its sizes and what two short forward passes keep."""
-    token, copies = activations(work)
-    held = held_now(work.device)
+    token, copies = measure_activations(work)
+    loaded = allocated_bytes(work.device)
     layer = token / work.config.num_hidden_layers
-    if recomputed(work.policy):  # each layer's input stays, and one layer's activations at a time
-        width = plain(work.policy).get_input_embeddings().weight.element_size() * work.config.hidden_size
+    if recomputes_activations(work.policy):  # each layer's input stays, and one layer's activations at a time
+        width = causal_model(work.policy).get_input_embeddings().weight.element_size() * work.config.hidden_size
         token, layer = float(work.config.num_hidden_layers * width), 2 * layer
     trained = sum(p.numel() * p.element_size() for p in work.policy.parameters() if p.requires_grad)
-    weight = plain(work.policy).get_output_embeddings().weight
+    weight = causal_model(work.policy).get_output_embeddings().weight
     computed = 2 if work.precision == "bf16" else weight.element_size()
     cast = weight.element_size() if computed < weight.element_size() else 0
     return MemoryEstimate(
         device=work.device.type,
-        held=held,
+        loaded=loaded,
         trained=trained,
         saved=STATES * trained if work.saves and work.device.type == "cpu" else 0,
         copies=copies,
         token=token,
         layer=layer,
         logits=computed * int(weight.shape[0]),
-        at_once=tokens_at_once(work.policy),
+        at_once=head_tokens(work.policy),
         head=weight.numel() * (computed + cast) if weight.requires_grad else 0,
-        aside=max(cache(work), passing(work), exporting(work, trained)),
+        aside=max(kv_cache_bytes(work), validation_bytes(work), export_bytes(work, trained)),
     )
 
 
-def held_now(device: torch.device) -> int:
+def allocated_bytes(device: torch.device) -> int:
     """Bytes that this process holds on a device, or of host memory."""
     return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else host_memory.resident()
 
 
-def cache(work: Workload) -> int:
+def kv_cache_bytes(work: Workload) -> int:
     """Bytes of keys and values when the policy is sampled."""
     config = work.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -130,30 +130,30 @@ def cache(work: Workload) -> int:
     return int(work.sampled * config.num_hidden_layers * 2 * heads * width * size)
 
 
-def passing(work: Workload) -> int:
+def validation_bytes(work: Workload) -> int:
     """Bytes of a pass over held-out pairs without gradients, 0 where there is none."""
     if not work.evaluated:
         return 0
-    model = plain(work.policy)
+    model = causal_model(work.policy)
     tokens = tokens_without_gradients(model)
-    logits = min(tokens, tokens_at_once(model)) * int(model.get_output_embeddings().weight.shape[0])
-    return tokens * width_of(model) + logits * (2 if work.precision == "bf16" else 4)
+    logits = min(tokens, head_tokens(model)) * int(model.get_output_embeddings().weight.shape[0])
+    return tokens * bytes_per_token(model) + logits * (2 if work.precision == "bf16" else 4)
 
 
-def exporting(work: Workload, trained: int) -> int:
+def export_bytes(work: Workload, trained: int) -> int:
     """Bytes that the export takes on a CPU beyond weights, gradients and the optimizer's state, of which it first gives
     the latter two back (``trained``: bytes of weights that train): the model in float32 while adapters are added into
     it, then what is written beside what is read back. A GPU without such room leaves it to host memory."""
     if not work.exported or work.device.type != "cpu":
         return 0
     weights = list(work.policy.parameters())
-    whole = sum(p.numel() for p in weights) * max(4, work.exported)
-    return max(0, whole - sum(p.numel() * p.element_size() for p in weights) - STATES * trained)
+    model_bytes = sum(p.numel() for p in weights) * max(4, work.exported)
+    return max(0, model_bytes - sum(p.numel() * p.element_size() for p in weights) - STATES * trained)
 
 
-def width_of(model: nn.Module) -> int:
+def bytes_per_token(model: nn.Module) -> int:
     """Bytes that a token takes in a layer of a pass without gradients, roughly: some hidden states, and the MLP's."""
-    config = plain(model).config.get_text_config()
+    config = causal_model(model).config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     return 4 * int(8 * config.hidden_size + 3 * inner)
 
@@ -164,24 +164,24 @@ def tokens_without_gradients(model: nn.Module) -> int:
     It is no setting and no matter of what is free, so that neither changes what is cached, nor a number that two
     processes of a run measure.
     """
-    return max(FEWEST, min(TOKENS_AT_ONCE, ROOM[next(model.parameters()).device.type] // width_of(model)))
+    return max(MIN_TOKENS, min(MAX_TOKENS, MAX_BYTES[next(model.parameters()).device.type] // bytes_per_token(model)))
 
 
-def activations(work: Workload) -> tuple[float, int]:
+def measure_activations(work: Workload) -> tuple[float, int]:
     """Bytes that a token's activations take until the backward pass, and those of what is kept however many there are
     (copies of the weights in the compute type): the difference between one conversation and two of it tells."""
-    item = probe(work)
+    item = probe_conversation(work)
     training = work.policy.training
     work.policy.eval()  # nothing is recomputed
-    one, two = (kept(work, [item] * count) for count in (1, 2))
+    single, double = (saved_tensor_bytes(work, [item] * count) for count in (1, 2))
     work.policy.train(training)
     if work.device.type == "cpu":
         trim()
     tokens = item.tokens if work.layout == "tree" else item.padded
-    return max(1.0, (two - one) / tokens), max(0, 2 * one - two)
+    return max(1.0, (double - single) / tokens), max(0, 2 * single - double)
 
 
-def probe(work: Workload) -> Branches:
+def probe_conversation(work: Workload) -> Branches:
     """A pair as long as the one that the middle one of all tokens is in, or its beginning."""
     prompt, sides = work.rows.lengths()
     tokens = prompt + sides.chosen + sides.rejected
@@ -200,25 +200,25 @@ def probe(work: Workload) -> Branches:
     return Branches(pair.prompt[: cut(len(pair.prompt))], completions)
 
 
-def kept(work: Workload, items: list[Branches]) -> int:
+def saved_tensor_bytes(work: Workload, items: list[Branches]) -> int:
     """Bytes that autograd keeps of a forward pass over these conversations, the weights themselves aside."""
     batch = build(work.layout, items, work.device)
-    found = {storage(p): 0 for p in work.policy.parameters()}
+    saved = {storage_pointer(p): 0 for p in work.policy.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        found.setdefault(storage(tensor), tensor.untyped_storage().nbytes())
+        saved.setdefault(storage_pointer(tensor), tensor.untyped_storage().nbytes())
         return tensor.detach()  # itself, it would keep what made it, and that it: for ever
 
     with autocast(work.device, work.precision), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden_states(work.policy, batch)
-    return sum(found.values())
+    return sum(saved.values())
 
 
-def storage(tensor: torch.Tensor) -> int:
+def storage_pointer(tensor: torch.Tensor) -> int:
     """What tells one piece of memory from another."""
     return tensor.untyped_storage().data_ptr()
 
 
-def recomputed(policy: nn.Module) -> bool:
+def recomputes_activations(policy: nn.Module) -> bool:
     """Whether activations are computed again in the backward pass."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in plain(policy).modules())
+    return any(getattr(module, "gradient_checkpointing", False) for module in causal_model(policy).modules())

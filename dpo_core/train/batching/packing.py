@@ -1,4 +1,4 @@
-"""Microbatches: conversations with shared prompts in one row without padding, or, as the oracle, in padded rows."""
+"""Packing of microbatches: prompts with their completions in one row without padding, or in padded rows."""
 
 import heapq
 from collections.abc import Iterator, Sequence
@@ -77,9 +77,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         moved: dict[str, Any] = {
-            name: onto(getattr(self, name), device) for name in ("ids", "positions", "predictors", "targets")
+            name: to_device(getattr(self, name), device) for name in ("ids", "positions", "predictors", "targets")
         }
-        attention = None if self.attention is None else onto(self.attention, device)
+        attention = None if self.attention is None else to_device(self.attention, device)
         return replace(self, **moved, attention=attention)
 
     @property
@@ -88,11 +88,11 @@ class Batch:
         return self.ids.numel()
 
 
-def onto(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device. A GPU's is made when its turn comes: the host does not wait for the work before it.
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device. The copy to a GPU is asynchronous: the host does not wait for it.
 
     Raises ValueError for a tensor that is not dense, on every device: pinned memory has the tensor's own strides, and
-    cannot be written where several elements share a place.
+    cannot hold a tensor whose elements share memory.
     """
     if not tensor.is_contiguous():
         raise ValueError(f"a tensor of strides {tensor.stride()} for {tuple(tensor.shape)} goes onto {device}")
@@ -100,17 +100,17 @@ def onto(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def branches(pair: TokenPair) -> Branches:
-    """A pair's prompt with its two sides, chosen first: :func:`by_side` takes them apart again."""
+    """A pair's prompt with its completions: chosen, then rejected. :func:`by_side` separates them again."""
     return Branches(pair.prompt, (pair.sides.chosen, pair.sides.rejected))
 
 
 def build(layout: Layout, items: Sequence[Branches], device: torch.device) -> Batch:
     """The conversations as one microbatch in this layout, on a device."""
     quantum = QUANTUM if device.type == "cuda" else 1
-    return (tree(items, quantum) if layout == "tree" else padded(items)).to(device)
+    return (tree_batch(items, quantum) if layout == "tree" else padded_batch(items)).to(device)
 
 
-def tree(items: Sequence[Branches], quantum: int = 1) -> Batch:
+def tree_batch(items: Sequence[Branches], quantum: int = 1) -> Batch:
     """One row: each prompt once, then its completions, whose positions restart at the prompt's end.
 
     Its length is a multiple of ``quantum``; with 1 there is no padding.
@@ -122,24 +122,26 @@ def tree(items: Sequence[Branches], quantum: int = 1) -> Batch:
         ids += [item.prompt, *(completion.ids for completion in item.completions)]
         length = len(item.prompt)
         positions.append(np.arange(length))
-        place = start + length
+        position = start + length
         for completion in item.completions:
             steps = np.arange(len(completion.ids))
             positions.append(length + steps)
-            before = place + steps - 1
+            before = position + steps - 1
             before[:1] = start + length - 1
             predictors.append(before[completion.mask])
             targets.append(completion.ids[completion.mask])
-            place += len(steps)
-        start = place
+            position += len(steps)
+        start = position
     blank = np.zeros(-start % quantum, dtype=np.int64)
     ids, positions = [*ids, blank], [*positions, blank]
     spans = tuple(Span(len(item.prompt), tuple(len(side.ids) for side in item.completions)) for item in items)
-    row, where = (torch.from_numpy(np.concatenate(parts).astype(np.int64))[None] for parts in (ids, positions))
-    return Batch(row, where, None, spans, flat(predictors), flat(targets), counts(items))
+    row, position_ids = (torch.from_numpy(np.concatenate(parts).astype(np.int64))[None] for parts in (ids, positions))
+    return Batch(
+        row, position_ids, None, spans, concatenated(predictors), concatenated(targets), trained_token_counts(items)
+    )
 
 
-def padded(items: Sequence[Branches]) -> Batch:
+def padded_batch(items: Sequence[Branches]) -> Batch:
     """A row for each completion, its prompt before it, padded on the right: the readable oracle."""
     rows = [(item.prompt, completion) for item in items for completion in item.completions]
     width = max(len(prompt) + len(completion.ids) for prompt, completion in rows)
@@ -154,15 +156,23 @@ def padded(items: Sequence[Branches]) -> Batch:
         targets.append(completion.ids[completion.mask])
     positions = torch.arange(width).repeat(len(rows), 1)
     real = torch.from_numpy(attention)
-    return Batch(torch.from_numpy(ids), positions, real, (), flat(predictors), flat(targets), counts(items))
+    return Batch(
+        torch.from_numpy(ids),
+        positions,
+        real,
+        (),
+        concatenated(predictors),
+        concatenated(targets),
+        trained_token_counts(items),
+    )
 
 
-def flat(parts: Sequence[NDArray[Any]]) -> Tensor:
+def concatenated(parts: Sequence[NDArray[Any]]) -> Tensor:
     """All parts after each other, int64."""
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def counts(items: Sequence[Branches]) -> tuple[int, ...]:
+def trained_token_counts(items: Sequence[Branches]) -> tuple[int, ...]:
     """Trained tokens of every completion."""
     return tuple(int(completion.mask.sum()) for item in items for completion in item.completions)
 
@@ -202,28 +212,46 @@ def padded_microbatches(lengths: Sequence[int], token_budget: int) -> list[list[
     return groups
 
 
-def split(layout: Layout, items: Sequence[Branches], token_budget: int) -> list[list[int]]:
+def split_microbatches(layout: Layout, items: Sequence[Branches], token_budget: int) -> list[list[int]]:
     """Microbatches of the items, by place, for this layout."""
     if layout == "tree":
         return microbatches([item.tokens for item in items], token_budget)
     return padded_microbatches([item.padded for item in items], token_budget)
 
 
-def by_side(flat_values: Tensor, counts: Sequence[int]) -> Pair[Tensor]:
-    """Sums (B,) over each side's tokens of values (M,) that stand as a batch of pairs has them."""
-    owners = onto(torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), flat_values.device)
-    sums = flat_values.new_zeros(len(counts)).index_add(0, owners, flat_values)
-    return Pair(sums[::2], sums[1::2])
+def by_side(completions: Tensor) -> Pair[Tensor]:
+    """One value per completion (2B,), in the order of :func:`branches`, as a Pair of (B,).
+
+    This function and :func:`branches` alone know that order.
+    """
+    return Pair(completions[::2], completions[1::2])
 
 
-def token_groups(counts: Sequence[int], limit: int, together: int = 1) -> Iterator[tuple[int, int]]:
-    """Ranges of completions (``together`` at a time: 2 keeps pairs whole) with at most ``limit`` tokens if possible."""
+def sums_by_side(token_values: Tensor, counts: Sequence[int]) -> Pair[Tensor]:
+    """Sums over each side's trained tokens, (B,), of a batch of pairs' token values (M,). ``counts``: Batch.counts."""
+    completions = to_device(torch.from_numpy(np.repeat(np.arange(len(counts)), counts)), token_values.device)
+    return by_side(token_values.new_zeros(len(counts)).index_add(0, completions, token_values))
+
+
+def lengths_by_side(token_values: Tensor, counts: Sequence[int]) -> Pair[Tensor]:
+    """Each side's number of trained tokens, (B,), in the type and on the device of ``token_values``."""
+    return by_side(to_device(torch.tensor(counts, dtype=token_values.dtype), token_values.device))
+
+
+def tokens_per_pair(counts: Sequence[int]) -> NDArray[np.int64]:
+    """Trained tokens of each pair, both sides together, (B,) int64."""
+    tokens: NDArray[np.int64] = np.array(counts).reshape(-1, 2).sum(1)
+    return tokens
+
+
+def token_groups(counts: Sequence[int], limit: int, group_size: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges of completions with at most ``limit`` tokens each if possible. ``group_size`` 2 keeps pairs together."""
     start, load = 0, 0
-    for place in range(0, len(counts), together):
-        cost = sum(counts[place : place + together])
-        if place > start and load + cost > limit:
-            yield start, place
-            start, load = place, 0
+    for position in range(0, len(counts), group_size):
+        cost = sum(counts[position : position + group_size])
+        if position > start and load + cost > limit:
+            yield start, position
+            start, load = position, 0
         load += cost
     if start < len(counts):
         yield start, len(counts)

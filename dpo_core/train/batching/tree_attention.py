@@ -39,13 +39,15 @@ def tree_attention(model: PreTrainedModel) -> Iterator[None]:
 def tree_arguments(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
     """What the model's forward needs to attend over this tree row."""
     if model.device.type == "cuda":
-        return {"attention_mask": by_layer(model, tree_mask(model.device).of(batch.spans, batch.ids.shape[1]))}
+        return {
+            "attention_mask": mask_by_layer_kind(model, tree_mask(model.device).of(batch.spans, batch.ids.shape[1]))
+        }
     # A mask of four dimensions is handed on as it is; ours has nothing to say, the spans do.
     nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
     return {"attention_mask": nothing, "spans": batch.spans}
 
 
-def by_layer(model: PreTrainedModel, mask: BlockMask) -> Any:
+def mask_by_layer_kind(model: PreTrainedModel, mask: BlockMask) -> Any:
     """The mask as models want it whose layers are of several kinds: one for each kind."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
     return dict.fromkeys(kinds, mask) if len(kinds) > 1 else mask
@@ -60,37 +62,37 @@ def attend(
     if groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     spans: tuple[Span, ...] = options["spans"]
-    how = {name: options.get(name) for name in ("scaling", "sliding_window", "softcap", "s_aux")}
+    options = {name: options.get(name) for name in ("scaling", "sliding_window", "softcap", "s_aux")}
     lengths = [length for span in spans for length in (span.prompt + span.completions[0], *span.completions[1:])]
     parts = [torch.split(part, lengths, dim=2) for part in (query, key, value)]
-    outputs, place = [], 0
+    outputs, first = [], 0
     for span in spans:
-        few = len(span.completions)
-        outputs += one_conversation(span, [part[place : place + few] for part in parts], how)
-        place += few
+        count = len(span.completions)
+        outputs += attend_conversation(span, [part[first : first + count] for part in parts], options)
+        first += count
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def one_conversation(span: Span, parts: list[tuple[Tensor, ...]], how: dict[str, Any]) -> list[Tensor]:
+def attend_conversation(span: Span, parts: list[tuple[Tensor, ...]], options: dict[str, Any]) -> list[Tensor]:
     """The trunk (prompt and first completion) attends causally; every other completion to the prompt and itself."""
     (trunk_query, *queries), (trunk_key, *keys), (trunk_value, *values) = parts
-    outputs = [masked(trunk_query, trunk_key, trunk_value, 0, how)]
+    outputs = [causal_attention(trunk_query, trunk_key, trunk_value, 0, options)]
     prompt_key, prompt_value = trunk_key[:, :, : span.prompt], trunk_value[:, :, : span.prompt]
     for query, key, value in zip(queries, keys, values, strict=True):
         seen_key, seen_value = torch.cat([prompt_key, key], dim=2), torch.cat([prompt_value, value], dim=2)
-        outputs.append(masked(query, seen_key, seen_value, span.prompt, how))
+        outputs.append(causal_attention(query, seen_key, seen_value, span.prompt, options))
     return outputs
 
 
-def masked(query: Tensor, key: Tensor, value: Tensor, prompt: int, how: dict[str, Any]) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, prompt: int, options: dict[str, Any]) -> Tensor:
     """Causal attention of the last queries of a sequence, ``prompt`` of whose keys come before the first query."""
-    window, softcap, scale, sinks = how["sliding_window"], how["softcap"], how["scaling"], how["s_aux"]
+    window, softcap, scale, sinks = options["sliding_window"], options["softcap"], options["scaling"], options["s_aux"]
     length = key.shape[2]
     narrow = window is not None and window < length
     fused = softcap is None and sinks is None and (query.dtype != torch.bfloat16 or length > MATMULS_WIN)
     if fused and prompt == 0 and not narrow:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
-    mask = visible(query.shape[2], prompt, window if narrow else None, query.device)
+    mask = visible_keys(query.shape[2], prompt, window if narrow else None, query.device)
     if fused:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
@@ -104,7 +106,7 @@ def masked(query: Tensor, key: Tensor, value: Tensor, prompt: int, how: dict[str
     return (scores.softmax(-1) @ value[0])[None]  # a bf16 softmax is computed in float32 and rounded once
 
 
-def visible(queries: int, prompt: int, window: int | None, device: torch.device) -> Tensor:
+def visible_keys(queries: int, prompt: int, window: int | None, device: torch.device) -> Tensor:
     """(queries, prompt + queries) bool: which keys each query sees, within ``window`` positions where there is one."""
     query = torch.arange(prompt, prompt + queries, device=device)[:, None]
     key = torch.arange(prompt + queries, device=device)[None]

@@ -41,6 +41,6 @@ def from_row(row: dict[str, Any]) -> StepMetrics:
     return StepMetrics(step=row["step"], time=row["time"], values=values)
 
 
-def keep(path: Path, rows: list[dict[str, Any]]) -> None:
+def rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rewrite a journal to exactly these lines, aside and renamed."""
     atomic_files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -17,7 +17,7 @@ CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints.json
 DIGEST = "digest"
 LOG, SAMPLES, FINAL, ADAPTER = "logs.log", "samples.jsonl", "final", "adapter"
 
-NOT_YET = f".{CONFIG}.new"  # all that a run leaves that was killed while it wrote its first file
+UNFINISHED_CONFIG = f".{CONFIG}.new"  # all that a run leaves that was killed while it wrote its first file
 
 
 def run_name(recipe: Recipe) -> str:
@@ -32,103 +32,103 @@ def run_name(recipe: Recipe) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
 
 
-def choose(recipe: Recipe, key: str, store_root: Path) -> Path:
+def choose_log_path(recipe: Recipe, key: str, store_root: Path) -> Path:
     """The directory of the run with this fingerprint: the given one, that of its unfinished beginning, or a new one."""
     if recipe.train.log_path:
         return recipe.train.log_path.expanduser().resolve()
-    begun = pointer(store_root, key)
-    if begun.is_file() and (known := Path(begun.read_text())).is_dir():
-        return known
+    pointer = pointer_path(store_root, key)
+    if pointer.is_file() and (log_path := Path(pointer.read_text())).is_dir():
+        return log_path
     return (recipe.track.runs_dir / run_name(recipe)).expanduser().resolve()
 
 
-def pointer(store_root: Path, key: str) -> Path:
+def pointer_path(store_root: Path, key: str) -> Path:
     """Where a run with this fingerprint notes its directory, so that the same command finds it again."""
     return store_root / "train" / f"{key}.begun"
 
 
-def write_config(path: Path, told: dict[str, Any]) -> None:
+def write_config(path: Path, config: dict[str, Any]) -> None:
     """What a run is, with a digest of itself: ``fingerprint`` of the run, ``origin`` of the one that it extends (or its
     own), ``lineage`` of everything but its length, and the ``recipe``."""
-    told = {name: value for name, value in told.items() if name != DIGEST}
-    atomic_files.write_text(path / CONFIG, json.dumps(told | {DIGEST: fingerprint.of_value(told)}, indent=1))
+    config = {name: value for name, value in config.items() if name != DIGEST}
+    atomic_files.write_text(path / CONFIG, json.dumps(config | {DIGEST: fingerprint.of_value(config)}, indent=1))
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
     """What :func:`write_config` wrote, None if it is missing or damaged."""
     try:
-        told: dict[str, Any] = json.loads((path / CONFIG).read_text())
-        digest = told.pop(DIGEST)
+        config: dict[str, Any] = json.loads((path / CONFIG).read_text())
+        digest = config.pop(DIGEST)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
-    return told if digest == fingerprint.of_value(told) else None
+    return config if digest == fingerprint.of_value(config) else None
 
 
-def origin(path: Path, lineage: str, key: str) -> str:
+def origin_fingerprint(path: Path, lineage: str, key: str) -> str:
     """The fingerprint by which the run in a directory goes from its beginning; ``key`` where there is none."""
-    told = read_config(path)
-    return str(told["origin"]) if told and told["lineage"] == lineage else key
+    config = read_config(path)
+    return str(config["origin"]) if config and config["lineage"] == lineage else key
 
 
-def origin_of(path: Path) -> str:
+def read_origin(path: Path) -> str:
     """The same of a run that is there.
 
     Raises RecipeError when there is none.
     """
-    told = read_config(path)
-    if told is None:
+    config = read_config(path)
+    if config is None:
         raise RecipeError(f"{path} holds no run.", f"A run's directory has its {CONFIG}.", "Give a run's log_path.")
-    return str(told["origin"])
+    return str(config["origin"])
 
 
 def check_unused(recipe: Recipe) -> None:
     """Raises RecipeError when ``log_path`` holds anything that this run may neither continue nor delete.
 
     A directory that holds this very run, finished or not, is continued, unless the behaviour is raise or delete.
-    Changes nothing; what a person on a terminal may decide is left to :func:`settle`.
+    Changes nothing; what a person on a terminal may decide is left to :func:`delete_other_run`.
     """
-    path, behaviour = recipe.train.log_path, recipe.train.behavior_if_log_dir_exists
-    if path is None or continues(recipe, path):
+    path, behavior = recipe.train.log_path, recipe.train.behavior_if_log_dir_exists
+    if path is None or may_continue(recipe, path):
         return
-    if behaviour == "delete":
+    if behavior == "delete":
         check_is_run(path)
-    elif behaviour != "ask" or not sys.stdin.isatty():
-        raise exists(path, behaviour, differences(recipe, path))
+    elif behavior != "ask" or not sys.stdin.isatty():
+        raise in_use_error(path, behavior, changed_settings(recipe, path))
 
 
-def settle(recipe: Recipe) -> None:
+def delete_other_run(recipe: Recipe) -> None:
     """Empty ``log_path`` where :func:`check_unused` found another run in it and the behaviour, or a person, says so.
 
     Raises RecipeError when the person says no.
     """
-    path, behaviour = recipe.train.log_path, recipe.train.behavior_if_log_dir_exists
-    if path is None or continues(recipe, path):
+    path, behavior = recipe.train.log_path, recipe.train.behavior_if_log_dir_exists
+    if path is None or may_continue(recipe, path):
         return
-    if behaviour == "delete" or (behaviour == "ask" and wants_deletion(path)):
+    if behavior == "delete" or (behavior == "ask" and user_wants_deletion(path)):
         check_is_run(path)
         shutil.rmtree(path)
         return
-    raise exists(path, "raise" if behaviour == "ask" else behaviour, differences(recipe, path))
+    raise in_use_error(path, "raise" if behavior == "ask" else behavior, changed_settings(recipe, path))
 
 
-def continues(recipe: Recipe, path: Path) -> bool:
+def may_continue(recipe: Recipe, path: Path) -> bool:
     """Whether a run may begin in ``path`` as it is: nothing is there, or this very run and it may be continued."""
-    if not path.exists() or (path.is_dir() and not {found.name for found in path.iterdir()} - {NOT_YET}):
+    if not path.exists() or (path.is_dir() and not {found.name for found in path.iterdir()} - {UNFINISHED_CONFIG}):
         return True
     if recipe.train.behavior_if_log_dir_exists not in ("ask", "resume"):
         return False
-    changed = differences(recipe, path)
-    return not changed if changed is not None else damaged(path)
+    changed = changed_settings(recipe, path)
+    return not changed if changed is not None else has_damaged_config(path)
 
 
-def exists(path: Path, behaviour: str, changed: list[str] | None) -> RecipeError:
+def in_use_error(path: Path, behavior: str, changed: list[str] | None) -> RecipeError:
     """The refusal to touch a directory that is in use."""
     if changed is None:
         return RecipeError(
             f"{path} exists and holds no run.", "A run needs a directory of its own.", "Choose another log_path."
         )
     what = f"with other settings ({', '.join(changed)})" if changed else "of this recipe"
-    if behaviour == "resume":
+    if behavior == "resume":
         return RecipeError(
             f"{path} holds a run {what}.",
             "Only the same run can be resumed.",
@@ -141,7 +141,7 @@ def exists(path: Path, behaviour: str, changed: list[str] | None) -> RecipeError
     )
 
 
-def wants_deletion(path: Path) -> bool:
+def user_wants_deletion(path: Path) -> bool:
     """The user's choice on a terminal; no deletion elsewhere."""
     if not sys.stdin.isatty():
         return False
@@ -152,32 +152,32 @@ def wants_deletion(path: Path) -> bool:
 def check_is_run(path: Path) -> None:
     """Raises RecipeError when a directory that would be deleted holds no run."""
     if not (path / CONFIG).is_file():
-        raise exists(path, "delete", None)
+        raise in_use_error(path, "delete", None)
 
 
-def differences(recipe: Recipe, path: Path) -> list[str] | None:
+def changed_settings(recipe: Recipe, path: Path) -> list[str] | None:
     """Names of the settings in which the run in ``path`` differs, but for a greater length; None without a run."""
-    told = read_config(path)
-    if told is None:
+    config = read_config(path)
+    if config is None:
         return None
-    before = told["recipe"]
+    before = config["recipe"]
     now = json.loads(recipe.model_dump_json())
-    if all(reaches(now["train"].get(name), before["train"].get(name)) for name in LENGTHS):
+    if all(is_no_shorter(now["train"].get(name), before["train"].get(name)) for name in LENGTHS):
         now["train"] |= {name: before["train"].get(name) for name in LENGTHS}
-    return changes(before, now)
+    return compare_settings(before, now)
 
 
-def reaches(now: int | None, before: int | None) -> bool:
+def is_no_shorter(now: int | None, before: int | None) -> bool:
     """Whether a length is at least what it was; None is without end."""
     return now is None or (before is not None and now >= before)
 
 
-def damaged(path: Path) -> bool:
+def has_damaged_config(path: Path) -> bool:
     """Whether a run was here whose configuration is no longer readable."""
     return (path / CONFIG).is_file() and (path / METRICS).is_file()
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def compare_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Settings of data, render, model, warm_start and train that are not the same."""
     sections = ("data", "render", "model", "warm_start", "train")
     return [

@@ -1,4 +1,4 @@
-"""A run's directory becomes this run's: locked, and sure to hold nothing else."""
+"""Run lock: one process at a time trains in a ``log_path``, and only the run that its ``config.json`` describes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,61 +6,73 @@ from pathlib import Path
 from typing import Any
 
 from dpo_core.cache import atomic_files
-from dpo_core.cache.store import Draft
 from dpo_core.errors import RecipeError
 from dpo_core.stages.train import TrainRequest
 from dpo_core.train.checkpoint import checkpoint_state, run_dir
 
-FOUND = ("token_budget",)  # what the run found out for itself: an extension goes on with it
+KEPT_BY_EXTENSION = ("token_budget",)  # found by the run itself: its extension goes on with the same value
 
 
 @contextmanager
-def claimed(request: TrainRequest, draft: Draft) -> Iterator[None]:
-    """Hold ``log_path`` alone, with its ``config.json`` written and its place noted for a later continuation.
+def lock_run_dir(request: TrainRequest, pointer: Path) -> Iterator[None]:
+    """Lock ``log_path`` inside the block, with its ``config.json`` written and its path noted in the file ``pointer``.
 
-    Raises RecipeError when another process holds it, or when it holds another run.
+    Raises RecipeError when another process holds the lock, or when the directory holds another run.
     """
-    request.log_path.mkdir(parents=True, exist_ok=True)
+    log_path = request.log_path
+    log_path.mkdir(parents=True, exist_ok=True)
     try:
-        with atomic_files.locked(request.log_path, wait=False):
-            check(request)
-            atomic_files.write_text(
-                run_dir.pointer(draft.final.parent.parent, request.fingerprint), str(request.log_path)
-            )
+        with atomic_files.locked(log_path, wait=False):
+            config = run_dir.read_config(log_path)
+            if config is None:
+                check_lost_config(log_path, request)
+            else:
+                check_same_run(config, request)
+            write_own_config(config, request)
+            atomic_files.write_text(pointer, str(log_path))
             yield
     except BlockingIOError:
         raise RecipeError(
-            f"Another process is training in {request.log_path}.",
+            f"Another process is training in {log_path}.",
             "A run's directory belongs to one process at a time.",
             "Wait for it to end, or choose another log_path.",
         ) from None
 
 
-def check(request: TrainRequest) -> None:
-    """Make the configuration that of this run.
-
-    Raises RecipeError when it is that of a run that this one does not continue.
-    """
-    path = request.log_path
-    there = run_dir.read_config(path)
-    if there is None and (path / run_dir.CONFIG).exists() and not ours(path, request.lineage):
-        raise other(path, "a run whose config.json is damaged", request)
-    if there is not None and there["lineage"] != request.lineage:
-        raise other(path, f"run {there['fingerprint']}{apart(there, request)}", request)
-    if there is None or there["fingerprint"] != request.fingerprint:
-        told = {
-            "fingerprint": request.fingerprint,
-            "lineage": request.lineage,
-            "origin": there["origin"] if there else request.fingerprint,
-            "recipe": request.recipe,
-            "reads": reads(request),
-        }
-        kept = {name: there[name] for name in FOUND if name in there} if there else {}
-        run_dir.write_config(path, told | kept)
+def check_lost_config(log_path: Path, request: TrainRequest) -> None:
+    """Raises RecipeError when a damaged ``config.json`` is there and the checkpoints are not of this run's lineage."""
+    if not (log_path / run_dir.CONFIG).exists():
+        return
+    states = [checkpoint_state.read_state(path) for path in checkpoint_state.newest_first(log_path)]
+    same_lineage = all(state["lineage"] == request.lineage for state in states if state)
+    if not same_lineage or not (log_path / run_dir.METRICS).is_file():
+        raise other_run_error(log_path, "a run whose config.json is damaged", request.fingerprint)
 
 
-def reads(request: TrainRequest) -> dict[str, str]:
-    """What a run depends on beside its settings, each by its fingerprint; a hub model's path names its commit."""
+def check_same_run(config: dict[str, Any], request: TrainRequest) -> None:
+    """Raises RecipeError when the directory's ``config`` is of another lineage."""
+    if config["lineage"] != request.lineage:
+        found = f"run {config['fingerprint']}{describe_changes(config, request)}"
+        raise other_run_error(request.log_path, found, request.fingerprint)
+
+
+def write_own_config(config: dict[str, Any] | None, request: TrainRequest) -> None:
+    """Write ``config.json`` of a new run or of an extension. ``config``: the directory's own (None: there is none)."""
+    if config is not None and config["fingerprint"] == request.fingerprint:
+        return
+    own = {
+        "fingerprint": request.fingerprint,
+        "lineage": request.lineage,
+        "origin": config["origin"] if config else request.fingerprint,
+        "recipe": request.recipe,
+        "reads": input_fingerprints(request),
+    }
+    kept = {name: config[name] for name in KEPT_BY_EXTENSION if name in config} if config else {}
+    run_dir.write_config(request.log_path, own | kept)
+
+
+def input_fingerprints(request: TrainRequest) -> dict[str, str]:
+    """Fingerprints of a run's inputs besides its settings; the path of a hub model names its commit."""
     return {
         "data or rendering": request.rendered.fingerprint,
         "renderer": request.rendered.renderer_name,
@@ -70,25 +82,19 @@ def reads(request: TrainRequest) -> dict[str, str]:
     }
 
 
-def apart(there: dict[str, Any], request: TrainRequest) -> str:
-    """What of it is not as it was, for a message."""
-    before = there.get("reads", {})
-    changed = [name for name, value in reads(request).items() if name != "model_path" and before.get(name) != value]
-    if not changed and there["recipe"] == request.recipe:
+def describe_changes(config: dict[str, Any], request: TrainRequest) -> str:
+    """The inputs that differ from those in ``config``, in brackets for a message; empty if only settings differ."""
+    before, now = config.get("reads", {}), input_fingerprints(request)
+    changed = [name for name, value in now.items() if name != "model_path" and before.get(name) != value]
+    if not changed and config["recipe"] == request.recipe:
         return " (made by another version of this code)"
     return f" (with other {', '.join(changed)})" if changed else ""
 
 
-def ours(path: Path, lineage: str) -> bool:
-    """Whether the checkpoints of a run that lost its configuration are of this lineage; true when it has none yet."""
-    states = [checkpoint_state.read_state(found) for found in checkpoint_state.newest_first(path)]
-    return (path / run_dir.METRICS).is_file() and all(state["lineage"] == lineage for state in states if state)
-
-
-def other(path: Path, what: str, request: TrainRequest) -> RecipeError:
-    """The refusal to continue another run."""
+def other_run_error(log_path: Path, found: str, fingerprint: str) -> RecipeError:
+    """The error for a directory that holds another run. ``fingerprint``: of the run that was to be trained."""
     return RecipeError(
-        f"{path} holds {what}, and this one is {request.fingerprint}.",
+        f"{log_path} holds {found}, and this one is {fingerprint}.",
         "A run is continued with the same settings, data, weights and reference.",
         "Choose another log_path, or behavior_if_log_dir_exists=delete.",
     )

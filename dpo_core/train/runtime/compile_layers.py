@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from dpo_core.config.recipe import TrainSettings
 from dpo_core.errors import RecipeError
-from dpo_core.train.logps import plain
+from dpo_core.train.logps import causal_model
 
 
-def compiled(policy: nn.Module, train: TrainSettings) -> nn.Module:
+def compile_policy(policy: nn.Module, train: TrainSettings) -> nn.Module:
     """The policy with its decoder layers compiled, in place, for rows of any length, if the recipe wants it on a GPU.
 
     auto leaves them as they are where activations are computed again: the two together are not proven (LAB.md).
@@ -34,14 +34,14 @@ def compiled(policy: nn.Module, train: TrainSettings) -> nn.Module:
 
 def compile_layers(policy: nn.Module, backend: str = "inductor") -> None:
     """Compile every decoder layer, in place, for rows of any length."""
-    embeddings = plain(policy).get_input_embeddings()
+    embeddings = causal_model(policy).get_input_embeddings()
     if not embeddings.weight.requires_grad:
-        embeddings.register_forward_hook(with_gradient)
+        embeddings.register_forward_hook(require_gradient)
     for layer in decoder_layers(policy):
         layer.compile(dynamic=True, backend=backend)
 
 
-def with_gradient(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+def require_gradient(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
     """Embeddings that require a gradient though their weights are frozen.
 
     Under LoRA the first layer's input would require none and the other layers' would: two compilations instead of one,
@@ -52,7 +52,7 @@ def with_gradient(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
 
 def decoder_layers(policy: nn.Module) -> list[nn.Module]:
     """The blocks that a model repeats."""
-    causal = plain(policy)
+    causal = causal_model(policy)
     kinds = set(causal._no_split_modules or ())
     return [module for module in causal.get_decoder().modules() if type(module).__name__ in kinds]
 

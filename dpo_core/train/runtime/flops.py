@@ -11,10 +11,10 @@ from torch import nn
 
 from dpo_core.render.token_dataset import TokenPair
 from dpo_core.train.batching.packing import Batch, Span, branches
-from dpo_core.train.logps import plain
+from dpo_core.train.logps import causal_model
 
 PROBES = 5
-SIDE = {"cpu": 1024, "cuda": 8192}
+MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ModelSizes:
     @classmethod
     def of(cls, model: nn.Module) -> "ModelSizes":
         """A transformers model's, perhaps with adapters."""
-        causal = plain(model)
+        causal = causal_model(model)
         config = causal.config.get_text_config()
         head = causal.get_output_embeddings().weight
         tables = {id(head), id(causal.get_input_embeddings().weight)}
@@ -83,22 +83,22 @@ class ModelSizes:
 
 def matmul_peak(device: torch.device, precision: str) -> float:
     """FLOP/s that a square matrix product reaches here, the best of a few."""
-    side = SIDE[device.type]
+    side = MATMUL_SIDE[device.type]
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     left, right = (torch.randn(side, side, device=device).to(kind) for _ in "lr")
-    return max(2 * side**3 / timed(left, right) for _ in range(PROBES))
+    return max(2 * side**3 / time_matmul(left, right) for _ in range(PROBES))
 
 
-def timed(left: torch.Tensor, right: torch.Tensor) -> float:
+def time_matmul(left: torch.Tensor, right: torch.Tensor) -> float:
     """Seconds of one product."""
-    wait(left.device)
+    synchronize(left.device)
     started = time.perf_counter()
     left @ right
-    wait(left.device)
+    synchronize(left.device)
     return time.perf_counter() - started
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Until the device has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -51,7 +51,7 @@ class MemoryWatch:
         """Look until the block is over; ask the main thread to break off for as long as memory is short."""
         while not self.over.wait(self.every):
             if cause := shortage(self.swapped):
-                State.cause = cause
+                Interruption.cause = cause
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
 
 
@@ -66,7 +66,7 @@ def shortage(swapped_before: int) -> str:
     return ""
 
 
-class State:
+class Interruption:
     """Whether the main thread is where it can be broken off, and why it was to be."""
 
     armed, cause = False, ""
@@ -74,23 +74,23 @@ class State:
 
 def interrupt(number: int, frame: FrameType | None) -> None:
     """Raises MemoryShort where a step may be broken off."""
-    if State.armed:
-        State.armed = False
-        raise MemoryShort(State.cause)
+    if Interruption.armed:
+        Interruption.armed = False
+        raise MemoryShort(Interruption.cause)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Inside, nothing is lost that matters when it is broken off."""
-    State.armed = True
+    Interruption.armed = True
     try:
         yield
     finally:
-        State.armed = False
+        Interruption.armed = False
 
 
 @contextmanager
-def out_of_memory(token_budget: int, longest: int, more: str = "") -> Iterator[None]:
+def explain_microbatch_memory(token_budget: int, longest: int, more: str = "") -> Iterator[None]:
     """Raises OutOfMemoryError in place of any error for memory in microbatches, saying what to lower.
 
     ``longest``: tokens of the longest pair, which no budget makes shorter. ``more``: what else helps.
@@ -103,26 +103,26 @@ def out_of_memory(token_budget: int, longest: int, more: str = "") -> Iterator[N
         budget = max(1, token_budget // 2, longest)
         helps = budget < token_budget
         instead = f"token_budget={budget}" if helps else f"max_length={max(1, longest // 3)}"
-        told = OutOfMemoryError(
-            f"Memory ran out with token_budget={token_budget}{cause_of(error)}.",
+        shortage_error = OutOfMemoryError(
+            f"Memory ran out with token_budget={token_budget}{interruption_cause(error)}.",
             "A microbatch must fit into memory with its activations.",
             f"The longest pair has {longest} tokens: set {instead}{more}; what was saved stands.",
         )
-        told.smaller_budget_helps = helps
-        raise told from error
+        shortage_error.smaller_budget_helps = helps
+        raise shortage_error from error
 
 
 @contextmanager
-def memory_for(what: str, rule: str, remedy: str) -> Iterator[None]:
+def explain_memory(what: str, rule: str, remedy: str) -> Iterator[None]:
     """Raises OutOfMemoryError in place of any error for memory inside, where a token budget is not what it takes."""
     try:
         yield
     except Exception as error:
         if not of_memory(error):
             raise
-        raise OutOfMemoryError(f"Memory ran out in {what}{cause_of(error)}.", rule, remedy) from error
+        raise OutOfMemoryError(f"Memory ran out in {what}{interruption_cause(error)}.", rule, remedy) from error
 
 
-def cause_of(error: Exception) -> str:
+def interruption_cause(error: Exception) -> str:
     """What broke a step off, in brackets; empty for an error of torch's, which says how much it wanted and no more."""
     return f" ({error})" if isinstance(error, MemoryShort) else ""

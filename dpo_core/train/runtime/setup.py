@@ -1,4 +1,4 @@
-"""A training process's work on a run: everything loaded, and continued from the last whole checkpoint."""
+"""Setup of a training process: loads model, data and reference, and resumes from the latest checkpoint."""
 
 import os
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from dpo_core.stages.train import TrainRequest
 from dpo_core.train import data_order
 from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note
 from dpo_core.train.batching.auto_token_budget import BudgetHistory, BudgetPlan
-from dpo_core.train.batching.batch_layout import settled
+from dpo_core.train.batching.batch_layout import layout_of_run
 from dpo_core.train.batching.memory_estimate import Workload
 from dpo_core.train.batching.packing import Layout
 from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir
-from dpo_core.train.logps import plain
+from dpo_core.train.logps import causal_model
 from dpo_core.train.loop import Run
 from dpo_core.train.reference import CachedReference, OnTheFlyReference, Reference, open_references
-from dpo_core.train.runtime.compile_layers import compiled
+from dpo_core.train.runtime.compile_layers import compile_policy
 from dpo_core.train.runtime.flops import matmul_peak
 from dpo_core.train.runtime.signals import StopFlag
 from dpo_core.train.validation import ValidationResult
@@ -57,7 +57,7 @@ class Session:
     renderer: Renderer
     done: int
     stop: StopFlag
-    news: list[str]
+    lines: list[str]
     plan: BudgetPlan
     policy_metrics: PolicyMetrics = no_metrics
     last: StepMetrics | None = None
@@ -69,22 +69,22 @@ class Session:
         return self.request.log_path
 
 
-def begin(request: TrainRequest, stop: StopFlag) -> Session:
-    """Load everything; continue from the last whole checkpoint where there is one."""
+def start_session(request: TrainRequest, stop: StopFlag) -> Session:
+    """Load everything and resume from the latest undamaged checkpoint, if there is one."""
     train, source = request.train, request.model
-    deterministic(train.deterministic)
+    set_deterministic(train.deterministic)
     model = load_model(source.path, train.seed, source.trust_remote_code, request.frozen_dtype)
     rows = open_split(request.rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
-    layout = settled(model, train.layout, request.rendered, request.reference)
-    policy = prepared(make_trainable(model, request.settings, train.seed), train)
-    known = reference(request, policy)
-    plan = settled_budget(request, policy, rows, layout)  # its probes are not worth a compilation
+    layout = layout_of_run(model, train.layout, request.rendered, request.reference)
+    policy = prepare_policy(make_trainable(model, request.settings, train.seed), train)
+    reference = make_reference(request, policy)
+    plan = plan_token_budget(request, policy, rows, layout)  # its probes are not worth a compilation
     run = Run(
-        compiled(policy, train),
+        compile_policy(policy, train),
         adamw(policy, train),
         rows,
-        known,
+        reference,
         train,
         layout=layout,
         token_budget=plan.tokens,
@@ -94,23 +94,23 @@ def begin(request: TrainRequest, stop: StopFlag) -> Session:
     tokenizer = load_tokenizer(request.rendered.tokenizer_path, source.trust_remote_code)
     renderer = get_renderer(request.rendered.renderer_name, tokenizer)
     test_split = open_split(request.rendered.path, "test"), open_references(request.reference.path, "test")
-    done, news, last = resume(request, run)
-    return Session(request, run, test_split, renderer, done, stop, [*plan.news, *news], plan, last=last)
+    done, lines, last = resume(request, run)
+    return Session(request, run, test_split, renderer, done, stop, [*plan.lines, *lines], plan, last=last)
 
 
-def deterministic(wanted: bool) -> None:
+def set_deterministic(enabled: bool) -> None:
     """Kernels that give the same bits every time, or an error where there is none."""
-    if wanted:
+    if enabled:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
+    torch.use_deterministic_algorithms(enabled)
 
 
-def prepared(policy: nn.Module, train: TrainSettings) -> nn.Module:
+def prepare_policy(policy: nn.Module, train: TrainSettings) -> nn.Module:
     """The policy as it trains: without dropout, with recomputation if the recipe asks for it."""
     disable_dropout(policy)
     if train.activation_checkpointing:
         # Layers are computed again only in training mode; without dropout that mode changes nothing else.
-        compat.recompute_activations(plain(policy))
+        compat.recompute_activations(causal_model(policy))
         policy.train()
     return policy
 
@@ -127,7 +127,7 @@ def adamw(policy: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
     )
 
 
-def reference(request: TrainRequest, policy: nn.Module) -> Reference:
+def make_reference(request: TrainRequest, policy: nn.Module) -> Reference:
     """The stored log-probabilities, or the model to ask in every step: the policy without adapters if that is it."""
     if not request.on_the_fly:
         return open_references(request.reference.path, "train")
@@ -138,17 +138,17 @@ def reference(request: TrainRequest, policy: nn.Module) -> Reference:
     return OnTheFlyReference(frozen.requires_grad_(False), precision)
 
 
-def settled_budget(request: TrainRequest, policy: nn.Module, rows: TokenDataset, layout: Layout) -> BudgetPlan:
+def plan_token_budget(request: TrainRequest, policy: nn.Module, rows: TokenDataset, layout: Layout) -> BudgetPlan:
     """The recipe's token budget; ``auto`` is found once and kept with the run, whose continuation must be the same."""
-    train, batches = request.train, auto_token_budget.batches_of(len(rows), request.train)
+    train, batches = request.train, auto_token_budget.first_batches(len(rows), request.train)
     work = workload(request, policy, rows, layout)
     if train.token_budget != "auto":
         return auto_token_budget.plan(work, train.token_budget, BudgetHistory(), batches)
-    told = run_dir.read_config(request.log_path) or {}
-    past = BudgetHistory(told.get("token_budget"), budget_attempt.failed(request.log_path / budget_note.NOTE))
+    config = run_dir.read_config(request.log_path) or {}
+    past = BudgetHistory(config.get("token_budget"), budget_attempt.failed_budget(request.log_path / budget_note.NOTE))
     plan = auto_token_budget.plan(work, "auto", past, batches)
     if plan.tokens != past.kept:
-        run_dir.write_config(request.log_path, told | {"token_budget": plan.tokens})
+        run_dir.write_config(request.log_path, config | {"token_budget": plan.tokens})
     return plan
 
 
@@ -160,20 +160,20 @@ def workload(request: TrainRequest, policy: nn.Module, rows: TokenDataset, layou
         rows,
         layout,
         train.precision,
-        saves=saves_on_the_way(train, len(rows)),
-        sampled=sampled(request) if train.infrequent_eval_every else 0,
+        saves=saves_during_training(train, len(rows)),
+        sampled=sampled_tokens(request) if train.infrequent_eval_every else 0,
         evaluated=True,  # at the end in any case
         exported=WIDTH[request.export_dtype] + WIDTH[request.frozen_dtype],
     )
 
 
-def sampled(request: TrainRequest) -> int:
+def sampled_tokens(request: TrainRequest) -> int:
     """Tokens in the cache when the held-out prompts, which nothing cuts, are answered together."""
     prompts = open_split(request.rendered.path, "test").whole_prompts(request.samples)
     return len(prompts) * (request.max_new_tokens + max(map(len, prompts), default=0))
 
 
-def saves_on_the_way(train: TrainSettings, pairs: int) -> bool:
+def saves_during_training(train: TrainSettings, pairs: int) -> bool:
     """Whether checkpoints are written while training goes on."""
     by_steps = 0 < train.save_every < data_order.total_steps(pairs, train)
     return by_steps or bool(train.save_every_minutes or train.best_metric)
@@ -186,25 +186,25 @@ def resume(request: TrainRequest, run: Run) -> tuple[int, list[str], StepMetrics
     Raises RecipeError when more steps are done than the run is to have.
     """
     found, wrong = checkpoint_state.latest(request.log_path)
-    news = [f"Checkpoint {name} is passed over: {cause}." for name, cause in wrong.items()]
+    lines = [f"Checkpoint {name} is passed over: {cause}." for name, cause in wrong.items()]
     if found is None:
-        checkpoint_state.cut_back(request.log_path, None)
-        return 0, news, None
-    if found.step > run.total:
+        checkpoint_state.truncate_run(request.log_path, None)
+        return 0, lines, None
+    if found.step > run.total_steps:
         raise RecipeError(
-            f"The run in {request.log_path} has {found.step} steps, and {run.total} are asked for.",
+            f"The run in {request.log_path} has {found.step} steps, and {run.total_steps} are asked for.",
             "A run can be continued or extended, not shortened.",
             "Raise max_steps or num_epochs, or choose another log_path.",
         )
     checkpoint_state.load(found.path, run.policy, run.optimizer)
-    row = checkpoint_state.final_row(request.log_path, found)
-    checkpoint_state.cut_back(request.log_path, found)
-    if row and found.step < run.total:
+    row = checkpoint_state.last_step_row(request.log_path / run_dir.METRICS, found.state)
+    checkpoint_state.truncate_run(request.log_path, found)
+    if row and found.step < run.total_steps:
         journal.append(request.log_path / run_dir.METRICS, row)
-    news.append(f"Continuing after step {found.step} from its checkpoint.")
+    lines.append(f"Continuing after step {found.step} from its checkpoint.")
     if found.state["run"] != request.fingerprint and run.settings.lr_schedule != "constant":
-        news.append(
+        lines.append(
             f"The run is extended: steps 1 to {found.step} had the {run.settings.lr_schedule} schedule of a shorter"
-            f" run, and the rest have that of {run.total} steps."
+            f" run, and the rest have that of {run.total_steps} steps."
         )
-    return found.step, news, journal.from_row(row) if row and found.step == run.total else None
+    return found.step, lines, journal.from_row(row) if row and found.step == run.total_steps else None

@@ -23,14 +23,24 @@ from dpo_core.render.token_dataset import write_split
 from dpo_core.system import gpus
 from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note, memory_estimate
 from dpo_core.train.batching.auto_token_budget import BudgetHistory
-from dpo_core.train.batching.memory_estimate import MemoryEstimate, Workload, measure
+from dpo_core.train.batching.memory_estimate import MemoryEstimate, Workload, estimate_memory
 from dpo_core.train.runtime import setup
 from tests import tiny
 from tests.conftest import ROOT, shared
 
 GB = 10**9
 PLAIN = MemoryEstimate(
-    "cpu", held=GB, trained=GB, saved=0, copies=0, token=1e6, layer=1e5, logits=2 * 10**5, at_once=500, head=0, aside=0
+    "cpu",
+    loaded=GB,
+    trained=GB,
+    saved=0,
+    copies=0,
+    token=1e6,
+    layer=1e5,
+    logits=2 * 10**5,
+    at_once=500,
+    head=0,
+    aside=0,
 )
 
 
@@ -41,11 +51,11 @@ def work(tmp_path: Path, precision: str = "fp32", lora_rank: int = 0, layout: An
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, free: int, held: int = 0) -> None:
     monkeypatch.setattr(auto_token_budget, "free_memory", lambda _: free)
-    monkeypatch.setattr(memory_estimate, "held_now", lambda _: held)
+    monkeypatch.setattr(memory_estimate, "allocated_bytes", lambda _: held)
 
 
 def test_the_peak_is_the_sum_of_what_is_there_together() -> None:
-    states, working = 3 * GB, memory_estimate.WORKING["cpu"]
+    states, working = 3 * GB, memory_estimate.WORKSPACE["cpu"]
     activations = int(memory_estimate.SLACK["cpu"] * GB)
     assert PLAIN.peak(1000) == GB + states + working + activations + 10**8
     wide_head = replace(PLAIN, head=GB)
@@ -54,41 +64,41 @@ def test_the_peak_is_the_sum_of_what_is_there_together() -> None:
     assert replace(PLAIN, saved=GB).peak(1000) == PLAIN.peak(1000) + GB
     assert replace(PLAIN, aside=5 * GB).peak(1000) == GB + states + working + 5 * GB
     on_gpu = replace(PLAIN, device="cuda")
-    assert on_gpu.peak(1000) == GB + states + memory_estimate.WORKING["cuda"] + GB + 10**8
+    assert on_gpu.peak(1000) == GB + states + memory_estimate.WORKSPACE["cuda"] + GB + 10**8
 
 
 def test_a_budget_grows_with_the_memory_that_is_free_up_to_what_pays() -> None:
-    told = [auto_token_budget.fitting(PLAIN, room) for room in (0, 5 * GB, 5.9 * GB, 50 * GB, 10**15)]
+    told = [auto_token_budget.largest_fitting_budget(PLAIN, room) for room in (0, 5 * GB, 5.9 * GB, 50 * GB, 10**15)]
     assert told == sorted(told)
-    assert (told[0], told[-1]) == (auto_token_budget.LEAST, 2048)
-    assert all(tokens % auto_token_budget.STEP == 0 for tokens in told)
-    assert PLAIN.peak(told[2]) <= 5.9 * GB < PLAIN.peak(told[2] + auto_token_budget.STEP)
+    assert (told[0], told[-1]) == (auto_token_budget.MIN_TOKENS, 2048)
+    assert all(tokens % auto_token_budget.TOKENS_MULTIPLE == 0 for tokens in told)
+    assert PLAIN.peak(told[2]) <= 5.9 * GB < PLAIN.peak(told[2] + auto_token_budget.TOKENS_MULTIPLE)
     on_gpu = replace(PLAIN, device="cuda")
-    assert auto_token_budget.fitting(on_gpu, 10**15) == 65_536
-    assert 16_384 < auto_token_budget.fitting(on_gpu, 40 * GB) < 65_536
+    assert auto_token_budget.largest_fitting_budget(on_gpu, 10**15) == 65_536
+    assert 16_384 < auto_token_budget.largest_fitting_budget(on_gpu, 40 * GB) < 65_536
 
 
 def test_what_autograd_keeps_is_told_by_the_token(tmp_path: Path) -> None:
     """Every layer keeps its inputs at least; a bf16 copy of each matrix is no token's."""
-    found = measure(work(tmp_path))
+    found = estimate_memory(work(tmp_path))
     model = tiny.llama()
     assert found.copies == 0
     assert found.token > 2 * 32 * 4 * 10
     assert found.trained == sum(p.numel() for p in model.parameters()) * 4
-    half = measure(work(tmp_path, "bf16"))
+    half = estimate_memory(work(tmp_path, "bf16"))
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name)
     assert matrices * 2 <= half.copies < matrices * 3
     assert half.token < found.token
-    adapted = measure(work(tmp_path, "bf16", lora_rank=4))
+    adapted = estimate_memory(work(tmp_path, "bf16", lora_rank=4))
     assert adapted.trained < found.trained / 2
     assert adapted.head == 0 < half.head
 
 
 def test_recomputed_activations_take_less(tmp_path: Path) -> None:
     whole = work(tmp_path)
-    plain = measure(whole)
-    setup.prepared(whole.policy, TrainSettings(activation_checkpointing=True))
-    recomputed = measure(whole)
+    plain = estimate_memory(whole)
+    setup.prepare_policy(whole.policy, TrainSettings(activation_checkpointing=True))
+    recomputed = estimate_memory(whole)
     assert recomputed.token == 2 * 32 * 4 < plain.token
     assert recomputed.layer > plain.layer
     assert whole.policy.training  # as it was
@@ -97,20 +107,20 @@ def test_recomputed_activations_take_less(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 def test_the_largest_microbatch_is_found_with_the_longest_pair(tmp_path: Path, layout: Any) -> None:
     split = work(tmp_path, layout=layout)
-    costs = auto_token_budget.of_pairs(split.rows, layout, 2)
+    costs = auto_token_budget.pair_costs(split.rows, layout, 2)
     whole = costs[:8].sum() if layout == "tree" else costs.max() * 8
-    assert costs.max() < auto_token_budget.largest(split, 10**6, [range(8)]) <= whole
-    assert auto_token_budget.largest(split, 1, [range(8)]) == costs.max()
+    assert costs.max() < auto_token_budget.largest_microbatch(split, 10**6, [range(8)]) <= whole
+    assert auto_token_budget.largest_microbatch(split, 1, [range(8)]) == costs.max()
 
 
 def test_weights_that_cannot_fit_are_an_error_that_names_who_holds_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    auto_token_budget.check(PLAIN, 4 * GB)
+    auto_token_budget.check_states_fit(PLAIN, 4 * GB)
     with pytest.raises(OutOfMemoryError, match=r"take 4.0 GB, and 3.9 GB are available\. They must fit"):
-        auto_token_budget.check(PLAIN, int(3.9 * GB))
+        auto_token_budget.check_states_fit(PLAIN, int(3.9 * GB))
     busy = gpus.Gpu("H100", (9, 0), GB, 80 * GB, (gpus.GpuProcess(77, "python", 70 * GB),))
     monkeypatch.setattr(gpus, "find_gpu", lambda: busy)
     with pytest.raises(OutOfMemoryError, match=r"process 77 \(python\) holds 70.0 GB"):
-        auto_token_budget.check(replace(PLAIN, device="cuda"), GB)
+        auto_token_budget.check_states_fit(replace(PLAIN, device="cuda"), GB)
 
 
 def test_an_explicit_budget_is_obeyed_with_a_warning_of_what_would_fit(
@@ -118,12 +128,12 @@ def test_an_explicit_budget_is_obeyed_with_a_warning_of_what_would_fit(
 ) -> None:
     with_memory(monkeypatch, free=10**12)
     quiet = auto_token_budget.plan(work(tmp_path), 100_000, BudgetHistory(), [range(8)])
-    assert (quiet.tokens, quiet.auto, quiet.news) == (100_000, False, ())
+    assert (quiet.tokens, quiet.auto, quiet.lines) == (100_000, False, ())
     assert "100,000 tokens a microbatch, about 0." in str(quiet)
     with_memory(monkeypatch, free=10**7)
     told = auto_token_budget.plan(work(tmp_path), 100_000, BudgetHistory(), [range(8)])
     assert told.tokens == 100_000
-    assert re.search(r"Warning: about .* GB are expected with token_budget=100000, .* 256 would fit", told.news[0])
+    assert re.search(r"Warning: about .* GB are expected with token_budget=100000, .* 256 would fit", told.lines[0])
 
 
 def request(tmp_path: Path) -> Any:
@@ -149,12 +159,12 @@ def test_the_export_counts_beyond_what_training_gives_back(tmp_path: Path) -> No
     trains, the moments that are given back are more."""
     whole, adapted = work(tmp_path), work(tmp_path, lora_rank=4)
     held = sum(p.numel() * 4 for p in adapted.policy.parameters())
-    trained = measure(adapted).trained
-    assert memory_estimate.exporting(replace(adapted, exported=8), trained) == held - 3 * trained
+    trained = estimate_memory(adapted).trained
+    assert memory_estimate.export_bytes(replace(adapted, exported=8), trained) == held - 3 * trained
     halves = replace(adapted, policy=adapted.policy.to(torch.bfloat16), exported=4)
-    assert memory_estimate.exporting(halves, trained // 2) == held // 2 - 3 * (trained // 2)
-    assert memory_estimate.exporting(replace(whole, exported=8), measure(whole).trained) == 0
-    assert memory_estimate.exporting(adapted, trained) == 0
+    assert memory_estimate.export_bytes(halves, trained // 2) == held // 2 - 3 * (trained // 2)
+    assert memory_estimate.export_bytes(replace(whole, exported=8), estimate_memory(whole).trained) == 0
+    assert memory_estimate.export_bytes(adapted, trained) == 0
 
 
 def test_auto_is_the_default_and_is_kept_for_the_runs_continuation(
@@ -162,23 +172,23 @@ def test_auto_is_the_default_and_is_kept_for_the_runs_continuation(
 ) -> None:
     asked, split = request(tmp_path), tiny.rows(tmp_path, tiny.token_pairs(8))
     with_memory(monkeypatch, free=10**12)
-    first = setup.settled_budget(asked, tiny.llama(), split, "tree")
+    first = setup.plan_token_budget(asked, tiny.llama(), split, "tree")
     assert (first.tokens, first.auto) == (2048, True)
     assert "2,048 tokens a microbatch (auto), about 0.2 GB expected of 1000.0 GB free" in str(first)
     with_memory(monkeypatch, free=10**7)
-    assert setup.settled_budget(asked, tiny.llama(), split, "tree").tokens == 2048
+    assert setup.plan_token_budget(asked, tiny.llama(), split, "tree").tokens == 2048
     assert json.loads((tmp_path / "config.json").read_text())["token_budget"] == 2048
 
 
 def test_a_run_that_memory_ended_goes_on_with_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, split = request(tmp_path), tiny.rows(tmp_path, tiny.token_pairs(8))
     with_memory(monkeypatch, free=10**12)
-    setup.settled_budget(asked, tiny.llama(), split, "tree")
-    budget_attempt.BudgetAttempt(tmp_path / budget_note.NOTE, 2048).note(ran_out=True)
-    again = setup.settled_budget(asked, tiny.llama(), split, "tree")
+    setup.plan_token_budget(asked, tiny.llama(), split, "tree")
+    budget_attempt.BudgetAttempt(tmp_path / budget_note.NOTE, 2048).write(ran_out=True)
+    again = setup.plan_token_budget(asked, tiny.llama(), split, "tree")
     assert again.tokens == 1024
-    assert "Memory ended the last try with token_budget=2048: this one takes 1024." in again.news[0]
-    assert "bits" in again.news[0]
+    assert "Memory ended the last try with token_budget=2048: this one takes 1024." in again.lines[0]
+    assert "bits" in again.lines[0]
     assert json.loads((tmp_path / "config.json").read_text())["token_budget"] == 1024
 
 

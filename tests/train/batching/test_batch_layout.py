@@ -25,7 +25,7 @@ from transformers import (
 from dpo_core.errors import RecipeError
 from dpo_core.records import ReferenceSet, RenderedSet
 from dpo_core.train.batching import tree_attention
-from dpo_core.train.batching.batch_layout import choose, obstacle, settled, signature
+from dpo_core.train.batching.batch_layout import attention_signature, choose_layout, layout_of_run, tree_obstacle
 from tests import tiny
 
 SHAPE: dict[str, Any] = {
@@ -89,14 +89,14 @@ def random(name: str, dtype: torch.dtype) -> Any:
 def test_every_family_takes_the_tree_in_bf16_and_keeps_its_weights(name: str, rendered: RenderedSet) -> None:
     model = random(name, torch.bfloat16)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert choose(model, "auto", rendered) == "tree"
+    assert choose_layout(model, "auto", rendered) == "tree"
     after = model.state_dict()
     assert all(torch.equal(value, after[key]) and value.dtype == after[key].dtype for key, value in before.items())
 
 
 def test_logits_as_large_as_a_trained_models_are_no_obstacle(rendered: RenderedSet) -> None:
     """In bf16, tree and padded rows round a log-probability of −30 by tenths of a nat."""
-    assert choose(tiny.llama(dtype=torch.bfloat16, spread=1.0), "auto", rendered) == "tree"
+    assert choose_layout(tiny.llama(dtype=torch.bfloat16, spread=1.0), "auto", rendered) == "tree"
 
 
 @pytest.fixture
@@ -113,31 +113,32 @@ def leaking(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("leaking")
 def test_attention_that_sees_too_much_is_found_out(rendered: RenderedSet, capsys: pytest.CaptureFixture[str]) -> None:
-    assert choose(tiny.llama(dtype=torch.bfloat16), "auto", rendered) == "padded"
+    assert choose_layout(tiny.llama(dtype=torch.bfloat16), "auto", rendered) == "padded"
     assert "gives other hidden states" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("leaking")
 def test_a_tree_that_the_recipe_names_is_obeyed_or_an_error(rendered: RenderedSet) -> None:
     with pytest.raises(RecipeError, match=r"layout=tree cannot be used here: LlamaForCausalLM gives other hidden"):
-        choose(tiny.llama(), "tree", rendered)
+        choose_layout(tiny.llama(), "tree", rendered)
 
 
 def test_a_model_without_attention_functions_is_named(rendered: RenderedSet, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama()
     monkeypatch.setattr(type(model), "_supports_attention_backend", False)
     assert (
-        obstacle(model, tiny.rows(rendered.path, tiny.token_pairs(2))) == "LlamaForCausalLM takes no attention function"
+        tree_obstacle(model, tiny.rows(rendered.path, tiny.token_pairs(2)))
+        == "LlamaForCausalLM takes no attention function"
     )
 
 
 def test_what_the_reference_found_is_not_probed_again(rendered: RenderedSet, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama()
-    monkeypatch.setattr("dpo_core.train.batching.batch_layout.obstacle", lambda *_: "it was probed")
-    known = ReferenceSet.model_construct(layouts={signature(model): "tree"})
-    assert settled(model, "auto", rendered, known) == "tree"
-    assert settled(model, "padded", rendered, known) == "padded"
-    assert settled(model, "auto", rendered, ReferenceSet.model_construct(layouts={})) == "padded"
+    monkeypatch.setattr("dpo_core.train.batching.batch_layout.tree_obstacle", lambda *_: "it was probed")
+    known = ReferenceSet.model_construct(layouts={attention_signature(model): "tree"})
+    assert layout_of_run(model, "auto", rendered, known) == "tree"
+    assert layout_of_run(model, "padded", rendered, known) == "padded"
+    assert layout_of_run(model, "auto", rendered, ReferenceSet.model_construct(layouts={})) == "padded"
     wider = tiny.llama(hidden_size=64)
     wider.config.sliding_window = 16
-    assert settled(wider, "auto", rendered, known) == "padded"
+    assert layout_of_run(wider, "auto", rendered, known) == "padded"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
-from dpo_core.train.batching.block_mask import BLOCK, TreeMask, blocks, segments, tree_mask
+from dpo_core.train.batching.block_mask import BLOCK, TreeMask, segments, tree_mask, visible_blocks
 from dpo_core.train.batching.packing import Span
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_blocks_are_those_that_pytorch_finds(spans: list[Span]) -> None:
     mine = mask.of(tuple(spans), length)
     theirs = create_block_mask(mask.sees, None, None, length, length, device="cpu", BLOCK_SIZE=BLOCK)
     assert torch.equal(mine.to_dense(), theirs.to_dense())
-    some, whole = blocks(tuple(spans), length)
+    some, whole = visible_blocks(tuple(spans), length)
     seen = mask.sees(*(torch.zeros(()),) * 2, torch.arange(length)[:, None], torch.arange(length)[None])
     counted = seen.view(length // BLOCK, BLOCK, length // BLOCK, BLOCK).sum((1, 3))
     assert ((counted > 0).numpy() == some).all()

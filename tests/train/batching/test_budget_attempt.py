@@ -10,9 +10,9 @@ import torch
 from dpo_core.errors import DiedError, OutOfMemoryError, StoppedError, TrainingError
 from dpo_core.system import host_memory
 from dpo_core.train.batching import budget_note
-from dpo_core.train.batching.budget_attempt import BudgetAttempt, attempted, failed
-from dpo_core.train.batching.budget_note import LEAST
-from dpo_core.train.runtime.memory_watch import memory_for, out_of_memory
+from dpo_core.train.batching.budget_attempt import BudgetAttempt, attempt_budget, failed_budget
+from dpo_core.train.batching.budget_note import MIN_TOKENS
+from dpo_core.train.runtime.memory_watch import explain_memory, explain_microbatch_memory
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def kernel(monkeypatch: pytest.MonkeyPatch, kills: int | None, boot: str = "one"
 def test_a_process_that_the_kernel_ended_for_memory_had_too_large_a_budget(
     note: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    BudgetAttempt(note, 2048).note(proven=True)
-    assert failed(note) is None  # killed by somebody, for something else
+    BudgetAttempt(note, 2048).write(proven=True)
+    assert failed_budget(note) is None  # killed by somebody, for something else
     kernel(monkeypatch, kills=4)
-    assert failed(note) == 2048
+    assert failed_budget(note) == 2048
 
 
 @pytest.mark.parametrize(("kills", "boot"), [(None, "one"), (0, "two")])
@@ -40,80 +40,87 @@ def test_without_the_kernels_word_a_first_step_that_did_not_end_counts(
     note: Path, monkeypatch: pytest.MonkeyPatch, kills: int | None, boot: str
 ) -> None:
     kernel(monkeypatch, kills, boot)
-    BudgetAttempt(note, 2048).note()
+    BudgetAttempt(note, 2048).write()
     told = json.loads(note.read_text()) | {"boot": "one"}
     note.write_text(json.dumps(told))
-    assert failed(note) == 2048
+    assert failed_budget(note) == 2048
     note.write_text(json.dumps(told | {"proven": True}))
-    assert failed(note) is None
+    assert failed_budget(note) is None
 
 
 def test_any_other_end_leaves_no_note(note: Path) -> None:
     for end in (StoppedError("stopped", "", ""), KeyboardInterrupt()):
-        assert failed(note) is None
-        with pytest.raises(type(end)), attempted(note, 2048):
+        assert failed_budget(note) is None
+        with pytest.raises(type(end)), attempt_budget(note, 2048):
             raise end
         assert not note.exists()
-    with attempted(note, 2048):
+    with attempt_budget(note, 2048):
         pass
     assert not note.exists()
-    assert failed(note) is None
+    assert failed_budget(note) is None
 
 
 def test_memory_that_ran_out_is_tried_again_with_half(note: Path) -> None:
-    with pytest.raises(DiedError, match="takes half in the next try: 1,024 tokens") as raised, attempted(note, 2048):
+    with (
+        pytest.raises(DiedError, match="takes half in the next try: 1,024 tokens") as raised,
+        attempt_budget(note, 2048),
+    ):
         raise in_microbatch(longest=300)
     assert "The longest pair has 300 tokens: set token_budget=1024" in raised.value.remedy
-    assert failed(note) == 2048
+    assert failed_budget(note) == 2048
 
 
 def in_microbatch(longest: int, budget: int = 2048) -> OutOfMemoryError:
-    with pytest.raises(OutOfMemoryError) as raised, out_of_memory(budget, longest):
+    with pytest.raises(OutOfMemoryError) as raised, explain_microbatch_memory(budget, longest):
         raise torch.OutOfMemoryError("no more")
     return raised.value
 
 
 @pytest.mark.parametrize(
-    ("tokens", "longest", "remedy"), [(2048, 3000, "set max_length=1000"), (LEAST, 100, "set token_budget=128")]
+    ("tokens", "longest", "remedy"), [(2048, 3000, "set max_length=1000"), (MIN_TOKENS, 100, "set token_budget=128")]
 )
 def test_what_half_would_not_help_is_told_at_once_with_what_does(
     note: Path, tokens: int, longest: int, remedy: str
 ) -> None:
     """A pair that alone is longer than the budget, and the least budget of all."""
-    with pytest.raises(OutOfMemoryError, match=remedy), attempted(note, tokens):
+    with pytest.raises(OutOfMemoryError, match=remedy), attempt_budget(note, tokens):
         raise in_microbatch(longest, tokens)
     assert not note.exists()
 
 
 def test_memory_that_ran_out_beside_the_microbatches_is_no_budgets(note: Path) -> None:
     words = "the optimizer", "They must fit.", "Lower it."
-    with pytest.raises(OutOfMemoryError, match="ran out in the optimizer"), attempted(note, 2048), memory_for(*words):
+    with (
+        pytest.raises(OutOfMemoryError, match="ran out in the optimizer"),
+        attempt_budget(note, 2048),
+        explain_memory(*words),
+    ):
         raise torch.OutOfMemoryError("no more")
     assert not note.exists()
 
 
 def test_who_waited_for_the_process_knows_why_it_ended(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = time.time()
-    BudgetAttempt(note, 2048).note(proven=True)
-    assert budget_note.settle(note, True, time.time() + 1) is None  # another's
-    assert budget_note.settle(note, True, begun) == 2048
-    assert failed(note) == 2048
-    assert budget_note.settle(note, False, begun) is None  # the process's own word stands
-    assert failed(note) == 2048
-    BudgetAttempt(note, 2048).note()
-    assert budget_note.settle(note, False, begun) is None
+    BudgetAttempt(note, 2048).write(proven=True)
+    assert budget_note.record_cause(note, True, time.time() + 1) is None  # another's
+    assert budget_note.record_cause(note, True, begun) == 2048
+    assert failed_budget(note) == 2048
+    assert budget_note.record_cause(note, False, begun) is None  # the process's own word stands
+    assert failed_budget(note) == 2048
+    BudgetAttempt(note, 2048).write()
+    assert budget_note.record_cause(note, False, begun) is None
     kernel(monkeypatch, kills=9)  # others, later
-    assert failed(note) is None
+    assert failed_budget(note) is None
 
 
 def test_an_explicit_budget_is_not_tried_again(tmp_path: Path) -> None:
-    with pytest.raises(OutOfMemoryError), attempted(None, 2048):
+    with pytest.raises(OutOfMemoryError), attempt_budget(None, 2048):
         raise OutOfMemoryError("Memory ran out with token_budget=2048.", "", "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_least_budget_is_the_end_once(note: Path) -> None:
-    BudgetAttempt(note, LEAST).note(ran_out=True)
+    BudgetAttempt(note, MIN_TOKENS).write(ran_out=True)
     with pytest.raises(TrainingError, match="the least that auto takes"):
-        failed(note)
-    assert failed(note) is None
+        failed_budget(note)
+    assert failed_budget(note) is None

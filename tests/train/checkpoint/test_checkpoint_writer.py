@@ -27,7 +27,7 @@ def saved(path: Path, values: list[float], **settings: Any) -> list[int]:
     with CheckpointWriter(path, TrainSettings(**settings), print) as writer:
         for step, value in enumerate(values, 1):
             writer.save(held(step, **{checkpoint_writer.METRIC: {"test/accuracy": value}}))
-        writer.settle()
+        writer.wait()
     return kept(path)
 
 
@@ -58,19 +58,23 @@ def test_a_best_step_is_saved_whenever_it_is_measured(tmp_path: Path) -> None:
 
 def test_a_best_metric_that_is_not_measured_is_refused() -> None:
     before = StepMetrics(step=0, time=0.0, values={"test/accuracy": 0.5})
-    checkpoint_writer.check_measured("test/accuracy", before)
-    checkpoint_writer.check_measured("-dpo_loss", before)
-    checkpoint_writer.check_measured(None, before)
+    checkpoint_writer.check_best_metric("test/accuracy", before)
+    checkpoint_writer.check_best_metric("-dpo_loss", before)
+    checkpoint_writer.check_best_metric(None, before)
     with pytest.raises(RecipeError, match="Did you mean test/accuracy"):
-        checkpoint_writer.check_measured("test/acuracy", before)
+        checkpoint_writer.check_best_metric("test/acuracy", before)
     with pytest.raises(RecipeError, match="best_metric=-dpo_los is not measured"):
-        checkpoint_writer.check_measured("-dpo_los", StepMetrics(step=1, time=0.0, values={"dpo_loss": 0.5}))
+        checkpoint_writer.check_best_metric("-dpo_los", StepMetrics(step=1, time=0.0, values={"dpo_loss": 0.5}))
 
 
 def test_a_checkpoint_notes_the_metric_of_its_step_if_the_step_has_it() -> None:
     step = StepMetrics(step=2, time=0.0, values={"test/accuracy": 0.7})
-    assert checkpoint_writer.score("-test/accuracy", step) == {checkpoint_writer.METRIC: {"test/accuracy": 0.7}}
-    assert checkpoint_writer.score("test/nll", step) == checkpoint_writer.score(None, step) == {}
+    assert checkpoint_writer.best_metric_facts("-test/accuracy", step) == {
+        checkpoint_writer.METRIC: {"test/accuracy": 0.7}
+    }
+    assert (
+        checkpoint_writer.best_metric_facts("test/nll", step) == checkpoint_writer.best_metric_facts(None, step) == {}
+    )
 
 
 def test_cadences_by_step_and_by_clock(tmp_path: Path) -> None:
@@ -91,11 +95,11 @@ def test_a_full_disk_stops_the_run_and_the_checkpoint_before_stands(
 ) -> None:
     with CheckpointWriter(tmp_path, TrainSettings(), print) as writer:
         writer.save(held(1))
-        writer.settle()
+        writer.wait()
         monkeypatch.setattr(checkpoint_state, "save_file", refuse)
         writer.save(held(2))
         with pytest.raises(TrainingError, match=r"step 2 could not be written: No space left .* The one of step 1 st"):
-            writer.settle()
+            writer.wait()
     assert kept(tmp_path) == [1]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000001"]
 
@@ -106,8 +110,8 @@ def test_or_the_run_goes_on_if_the_recipe_says_so(tmp_path: Path, monkeypatch: p
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint_state, "save_file", refuse)
             writer.save(held(1))
-            writer.settle()
+            writer.wait()
         writer.save(held(2))
-        writer.settle()
+        writer.wait()
     assert "step 1 could not be written" in told[0]
     assert [row["step"] for row in journal.read(tmp_path / "checkpoints.jsonl")] == kept(tmp_path) == [2]

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from dpo_core.cache import atomic_files
-from dpo_core.cache.store import Draft
 from dpo_core.config.recipe import Recipe, TrainSettings
 from dpo_core.errors import RecipeError
 from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir, run_lock
@@ -38,7 +37,7 @@ def request(path: Path, fingerprint: str = "f", lineage: str = "l", **settings: 
 
 def take(path: Path, asked: Any) -> dict[str, Any]:
     (path / "store" / "train").mkdir(parents=True, exist_ok=True)
-    with run_lock.claimed(asked, Draft(path / "draft", path / "store" / "train" / "key")):
+    with run_lock.lock_run_dir(asked, run_dir.pointer_path(path / "store", asked.fingerprint)):
         told = run_dir.read_config(asked.log_path)
     assert told is not None
     return told
@@ -48,8 +47,8 @@ def test_a_run_is_extended_under_the_name_it_began_with(tmp_path: Path) -> None:
     take(tmp_path, request(tmp_path, "short", max_steps=2))
     told = take(tmp_path, request(tmp_path, "long", max_steps=4))
     assert (told["fingerprint"], told["origin"]) == ("long", "short")
-    assert run_dir.origin(tmp_path / "run", "l", "longer") == "short"
-    assert run_dir.origin(tmp_path / "run", "another lineage", "longer") == "longer"
+    assert run_dir.origin_fingerprint(tmp_path / "run", "l", "longer") == "short"
+    assert run_dir.origin_fingerprint(tmp_path / "run", "another lineage", "longer") == "longer"
 
 
 def test_an_extended_run_keeps_the_token_budget_that_it_found(tmp_path: Path) -> None:
@@ -108,21 +107,21 @@ def test_only_a_greater_length_is_settled(
     recipe = Recipe.model_validate({"train": now | {"log_path": tmp_path / "run"}})
     if allowed:
         run_dir.check_unused(recipe)
-        run_dir.settle(recipe)
+        run_dir.delete_other_run(recipe)
     else:
-        for check in (run_dir.check_unused, run_dir.settle):
+        for check in (run_dir.check_unused, run_dir.delete_other_run):
             with pytest.raises(RecipeError, match="holds a run with other settings"):
                 check(recipe)
 
 
 def test_too_little_room_is_warned_of_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, settings = tiny.llama(), TrainSettings(save_every=1, keep_checkpoints=2)
-    run = SimpleNamespace(policy=model, total=10)
+    run = SimpleNamespace(policy=model, total_steps=10)
     session: Any = SimpleNamespace(request=SimpleNamespace(train=settings), run=run, log_path=tmp_path)
     weights = 4 * sum(p.numel() for p in model.parameters())
     for free, warned in ((weights * 10, False), (weights * 10 - 1, True)):
         monkeypatch.setattr(run_summary.shutil, "disk_usage", lambda _, free=free: Usage(0, 0, free))
-        assert bool(run_summary.low_disk(session)) is warned
+        assert bool(run_summary.disk_warnings(session)) is warned
 
 
 def test_what_config_says_is_checked_by_its_digest(tmp_path: Path) -> None:

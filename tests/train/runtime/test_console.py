@@ -54,7 +54,7 @@ def test_a_step_that_takes_long_is_spoken_of(
     display = TrainingConsole(tmp_path / "logs.log", total=4, done=0, show_every=10)
     steps(display, clock, 0, 1)
     clock[0] += 20
-    display.still_here()
+    display.report_long_step()
     clock[0] += 55
-    display.still_here()
+    display.report_long_step()
     assert capsys.readouterr().err == "training: 1 of 4 steps, 1 m 15 s since the last line\n"

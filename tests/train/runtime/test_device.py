@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.model.lora import make_trainable
-from dpo_core.train import loop, reference
+from dpo_core.train import reference
 from dpo_core.train.batching import block_mask, packing
-from dpo_core.train.batching.packing import Layout, branches, build, onto
-from dpo_core.train.logps import autocast, backward, completion_logps, differentiate_at_once, normalisers
+from dpo_core.train.batching.packing import Layout, branches, build, to_device
+from dpo_core.train.logps import autocast, backward, completion_logps, logsumexp_rows, write_logits_gradient
 from dpo_core.train.loop import Run, steps
 from dpo_core.train.reference import OnTheFlyReference
 from dpo_core.train.runtime.compile_layers import compile_layers, decoder_layers, uncompiled
@@ -30,9 +30,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LAYOUTS: tuple[Layout, Layout] = ("tree", "padded")
 
 
-def test_a_tensor_whose_elements_share_a_place_goes_onto_no_device() -> None:
+def test_a_tensor_whose_elements_share_memory_is_moved_to_no_device() -> None:
     with pytest.raises(ValueError, match=r"strides \(0, 1\)"):
-        onto(torch.arange(5).expand(2, 5), CPU)
+        to_device(torch.arange(5).expand(2, 5), CPU)
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         seen.append(torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype).copy_(tensor))
         return seen[-1].to(device)
 
-    for module in (packing, loop, reference, block_mask):
-        monkeypatch.setattr(module, "onto", pinning)
+    for module in (packing, reference, block_mask):
+        monkeypatch.setattr(module, "to_device", pinning)
     return seen
 
 
@@ -68,7 +68,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         assert tensor.is_contiguous()
         return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
 
-    monkeypatch.setattr(packing, "onto", moved)
+    monkeypatch.setattr(packing, "to_device", moved)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
@@ -122,7 +122,8 @@ def test_a_reference_without_adapters_is_the_base(tmp_path: Path) -> None:
         if "lora_B" in name:
             nn.init.normal_(value)
     batch = build("tree", [branches(pair) for pair in tiny.token_pairs(3)], CPU)
-    assert torch.equal(OnTheFlyReference(policy, "fp32").of([0, 1, 2], batch), completion_logps(tiny.llama(), batch))
+    reference_logps = OnTheFlyReference(policy, "fp32").reference_logps([0, 1, 2], batch)
+    assert torch.equal(reference_logps, completion_logps(tiny.llama(), batch))
     assert not torch.equal(completion_logps(policy, batch), completion_logps(tiny.llama(), batch))
 
 
@@ -131,9 +132,9 @@ def test_a_reference_without_adapters_is_the_base(tmp_path: Path) -> None:
 def test_the_heads_fused_kernels_give_what_plain_ones_do() -> None:
     torch.manual_seed(0)
     logits, targets, upstream = torch.randn(7, 300), torch.randint(300, (7, 1)), torch.randn(7, 1)
-    fused = torch.compile(normalisers, dynamic=True)(logits)
-    assert torch.allclose(fused, normalisers(logits), atol=1e-6)
+    fused = torch.compile(logsumexp_rows, dynamic=True)(logits)
+    assert torch.allclose(fused, logsumexp_rows(logits), atol=1e-6)
     plain, compiled = logits.clone(), logits.clone()
-    differentiate_at_once(plain, targets, fused[:, None], upstream)
-    torch.compile(differentiate_at_once, dynamic=True)(compiled, targets, fused[:, None], upstream)
+    write_logits_gradient(plain, targets, fused[:, None], upstream)
+    torch.compile(write_logits_gradient, dynamic=True)(compiled, targets, fused[:, None], upstream)
     assert torch.allclose(plain, compiled, atol=1e-6)

@@ -9,7 +9,7 @@ import torch
 from dpo_core.errors import OutOfMemoryError
 from dpo_core.system import host_memory
 from dpo_core.train.runtime import memory_watch
-from dpo_core.train.runtime.memory_watch import MemoryWatch, interruptible, out_of_memory, shortage
+from dpo_core.train.runtime.memory_watch import MemoryWatch, explain_microbatch_memory, interruptible, shortage
 
 GB = 10**9
 STATISTICS = "inactive_file 7\nactive_file 7\ntotal_inactive_file 50\ntotal_active_file 30"
@@ -43,7 +43,7 @@ def test_a_step_is_broken_off_where_nothing_is_lost(monkeypatch: pytest.MonkeyPa
 
 
 def step(seconds: float) -> None:
-    with out_of_memory(512, 100), interruptible():
+    with explain_microbatch_memory(512, 100), interruptible():
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             torch.ones(8).sum()
@@ -56,11 +56,11 @@ def test_on_a_gpu_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_errors_of_another_kind_pass() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), out_of_memory(512, 100):
+    with pytest.raises(RuntimeError, match="shapes"), explain_microbatch_memory(512, 100):
         raise RuntimeError("shapes do not match")
     with (
         pytest.raises(OutOfMemoryError, match="longest pair has 100 tokens: set token_budget=256"),
-        out_of_memory(512, 100),
+        explain_microbatch_memory(512, 100),
     ):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 

@@ -15,7 +15,7 @@ from dpo_core.model.lora import make_trainable
 from dpo_core.pipeline import base_model
 from dpo_core.train import export
 from dpo_core.train.runtime import setup
-from dpo_core.train.runtime.compile_layers import compiled
+from dpo_core.train.runtime.compile_layers import compile_policy
 from tests import tiny
 
 
@@ -23,15 +23,15 @@ def test_compilation_needs_a_gpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(RecipeError, match="no GPU"):
-        compiled(tiny.llama(), TrainSettings(compile_model=True))
+        compile_policy(tiny.llama(), TrainSettings(compile_model=True))
 
 
 def test_the_determinism_flag_reaches_torch() -> None:
     try:
-        setup.deterministic(True)
+        setup.set_deterministic(True)
         assert torch.are_deterministic_algorithms_enabled()
     finally:
-        setup.deterministic(False)
+        setup.set_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
