@@ -6,12 +6,13 @@ import sys
 
 from dpo_core.config.settings import read_recipe, split_recipe_file
 from dpo_core.errors import DPOError, RecipeError, interrupted
+from dpo_core.stages import STAGES
 from dpo_core.system import gc_tuning
 
-STAGES = ("acquire", "render", "warm_start", "score_reference", "train", "evaluate", "run")
+COMMANDS = (*(stage.name for stage in STAGES.values() if stage.is_step), "run")
 USAGE = f"""usage: python -m dpo_core STAGE [recipe.toml] [key=value ...]
 
-STAGE is one of {", ".join(STAGES)} (run = all of them). Earlier stages run first, unless their output exists.
+STAGE is one of {", ".join(COMMANDS)} (run = all of them). Earlier stages run first, unless their output exists.
 python -m dpo_core data [DATASET | recipe.toml] [key=value ...]: print a dataset's report, and page through its pairs.
 python -m dpo_core eval --model A [--against B] [--task NAME ...] [key=value ...]: evaluate a model, or compare two.
 python -m dpo_core generate MODEL_DIR PROMPT..., python -m dpo_core chat MODEL_DIR: try a model.
@@ -60,8 +61,8 @@ def run_command(command: str, words: list[str]) -> None:
 
         eval_command(words)
         return
-    if command not in STAGES:
-        raise RecipeError(f"There is no stage {command!r}.", f"Stages are {', '.join(STAGES)}.", "See --help.")
+    if command not in COMMANDS:
+        raise RecipeError(f"There is no stage {command!r}.", f"Stages are {', '.join(COMMANDS)}.", "See --help.")
     recipe = read_recipe(*split_recipe_file(words))
     # Lazy: pyarrow and tokenizers, half a second that a wrong setting need not wait.
     from dpo_core.cli.run_command import run_up_to

@@ -80,6 +80,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.main_job
 def test_a_run_without_servers_leaves_a_servable_version(place: Place, first: str) -> None:
     client = MlflowClient(f"sqlite:///{place.path / 'mlruns' / 'mlflow.db'}")
     version = client.get_model_version_by_alias("stories", "candidate")
@@ -101,6 +102,7 @@ def test_a_run_without_servers_leaves_a_servable_version(place: Place, first: st
 
 
 @pytest.mark.slow
+@pytest.mark.main_job
 def test_the_output_in_the_terminal(first: str) -> None:
     for words in ("Run", "held out", "Example 1", "step 5/5 dpo_loss", "Base and trained"):
         assert words in first
@@ -108,6 +110,7 @@ def test_the_output_in_the_terminal(first: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.main_job
 def test_the_second_run_is_all_cache_hits_and_registers_nothing_new(place: Place, first: str) -> None:
     output = place.run()
     stages = [line for line in output.splitlines() if line.endswith((": cached", ": done"))]
@@ -151,6 +154,7 @@ def request_json(api: str, path: str, body: dict[str, Any]) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.main_job
 def test_against_running_servers(place: Place, prefect: str) -> None:
     store = f"sqlite:///{place.path / 'served.db'}"
     with ui.running_server(store, free_port()) as (_, address):

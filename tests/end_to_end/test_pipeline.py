@@ -92,6 +92,12 @@ def test_a_damaged_or_deleted_output_is_rebuilt_the_same(place: Place) -> None:
 
 
 @pytest.mark.slow
+def test_a_stage_that_the_run_skips_is_the_last_when_it_is_named(place: Place) -> None:
+    assert list(place.run("sft_steps=0", last="warm_start")) == ["acquire", "render", "warm_start"]
+
+
+@pytest.mark.slow
+@pytest.mark.main_job
 def test_ctrl_c_stops_at_a_checkpoint_and_the_same_command_continues_with_the_same_result(
     place: Place, tmp_path_factory: pytest.TempPathFactory, stories: Path
 ) -> None:

@@ -68,6 +68,7 @@ def trl_losses(path: Path, pairs: list[TokenPair]) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.main_job
 def test_the_loss_curve_is_trls(tmp_path: Path) -> None:
     pairs = tiny.token_pairs(16)
     total = data_order.total_steps(len(pairs), SETTINGS)
