@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpo_core.config.recipe import Recipe
-from dpo_core.config.redact import public
-from dpo_core.config.settings import Tree, from_toml, from_words, put, refused
+from dpo_core.config.redact import redacted
+from dpo_core.config.settings import Tree, from_toml, from_words, invalid_setting, set_leaf
 
 
 def setting_trees(recipe_file: Path | None, words: Sequence[str]) -> list[Tree]:
@@ -24,13 +24,13 @@ def merge_recipe(own: dict[str, dict[str, Any]], overrides: list[Tree]) -> dict[
     tree: Tree = {}
     for section, leaves in own.items():
         for leaf, value in leaves.items():
-            put(tree, f"{section}.{leaf}", value, "the deployment's recipe")
+            set_leaf(tree, f"{section}.{leaf}", value, "the deployment's recipe")
     for override in overrides:
         for section, leaves in override.items():
             tree.setdefault(section, {}).update(leaves)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise refused(error) from None
-    values, changed = public(recipe), recipe.model_dump(mode="json", exclude_defaults=True)
+        raise invalid_setting(error) from None
+    values, changed = redacted(recipe), recipe.model_dump(mode="json", exclude_defaults=True)
     return {section: {leaf: values[section][leaf] for leaf in leaves} for section, leaves in changed.items()}

@@ -1,4 +1,4 @@
-"""Files that are whole whenever they exist, and locks that their holder's death releases."""
+"""Atomic files, complete whenever they exist, and file locks, which the kernel releases when their process ends."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file aside, make it durable, and give it its name."""
+    """Write a file atomically: under another name, flushed to the disk, then renamed."""
     aside = path.with_name(f".{path.name}.new")
     with aside.open("w") as stream:
         stream.write(text)
@@ -21,13 +21,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def rename(aside: Path, path: Path) -> None:
-    """Give a finished file or directory its name, so that a power cut cannot take the name back."""
+    """Rename a finished file or directory durably: the new name survives a power cut."""
     aside.replace(path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """A file's content, or a directory's names, onto the disk."""
+    """Flush a file's content, or a directory's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,8 +35,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def from_disk(error: Exception) -> OSError | None:
-    """What the system said, where an error comes from the disk: safetensors has a kind of its own. None for others."""
+def disk_error_in(error: Exception) -> OSError | None:
+    """The OSError behind an error of the disk, also where safetensors wrapped it; None for other errors."""
     if isinstance(error, OSError):
         return error
     found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
@@ -45,10 +45,10 @@ def from_disk(error: Exception) -> OSError | None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock, and tell whether it had to be waited for; the kernel releases it however its holder ends.
+    """Hold a lock; yields whether another process held it before. The kernel releases it when this process ends.
 
-    ``path``: a directory, or a file that is made and, at the end, removed. Raises BlockingIOError when another holds
-    it and ``wait`` is false.
+    ``path``: a directory, or a file that is created and, at the end, removed. Raises BlockingIOError when another
+    process holds the lock and ``wait`` is false.
     """
     descriptor, waited = acquire(path, wait)
     try:
@@ -74,11 +74,11 @@ def acquire(path: Path, wait: bool) -> tuple[int, bool]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if named(path, descriptor):
             return descriptor, waited
-        os.close(descriptor)  # its holder removed it while we waited: the name is free, or another file by now
+        os.close(descriptor)  # the holder removed the file during the wait: the name is free, or names another file
 
 
 def named(path: Path, descriptor: int) -> bool:
-    """Whether the open file is still the one of this name."""
+    """Whether the path still names the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

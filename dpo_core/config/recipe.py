@@ -1,4 +1,4 @@
-"""What a run is: one frozen tree of settings, pure data. Every default stands here and nowhere else."""
+"""Recipe: the frozen tree of settings that defines a run. Every default is here and nowhere else."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,7 +38,7 @@ class DataSettings(Section):
     dataset_revision: str | None = None
     """commit, branch or tag of the hub dataset (None: its main branch, resolved to a commit)"""
     dataset_config: str | None = None
-    """the hub's name of the part of a hub: dataset or directory that is meant"""
+    """name of the hub dataset's configuration"""
     train_split: str = "train"
     """split of a hub: dataset or directory to train on"""
     test_split: str | None = None
@@ -125,7 +125,7 @@ class TrainSettings(Section):
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """linear: 1 - step/T; cosine: (1 + cos(pi step/T)) / 2; constant"""
     dpo_beta: Positive = 0.1
-    """beta of the DPO loss: how strongly the policy is held to the reference"""
+    """beta of the DPO loss: how strongly the policy is kept near the reference"""
     loss: Literal["sigmoid", "robust", "ipo", "hinge", "length_normalised", "simpo"] = "sigmoid"
     """preference loss: sigmoid is DPO (with label_smoothing cDPO); the others are in dpo_core/train/loss.py"""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -203,30 +203,30 @@ class EvaluateSettings(Section):
     ifeval_path: str | None = None
     """JSONL of IFEval prompts (demo: the demo's held-out prompts; None: google/IFEval from the hub)"""
     ifeval_limit: Count | None = None
-    """evaluate the first so many prompts of IFEval"""
+    """evaluate at most this many prompts of IFEval (None: all)"""
     nltk_data: Path | None = None
     """directory with tokenizers/punkt_tab/english, which some of IFEval's checkers need (None: where NLTK looks,
     NLTK_DATA first)"""
     task_limit: Count | None = None
-    """evaluate the first so many samples of every other task"""
+    """evaluate at most this many samples of every other task (None: all)"""
     max_new_tokens: Count = 1280
-    """tokens of an answer at most"""
+    """most tokens of a response"""
     eval_temperature: Annotated[float, Field(ge=0)] = 0.0
-    """temperature that answers are drawn at; 0 is greedy (a task's own setting comes first)"""
+    """sampling temperature of responses; 0 is greedy (a task's own setting comes first)"""
     eval_seed: int = 0
     """seed of the draws, where the temperature is above 0"""
     eval_engine: EngineName = "auto"
-    """what generates answers: torch (our batches), paged (transformers' continuous batching), vllm (where installed);
+    """what generates responses: torch (our batches), paged (transformers' continuous batching), vllm (where installed);
     auto: vllm with eval_python; else in bf16 on a GPU vllm if it is installed, else paged; torch everywhere else"""
     eval_python: Path | None = None
-    """interpreter of another environment that generates the answers, as /path/to/venv/bin/python: for vLLM, which
+    """interpreter of another environment that generates the responses, as /path/to/venv/bin/python: for vLLM, which
     shares none with Prefect (docs/vllm.md); it runs this dpo_core (None: this interpreter)"""
     eval_batch_size: Count | Literal["auto"] = "auto"
     """prompts generated together; auto: as many as memory has room for"""
     num_samples: Every = 8
-    """held-out prompts whose answers are shown before and after"""
+    """held-out prompts whose responses are shown before and after training"""
     infrequent_prompts: Every = 0
-    """first so many prompts of IFEval that the policy answers, and is judged on, every infrequent_eval_every steps"""
+    """IFEval prompts that the policy is scored on every infrequent_eval_every steps; 0 = none"""
 
 
 class TrackSettings(Section):

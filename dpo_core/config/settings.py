@@ -63,7 +63,7 @@ def read_recipe(
     try:
         settings = Sourced()
     except ValidationError as error:
-        raise refused(error) from None
+        raise invalid_setting(error) from None
     return Recipe.model_validate(settings.model_dump())
 
 
@@ -71,7 +71,7 @@ def from_words(words: Iterable[str]) -> Tree:
     """``learning_rate=1e-5``, ``train.learning_rate=1e-5`` and ``--train.learning-rate 1e-5`` all mean the same."""
     tree: Tree = {}
     for name, value in assignments(words):
-        put(tree, name, value, "the command line")
+        set_leaf(tree, name, value, "the command line")
     return tree
 
 
@@ -92,7 +92,7 @@ def assignments(words: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield option_name(name), value
         else:
             raise RecipeError(
-                f"{word!r} is not an assignment.", "Settings are written key=value.", setting_named(word, LEAVES)
+                f"{word!r} is not an assignment.", "Settings are written key=value.", suggest_setting(word, LEAVES)
             )
     if waiting is not None:
         raise RecipeError(
@@ -110,7 +110,7 @@ def from_environment(environment: Mapping[str, str]) -> Tree:
     tree: Tree = {}
     for name, value in sorted(environment.items()):
         if name.startswith(PREFIX) and name not in NOT_SETTINGS:
-            put(tree, name.removeprefix(PREFIX).lower().replace("__", "."), value, f"the environment ({name})")
+            set_leaf(tree, name.removeprefix(PREFIX).lower().replace("__", "."), value, f"the environment ({name})")
     return tree
 
 
@@ -119,34 +119,34 @@ def from_toml(path: Path) -> Tree:
     if not path.is_file():
         raise RecipeError(f"There is no recipe file {path}.", "A recipe is a TOML file.", nearest_file(path))
     try:
-        told = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not TOML: {error}.", "A recipe is a TOML file.", "Mend that line.") from None
+        raise RecipeError(f"{path} is not TOML: {error}.", "A recipe is a TOML file.", "Fix that line.") from None
     tree: Tree = {}
-    for name, value in told.items():
+    for name, value in tables.items():
         leaves = {f"{name}.{leaf}": item for leaf, item in value.items()} if isinstance(value, dict) else {name: value}
         for leaf, item in leaves.items():
-            put(tree, leaf, item, str(path))
+            set_leaf(tree, leaf, item, str(path))
     return tree
 
 
-def put(tree: Tree, name: str, value: Any, where: str) -> None:
-    """Enter one setting under its section, by leaf name or ``section.leaf``."""
+def set_leaf(tree: Tree, name: str, value: Any, where: str) -> None:
+    """Set one setting in the tree, by leaf name or ``section.leaf``."""
     section, dot, leaf = name.rpartition(".")
     if dot and section not in SECTIONS:
-        raise unknown(f"section {section!r}", where, setting_named(section, SECTIONS))
+        raise unknown_name(f"section {section!r}", where, suggest_setting(section, SECTIONS))
     if leaf not in (SECTIONS[section].model_fields if dot else LEAVES):
-        raise unknown(f"setting {name!r}", where, setting_named(leaf, LEAVES))
-    tree.setdefault(section or LEAVES[leaf], {})[leaf] = parsed(leaf, value)
+        raise unknown_name(f"setting {name!r}", where, suggest_setting(leaf, LEAVES))
+    tree.setdefault(section or LEAVES[leaf], {})[leaf] = parse_value(leaf, value)
 
 
-def unknown(what: str, where: str, remedy: str) -> RecipeError:
-    """The error for a name that means nothing."""
+def unknown_name(what: str, where: str, remedy: str) -> RecipeError:
+    """The error for a section or setting that does not exist."""
     return RecipeError(f"Unknown {what} in {where}.", "Every name must be a setting's.", remedy)
 
 
-def parsed(leaf: str, value: Any) -> Any:
-    """A word as TOML would give it: ``none`` is None, lists are comma-separated; pydantic does the rest."""
+def parse_value(leaf: str, value: Any) -> Any:
+    """A word as a TOML value: ``none`` is None, lists are comma-separated; pydantic converts the rest."""
     if not isinstance(value, str):
         return value
     if is_list(leaf):
@@ -162,8 +162,8 @@ def is_list(leaf: str) -> bool:
     return str(SECTIONS[LEAVES[leaf]].model_fields[leaf].annotation).startswith("tuple")
 
 
-def setting_named(word: str, names: Iterable[str]) -> str:
-    """A remedy: the setting or section that is meant."""
+def suggest_setting(word: str, names: Iterable[str]) -> str:
+    """A remedy: the nearest setting or section."""
     return did_you_mean(word, names, "See dpo run --help for the settings.")
 
 
@@ -174,11 +174,11 @@ def split_recipe_file(words: Sequence[str]) -> tuple[Path | None, Sequence[str]]
     return None, words
 
 
-def refused(error: ValidationError) -> RecipeError:
-    """The first refusal of pydantic, in our three parts."""
+def invalid_setting(error: ValidationError) -> RecipeError:
+    """The first error that pydantic found, as a RecipeError in three parts."""
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    leaf = next((part for part in reversed(place) if part in LEAVES), None)
+    location = [str(part) for part in first["loc"]]
+    leaf = next((part for part in reversed(location) if part in LEAVES), None)
     if leaf is None:
         return RecipeError(f"{first['msg'].removeprefix('Value error, ')}.", "", "Change one of the two.")
     help_text = SECTIONS[LEAVES[leaf]].model_fields[leaf].description

@@ -105,7 +105,7 @@ class EvaluationSteps:
         def run() -> StageResult[EvalResult]:
             if generation and store.find(call.stage.name, call.cache_key, call.stage.output) is None:
                 # A generation whose answers were lost since is run again, though its own output is still there.
-                whole = all(store.find(one.stage.name, one.cache_key, one.stage.output) for one in answers)
+                whole = all(store.find(answer.stage.name, answer.cache_key, answer.stage.output) for answer in answers)
                 (run_stage if whole else rerun_stage)(store, generation)
             return run_stage(store, call)
 

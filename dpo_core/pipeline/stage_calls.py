@@ -2,7 +2,7 @@
 
 from dpo_core.cache.store import store_of
 from dpo_core.config.recipe import Recipe
-from dpo_core.config.redact import public
+from dpo_core.config.redact import redacted
 from dpo_core.data import sources
 from dpo_core.errors import RecipeError
 from dpo_core.inference import select_engine
@@ -130,7 +130,7 @@ def train_call(
         log_path=run_dir.choose_log_path(recipe, keys.fingerprint, store_of(recipe).root),
         fingerprint=keys.fingerprint,
         lineage=keys.lineage,
-        recipe=public(recipe),
+        recipe=redacted(recipe),
     )
     return train.call(request, keys)
 

@@ -1,4 +1,4 @@
-"""Start a stage's process, forward signals to it, and bring its error back as our own."""
+"""Launching a stage process: signals are forwarded to it, its error is raised in this process."""
 
 import os
 import signal
@@ -64,12 +64,12 @@ def launch(call: StageCall[Any], store: Store) -> None:
         if code:
             by_memory = ended_for_memory(code, kills)
             tried = budget_note.record_cause(note, by_memory, started) if by_memory is not None else None
-            killed = killed_for_memory(call, tried) if by_memory else unexpected(stage.name, code)
+            killed = killed_for_memory_error(call, tried) if by_memory else unexpected_end_error(stage.name, code)
             raise error_of(error_file) or killed
 
 
 def command(stage: str, request_file: Path, store: Store, key: str) -> list[str]:
-    """What runs one stage as a child of this process."""
+    """The command line of a stage process."""
     return [
         sys.executable,
         "-m",
@@ -83,7 +83,7 @@ def command(stage: str, request_file: Path, store: Store, key: str) -> list[str]
 
 
 def wait(words: list[str], environment: dict[str, str]) -> int:
-    """The exit code of a child. Whatever interrupts the wait stops the child politely first.
+    """Start a child process and return its exit code. An interruption of the wait sends it SIGTERM first.
 
     Raises RecipeError for another interpreter that does not start, TrainingError where it is our own.
     """
@@ -91,7 +91,7 @@ def wait(words: list[str], environment: dict[str, str]) -> int:
     try:
         child = subprocess.Popen(words, start_new_session=True, env=environment)
     except OSError as error:
-        raise unstarted(words[0], error) from error
+        raise not_started_error(words[0], error) from error
     try:
         return child.wait()
     except BaseException:
@@ -110,11 +110,11 @@ def stop(child: "subprocess.Popen[bytes]") -> None:
 
 
 def error_of(error_file: Path) -> DPOError | None:
-    """The error that the stage left for its parent, if it did."""
+    """The DPOError that the stage process wrote, None where it wrote none."""
     return from_json(error_file.read_text()) if error_file.is_file() else None
 
 
-def unstarted(python: str, error: OSError) -> DPOError:
+def not_started_error(python: str, error: OSError) -> DPOError:
     """The error for an interpreter that does not start."""
     found = f"{python} does not start: {error.strerror}."
     if python != sys.executable:
@@ -127,18 +127,18 @@ def unstarted(python: str, error: OSError) -> DPOError:
 
 
 def ended_for_memory(code: int, kills_before: int | None) -> bool | None:
-    """Whether the kernel ended a process, of this exit code, for want of memory; None where it does not say."""
+    """Whether the kernel killed the process because memory ran out; None where the kernel keeps no count of that."""
     if code != -signal.SIGKILL:
         return False
     kills = host_memory.oom_kills()
     return None if kills is None or kills_before is None else kills > kills_before
 
 
-def killed_for_memory(call: StageCall[Any], tried: int | None) -> DPOError:
-    """The error for a process that the kernel ended for want of memory.
+def killed_for_memory_error(call: StageCall[Any], tried: int | None) -> DPOError:
+    """The error for a process that the kernel killed because memory ran out.
 
-    ``tried``: the budget that ``auto`` was trying, None where it was trying none. OutOfMemoryError where the next try
-    would end so again, as it cannot take less; DiedError otherwise.
+    ``tried``: the token budget that ``auto`` was trying, None where it was trying none. OutOfMemoryError where another
+    try would end the same, because the budget cannot be lower; DiedError otherwise.
     """
     found = f"The process of stage {call.stage.name} was ended by the kernel: memory ran out"
     train = getattr(call.request, "train", None)
@@ -166,8 +166,8 @@ def killed_for_memory(call: StageCall[Any], tried: int | None) -> DPOError:
     )
 
 
-def unexpected(stage: str, code: int) -> DPOError:
-    """The error for a process that ended without saying why: killed (DiedError, trying again may help), or a bug."""
+def unexpected_end_error(stage: str, code: int) -> DPOError:
+    """The error for a process that left no error: DiedError where a signal killed it, TrainingError for a bug."""
     if code < 0:
         return DiedError(
             f"The process of stage {stage} was ended by {signal.Signals(-code).name}.",

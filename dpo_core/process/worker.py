@@ -13,7 +13,7 @@ from typing import Any
 
 from dpo_core.cache import atomic_files
 from dpo_core.cache.store import Store
-from dpo_core.errors import DiskFullError, DPOError, OutOfMemoryError, of_memory
+from dpo_core.errors import DiskFullError, DPOError, OutOfMemoryError, is_out_of_memory
 from dpo_core.stages import STAGES
 from dpo_core.system import gc_tuning
 
@@ -22,20 +22,23 @@ ORPHAN_POLL_S = 1.0
 
 
 def main(stage: str, request_file: Path, store: Path, key: str, parent: int) -> int:
-    """Run one stage; an error meant for the user goes to ``error.json`` beside the request, for the parent to raise.
+    """Run one stage; returns the exit code.
 
-    ``parent`` is told and not asked for here: it may have died before this process came to ask.
+    A DPOError is written to ``error.json`` beside the request, for the parent process to raise.
+    ``parent``: its process id. It is an argument because the parent may die before this process could look it up.
     """
     gc_tuning.skip_at_exit()
-    threading.Thread(target=leave_with_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=stop_with_parent, args=(parent,), daemon=True).start()
     definition = STAGES[stage]
     request = definition.request.model_validate_json(request_file.read_text())
     try:
         with Store(store).write(stage, key) as draft:
             if not draft.there:
-                imported(definition.entry_point).run(request, draft)
+                import_stage(definition.entry_point).run(request, draft)
     except Exception as raised:
-        error = raised if isinstance(raised, DPOError) else full_disk(raised) or no_memory(stage, raised)
+        error = (
+            raised if isinstance(raised, DPOError) else disk_full_error(raised) or out_of_memory_error(stage, raised)
+        )
         if error is None:
             raise
         if os.environ.get("DPO_DEBUG"):
@@ -45,49 +48,49 @@ def main(stage: str, request_file: Path, store: Path, key: str, parent: int) -> 
     return 0
 
 
-def imported(module: str) -> Any:
-    """A stage's module."""
+def import_stage(module: str) -> Any:
+    """Import the module of a stage's entry point."""
     with gc_tuning.paused():
         return importlib.import_module(module)
 
 
-def full_disk(error: Exception) -> DPOError | None:
-    """The error for a disk that takes no more, None for any other cause."""
-    told = atomic_files.from_disk(error)
-    if told is None or told.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+def disk_full_error(error: Exception) -> DPOError | None:
+    """The error for a full disk, None for any other cause."""
+    cause = atomic_files.disk_error_in(error)
+    if cause is None or cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return None
     return DiskFullError(
-        f"{told.filename or 'A file'} could not be written: {told.strerror}.",
-        "What was whole before is still there.",
+        f"{cause.filename or 'A file'} could not be written: {cause.strerror}.",
+        "Finished stages and checkpoints are kept.",
         "Make room and run the same command again.",
     )
 
 
-def no_memory(stage: str, error: Exception) -> DPOError | None:
-    """The error for memory that ran out where nobody knows better what to lower, None for any other cause."""
-    if not of_memory(error):
+def out_of_memory_error(stage: str, error: Exception) -> DPOError | None:
+    """The error for memory that ran out in a stage, None for any other cause."""
+    if not is_out_of_memory(error):
         return None
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return OutOfMemoryError(
         f"Memory ran out in stage {stage}: {first}.",
-        "What a stage holds must fit into memory beside what other processes hold.",
+        "A stage needs free memory for its model and its data, beside other processes.",
         f"{STAGES[stage].out_of_memory_remedy}, or choose a smaller model; finished stages and checkpoints are kept.",
     )
 
 
-def leave_with_parent(parent: int) -> None:
-    """Ask ourselves to stop when the parent is gone: nobody is left to hand a result to.
+def stop_with_parent(parent: int) -> None:
+    """Send SIGTERM to this process when its parent process has ended.
 
-    What started us may stand between the two of us, such as a profiler; then it is both that have to live.
+    A process between the two, such as a profiler, must be running too.
     """
     nearest = os.getppid()
-    while os.getppid() == nearest and (nearest == parent or lives(parent)):
+    while os.getppid() == nearest and (nearest == parent or is_running(parent)):
         time.sleep(ORPHAN_POLL_S)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def lives(pid: int) -> bool:
-    """Whether there is such a process."""
+def is_running(pid: int) -> bool:
+    """Whether a process of this id runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -95,7 +95,7 @@ def run_steps(session: Session, display: TrainingConsole, attempt: BudgetAttempt
             if metrics.step == session.done + 1:
                 attempt.write(proven=True)
             writer.check()
-            if session.stop.asked and not finished:
+            if session.stop.stop_requested and not finished:
                 raise save_and_stop(session, metrics, writer)
             if metrics.step and (writer.is_best(metrics) or writer.due(metrics.step) or finished):
                 writer.save(session_snapshot(session, metrics))

@@ -131,7 +131,7 @@ def check_before_start(recipe: "Recipe") -> "RunPlan":
     uri = mlflow_server.tracking_uri(recipe.track)
     if mlflow_server.is_down(uri):
         remedy = "Training continues, and MLflow receives the journal when the server is back."
-        click.echo(f"warning: no server answers at tracking_uri={redact.shown(uri)}. {remedy}", err=True)
+        click.echo(f"warning: no server answers at tracking_uri={redact.hide_password(uri)}. {remedy}", err=True)
     else:
         mlflow_server.check_server(uri)
     prefect_setup.check_prefect()

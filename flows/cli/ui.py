@@ -16,7 +16,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 from dpo_core.config.recipe import TrackSettings
-from dpo_core.config.redact import shown
+from dpo_core.config.redact import hide_password
 from dpo_core.errors import TrackingError
 from flows.tracking import experiment_page, mlflow_server
 
@@ -134,8 +134,8 @@ def experiment_url(address: str, experiment: str) -> str:
         with urlopen(query, timeout=mlflow_server.TIMEOUT_S) as response:
             details = json.load(response)["experiment"]
     except HTTPError:
-        return shown(address)
+        return hide_password(address)
     has_view = any(tag["key"] == experiment_page.VIEW_TAG for tag in details.get("tags", []))
     return mlflow_server.experiment_page(
-        shown(address), details["experiment_id"], experiment_page.VIEW_KEY if has_view else None
+        hide_password(address), details["experiment_id"], experiment_page.VIEW_KEY if has_view else None
     )

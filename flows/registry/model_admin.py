@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_core.config.recipe import PromoteSettings, TrackSettings
-from dpo_core.config.redact import shown
+from dpo_core.config.redact import hide_password
 from dpo_core.config.settings import read_recipe
 from dpo_core.config.spelling import did_you_mean_or_list
 from dpo_core.errors import RecipeError, TrackingError
@@ -70,7 +70,9 @@ def resolve_model_name(registry: Registry, name: str | None) -> str:
         missing = f"There is no registered model {name!r}" if name else "There is no registered model"
         rule = "dpo run registers one; MLFLOW_TRACKING_URI or --tracking-uri chooses the store."
         raise RecipeError(
-            f"{missing} in {shown(registry.uri)}.", rule, did_you_mean_or_list(name or "", names, "Registered models")
+            f"{missing} in {hide_password(registry.uri)}.",
+            rule,
+            did_you_mean_or_list(name or "", names, "Registered models"),
         )
     return name
 

@@ -16,7 +16,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from dpo_core.cache import fingerprint
 from dpo_core.config.recipe import Recipe
-from dpo_core.config.redact import shown
+from dpo_core.config.redact import hide_password
 from dpo_core.errors import RecipeError
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, PairSet, RenderedSet
 from dpo_core.stages.stage import StageResult
@@ -107,7 +107,7 @@ def version_record(handle: RunHandle, version: RegistryVersion) -> ModelVersion:
         version=int(version.version),
         run_id=version.run_id or handle.run_id,
         experiment_id=handle.experiment_id,
-        tracking_uri=shown(handle.uri),
+        tracking_uri=hide_password(handle.uri),
         model_uri=f"models:/{version.name}/{version.version}",
     )
 

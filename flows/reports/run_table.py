@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_core.config.recipe import LEAVES, TrackSettings
-from dpo_core.config.redact import shown
+from dpo_core.config.redact import hide_password
 from dpo_core.config.spelling import did_you_mean_or_list
 from dpo_core.errors import RecipeError, TrackingError
 from dpo_core.stages.train import NOT_IN_KEY
@@ -78,7 +78,7 @@ def open_experiment(track: TrackSettings) -> Experiment:
         names = [] if found else [entry.name for entry in client.search_experiments(max_results=1000)]
     if found is None:
         raise RecipeError(
-            f"There is no experiment {track.experiment_name!r} in {shown(uri)}.",
+            f"There is no experiment {track.experiment_name!r} in {hide_password(uri)}.",
             "experiment_name sets the experiment; MLFLOW_TRACKING_URI or tracking_uri sets the store.",
             did_you_mean_or_list(track.experiment_name, names, "Experiments"),
         )

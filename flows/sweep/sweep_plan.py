@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from dpo_core.cache import fingerprint
 from dpo_core.config.recipe import LEAVES, Recipe
-from dpo_core.config.settings import assignments, is_list, parsed, read_recipe, refused
+from dpo_core.config.settings import assignments, invalid_setting, is_list, parse_value, read_recipe
 from dpo_core.errors import RecipeError
 from dpo_core.stages.train import NOT_IN_KEY
 
@@ -131,11 +131,11 @@ def with_values(recipe: Recipe, values: Mapping[str, str]) -> Recipe:
     """
     tree: dict[str, Any] = recipe.model_dump()
     for leaf, value in values.items():
-        tree[LEAVES[leaf]][leaf] = parsed(leaf, value)
+        tree[LEAVES[leaf]][leaf] = parse_value(leaf, value)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise refused(error) from None
+        raise invalid_setting(error) from None
 
 
 def with_log_path(recipe: Recipe, log_path: Path) -> Recipe:

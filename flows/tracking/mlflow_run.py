@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from requests import RequestException
 
 from dpo_core.config.recipe import Recipe, TrackSettings
-from dpo_core.config.redact import public, shown
+from dpo_core.config.redact import hide_password, redacted
 from dpo_core.errors import TrackingError
 from dpo_core.records import EvalResult, StepMetrics
 from dpo_core.train.checkpoint import journal
@@ -44,7 +44,7 @@ class RunHandle:
     def url(self) -> str | None:
         """The address of the run's page, None when the store is no server."""
         return (
-            mlflow_server.run_page(shown(self.uri), self.experiment_id, self.run_id)
+            mlflow_server.run_page(hide_password(self.uri), self.experiment_id, self.run_id)
             if mlflow_server.is_server(self.uri)
             else None
         )
@@ -57,7 +57,7 @@ def as_tracking_error(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, OSError) as error:
         raise TrackingError(
-            f"MLflow at {shown(uri)} failed: {error_line(error)}.",
+            f"MLflow at {hide_password(uri)} failed: {error_line(error)}.",
             "",
             "Everything finished so far is kept: run the same command again to continue.",
         ) from error
@@ -167,7 +167,7 @@ def find_run(client: MlflowClient, experiment_id: str, fingerprint: str) -> Any:
 
 def parameters(recipe: Recipe) -> dict[str, str]:
     """Return the recipe's settings as flat names and strings, without the password that an address may carry."""
-    leaves = {leaf: value for section in public(recipe).values() for leaf, value in section.items()}
+    leaves = {leaf: value for section in redacted(recipe).values() for leaf, value in section.items()}
     return {leaf: ",".join(value) if isinstance(value, list) else str(value) for leaf, value in leaves.items()}
 
 

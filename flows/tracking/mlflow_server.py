@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from dpo_core.config.recipe import Recipe, TrackSettings
-from dpo_core.config.redact import shown
+from dpo_core.config.redact import hide_password
 from dpo_core.errors import TrackingError
 
 DEFAULT_STORE = Path("mlruns/mlflow.db")
@@ -45,7 +45,7 @@ def without_password(recipe: Recipe) -> Recipe:
     The recipe is a flow parameter, and Prefect stores parameters.
     """
     uri = recipe.track.tracking_uri
-    if not uri or shown(uri) == uri:
+    if not uri or hide_password(uri) == uri:
         return recipe
     os.environ["MLFLOW_TRACKING_URI"] = uri
     return recipe.model_copy(update={"track": recipe.track.model_copy(update={"tracking_uri": None})})
@@ -75,7 +75,7 @@ def check_server(uri: str) -> None:
     if not is_server(uri):
         return
     try:
-        with urlopen(f"{shown(uri)}/health", timeout=TIMEOUT_S) as response:
+        with urlopen(f"{hide_password(uri)}/health", timeout=TIMEOUT_S) as response:
             body = response.read(40)
             state = f"answers with {body!r}" if response.status == 200 else f"answers HTTP {response.status}"
             healthy = response.status == 200 and body == b"OK"
@@ -85,7 +85,7 @@ def check_server(uri: str) -> None:
         state, healthy = f"does not answer ({getattr(error, 'reason', error)})", False
     if not healthy:
         raise TrackingError(
-            f"{shown(uri)} {state}.",
+            f"{hide_password(uri)} {state}.",
             "tracking_uri (or MLFLOW_TRACKING_URI) must be the address of a running MLflow server.",
             "Start the server, correct the address, or unset it to use the store in ./mlruns.",
         )
@@ -98,12 +98,12 @@ def check_login_and_version(uri: str) -> None:
     Raises TrackingError when it rejects the credentials, or is older than ``MIN_VERSION``.
     """
     try:
-        with urlopen(Request(f"{shown(uri)}/version", headers=auth_header(uri)), timeout=TIMEOUT_S) as response:
+        with urlopen(Request(f"{hide_password(uri)}/version", headers=auth_header(uri)), timeout=TIMEOUT_S) as response:
             version = response.read(40).decode(errors="replace").strip()
     except HTTPError as error:
         if error.code in AUTH_ERRORS and not has_other_login():
             raise TrackingError(
-                f"The MLflow server at {shown(uri)} rejects these credentials (HTTP {error.code}).",
+                f"The MLflow server at {hide_password(uri)} rejects these credentials (HTTP {error.code}).",
                 "It requires MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.",
                 "Set them, or correct them.",
             ) from None
@@ -114,7 +114,7 @@ def check_login_and_version(uri: str) -> None:
     if match and (int(match[1]), int(match[2])) < MIN_VERSION:
         oldest = ".".join(map(str, MIN_VERSION))
         raise TrackingError(
-            f"The MLflow server at {shown(uri)} is version {version}.",
+            f"The MLflow server at {hide_password(uri)} is version {version}.",
             f"This project needs MLflow {oldest} or newer.",
             f"Install mlflow>={oldest} there, and upgrade its database: mlflow db upgrade.",
         )

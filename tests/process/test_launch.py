@@ -35,24 +35,24 @@ def plain_call(log_path: Path) -> StageCall[Any]:
 
 @pytest.mark.parametrize("stage", ["train", "warm_start"])
 def test_an_explicit_budget_that_ran_out_is_not_to_be_tried_again(stage: str) -> None:
-    told = launch.killed_for_memory(call(stage, 4096), None)
+    told = launch.killed_for_memory_error(call(stage, 4096), None)
     assert isinstance(told, OutOfMemoryError)
     assert "memory ran out with token_budget=4096" in told.found
     assert "token_budget=2048 or auto" in told.remedy
 
 
 def test_an_automatic_one_is_worth_another_try_with_less() -> None:
-    told = launch.killed_for_memory(call("train", "auto"), 2048)
+    told = launch.killed_for_memory_error(call("train", "auto"), 2048)
     assert isinstance(told, DiedError)
     assert "half in the next try: this one had 2,048 tokens" in told.rule
-    told = launch.killed_for_memory(call("train", "auto"), MIN_TOKENS)
+    told = launch.killed_for_memory_error(call("train", "auto"), MIN_TOKENS)
     assert isinstance(told, OutOfMemoryError)
     assert f"token_budget={MIN_TOKENS}, the least that auto takes" in told.found
 
 
 @pytest.mark.parametrize(("stage", "budget"), [("train", "auto"), ("score_reference", 4096), ("evaluate", 4096)])
 def test_where_no_budget_was_tried_none_is_blamed(stage: str, budget: object) -> None:
-    told = launch.killed_for_memory(call(stage, budget), None)
+    told = launch.killed_for_memory_error(call(stage, budget), None)
     assert isinstance(told, DiedError)
     assert "beside what other processes hold" in told.rule
     assert "token_budget" not in str(told)

@@ -24,7 +24,7 @@ from dpo_core.stages.evaluation.prompts import PromptsRequest
     ],
 )
 def test_memory_that_runs_out_anywhere_is_told_in_three_parts(error: Exception, found: str) -> None:
-    told = worker.no_memory("evaluate", error)
+    told = worker.out_of_memory_error("evaluate", error)
     assert isinstance(told, OutOfMemoryError)
     assert f"ran out in stage evaluate: {found}" in told.found.replace("[enforce fail at alloc_cpu.cpp] ", "")
     assert told.rule
@@ -34,7 +34,7 @@ def test_memory_that_runs_out_anywhere_is_told_in_three_parts(error: Exception, 
 
 def test_other_errors_stay_what_they_are() -> None:
     for error in (ValueError("out of memory of a word"), RuntimeError("shapes"), OSError(2, "No such file")):
-        assert worker.no_memory("train", error) is None
+        assert worker.out_of_memory_error("train", error) is None
 
 
 def test_a_stage_without_memory_ends_with_that_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

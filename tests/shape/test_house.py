@@ -23,7 +23,7 @@ SHARED_MODULE_NAMES = {"registry", "report", "__main__", "pipeline"} | {
 }
 BANNED = {"told", "known", "shown", "opened", "asked", "one", "look", "near", "course", "place", "way", "river"}
 # How many names of functions, parameters and variables are banned words still. Only ever lowered.
-BANNED_NAMES_LEFT = 423
+BANNED_NAMES_LEFT = 0
 
 
 def modules_by_folder() -> dict[str, list[str]]:

@@ -119,8 +119,8 @@ def attend_flex(
 ) -> tuple[Tensor, Tensor | None]:
     """FlexAttention on a GPU; the sizes are those of :func:`attend`, the mask is the tree's block mask."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # in float32 its kernels take several times as long
-    told: tuple[Tensor, Tensor | None] = flex_attention_forward(module, query, key, value, attention_mask, **options)
-    return told
+    output: tuple[Tensor, Tensor | None] = flex_attention_forward(module, query, key, value, attention_mask, **options)
+    return output
 
 
 AttentionInterface.register(ON_CPU, attend)

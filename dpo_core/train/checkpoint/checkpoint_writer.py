@@ -85,7 +85,7 @@ class CheckpointWriter:
         try:
             writing.result()
         except Exception as error:
-            cause = atomic_files.from_disk(error)
+            cause = atomic_files.disk_error_in(error)
             if cause is None:
                 raise
             refused = write_error(self.log_path, step, cause)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
-from dpo_core.errors import OutOfMemoryError, of_memory
+from dpo_core.errors import OutOfMemoryError, is_out_of_memory
 from dpo_core.system import host_memory
 
 EVERY_S = 0.5
@@ -98,7 +98,7 @@ def explain_microbatch_memory(token_budget: int, longest: int, more: str = "") -
     try:
         yield
     except Exception as error:
-        if not of_memory(error):
+        if not is_out_of_memory(error):
             raise
         budget = max(1, token_budget // 2, longest)
         helps = budget < token_budget
@@ -118,7 +118,7 @@ def explain_memory(what: str, rule: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(f"Memory ran out in {what}{interruption_cause(error)}.", rule, remedy) from error
 

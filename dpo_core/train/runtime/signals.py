@@ -24,7 +24,7 @@ class StopFlag:
         self.signalled = True
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether to stop after this step."""
         return self.signalled or self.timed_out
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpo_core.config.recipe import Recipe
-from dpo_core.config.redact import public
+from dpo_core.config.redact import redacted
 from dpo_core.errors import RecipeError
 from dpo_core.train.checkpoint import journal, run_dir
 from flows.recording.replay import sync_run
@@ -20,7 +20,7 @@ def log_path(tmp_path: Path, recipe: Recipe) -> Path:
     """A run's directory that is not in MLflow yet."""
     path = tmp_path / "a-run"
     path.mkdir()
-    config = {"fingerprint": "f00d", "lineage": "l", "origin": "f00d", "recipe": public(recipe)}
+    config = {"fingerprint": "f00d", "lineage": "l", "origin": "f00d", "recipe": redacted(recipe)}
     run_dir.write_config(path, config)
     write_journal(path, 5)
     return path

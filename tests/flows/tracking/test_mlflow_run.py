@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpo_core.config.recipe import Recipe, TrackSettings
-from dpo_core.config.redact import shown
+from dpo_core.config.redact import hide_password
 from dpo_core.errors import TrackingError
 from dpo_core.records import EvalResult
 from flows.reports.curve_plot import PANELS
@@ -33,8 +33,8 @@ def test_a_plain_directory_is_refused() -> None:
 
 
 def test_a_password_is_never_shown() -> None:
-    assert shown("http://me:secret@there:5000/x") == "http://there:5000/x"
-    assert shown("sqlite:////there/mlflow.db") == "sqlite:////there/mlflow.db"
+    assert hide_password("http://me:secret@there:5000/x") == "http://there:5000/x"
+    assert hide_password("sqlite:////there/mlflow.db") == "sqlite:////there/mlflow.db"
     recipe = Recipe(track=TrackSettings(tracking_uri="http://me:secret@there"))
     assert mlflow_run.parameters(recipe)["tracking_uri"] == "http://there"
 

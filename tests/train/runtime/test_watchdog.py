@@ -41,12 +41,12 @@ def test_a_signal_or_the_time_allowed_asks_to_stop() -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         flag = StopFlag(max_minutes=60)
-        assert not flag.asked
+        assert not flag.stop_requested
         flag.end = 0.0
-        assert (flag.asked, flag.why) == (True, ", as max_minutes says")
+        assert (flag.stop_requested, flag.why) == (True, ", as max_minutes says")
         flag = StopFlag()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert (flag.asked, flag.why) == (True, "")
+        assert (flag.stop_requested, flag.why) == (True, "")
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
