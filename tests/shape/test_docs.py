@@ -12,7 +12,7 @@ import click
 import pytest
 
 from deployments.__main__ import cli as deployments_cli
-from dpo_core.__main__ import STAGES
+from dpo_core.__main__ import COMMANDS
 from dpo_core.cli.eval_command import command_line
 from dpo_core.config.settings import assignments, read_recipe, split_recipe_file
 from flows.cli.main import cli
@@ -129,7 +129,7 @@ def check_command(words: list[str]) -> None:
     else:
         assert find_spec(words[2]) is not None, words
         if words[2] == "dpo_core":
-            assert {*words[3:4]} <= {*STAGES, "STAGE"}, words
+            assert {*words[3:4]} <= {*COMMANDS, "STAGE"}, words
 
 
 def check_words(name: str, words: list[str]) -> None:

@@ -34,7 +34,7 @@ def made(tmp_path: Path) -> Any:
         renderer=SimpleNamespace(name="r"),
         done=0,
         last=None,
-        stop=SimpleNamespace(asked=False),
+        stop=SimpleNamespace(stop_requested=False),
     )
 
 
