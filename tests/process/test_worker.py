@@ -46,7 +46,7 @@ def test_a_stage_without_memory_ends_with_that_error(tmp_path: Path, monkeypatch
     request = tmp_path / "request.json"
     request.write_text(PromptsRequest(source="demo", seed=0, limit=None, demo_pairs=64).model_dump_json())
     monkeypatch.setattr(worker, "import_stage", lambda _: SimpleNamespace(run=run))
-    monkeypatch.setattr(worker, "leave_with_parent", lambda _: None)
+    monkeypatch.setattr(worker, "stop_with_parent", lambda _: None)
     monkeypatch.setattr(worker.gc_tuning, "skip_at_exit", lambda: None)
     assert worker.main("prompts", request, tmp_path / "store", "key", os.getpid()) == 4
     told = launch.error_of(tmp_path / worker.ERROR_FILE)
