@@ -92,7 +92,8 @@ def test_a_signal_ends_all_processes(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == code, error
-    assert error.removeprefix("ifeval: evaluating ").partition("\n")[2].startswith(message)
+    lines = error.splitlines(keepends=True)[1:]  # after the line of what is evaluated, and progress on a slow machine
+    assert "".join(line for line in lines if not line.startswith("generating: ")).startswith(message)
     assert "Traceback" not in error
 
 

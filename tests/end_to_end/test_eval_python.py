@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from dpo_core.config.recipe import Recipe
 from dpo_core.pipeline import evaluation_plan
 from dpo_core.pipeline.base_model import InitialModel
+from dpo_core.pipeline.evaluation_plan import EvaluationPlan
 from dpo_core.pipeline.pipeline import EvaluationSteps
 from dpo_core.pipeline.preflight import RunPlan
 from dpo_core.records import EvalResult
@@ -128,7 +129,7 @@ def evaluate_base(world: World, runs: Path, **settings: Any) -> EvalResult:
     environment = evaluation_plan.check_engine(recipe.evaluate)
     source = InitialModel("directory", "world", world.model.path)
     plan = RunPlan(recipe, "demo", None, source, environment)
-    evaluation = evaluation_plan.plan(recipe.evaluate, None, plan.store, environment)
+    evaluation = EvaluationPlan(None)
     result: EvalResult = (
         EvaluationSteps(plan, world.rendered, world.reference, evaluation).step(world.model, "").run().record
     )

@@ -63,7 +63,7 @@ def test_journal_evaluation_table_and_gate_agree(finished: Finished) -> None:
     version = ModelVersion(name="m", version=1, run_id="r", experiment_id="1", tracking_uri="u", model_uri="models:/m")
     ours = champion.measured_version(version, finished.base, trained).measured
     assert (ours.accuracy, ours.margin_noise) == (last["test/accuracy"], last["export/margin_noise"])
-    assert ours.certain.value == last.get("test/accuracy_beyond_noise", last["test/accuracy"])
+    assert ours.accuracy_interval_beyond_noise.value == last.get("test/accuracy_beyond_noise", last["test/accuracy"])
 
 
 def render_table(finished: Finished) -> str:
