@@ -1,17 +1,24 @@
 # Two commands do everything on a fresh machine: make run, make test. Each installs what it needs first.
+# make test proves the main job in minutes; make test-all has every test.
 # Any Python from 3.11 to 3.13 will do: make run PYTHON=python3.13
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check versions faults gpu servers install clean
+.PHONY: run test test-all check versions faults gpu servers install clean
 
 run: install
 	$(BIN)/dpo demo
 
+# Tests that start processes run two at a time: each with one thread, so that they do not slow each other down.
+SLOW := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
 test: check
+	$(SLOW) -m main_job
+
+test-all: test
 	$(BIN)/pytest --hypothesis-profile=random tests/render
-	$(BIN)/pytest -m slow
+	$(SLOW) -m 'slow and not main_job'
 
 check: install
 	$(BIN)/ruff check .

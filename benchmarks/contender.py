@@ -1,4 +1,4 @@
-"""One contender of ``dpo_step.py``: a trainer over given pairs, timed step by step."""
+"""Contender of ``dpo_step.py``: dpo-flows or TRL training on given pairs, timed step by step."""
 
 import json
 import resource
@@ -13,39 +13,39 @@ import product  # this folder's
 import torch
 from transformers import PreTrainedModel
 
-from dpo_core.recipe import ModelSettings, TrainSettings
+from dpo_core.config.recipe import ModelSettings, TrainSettings
 
 Options = dict[str, Any]
 BETA, BETAS = 0.1, (0.9, 0.95)
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Train; returns losses, pairs a second after the first step, and the most memory that the process held."""
-    rows = json.loads((Path(options["place"]) / "pairs.json").read_text())
-    figures = (ours if options["whose"] == "ours" else theirs)(options, rows)
+    """Train; returns the losses, pairs per second after the first step, and peak memory in GB."""
+    rows = json.loads((Path(options["directory"]) / "pairs.json").read_text())
+    figures = (run_dpo_flows if options["trainer"] == "dpo-flows" else run_trl)(options, rows)
     return figures | {"peak_gb": peak_gb()}
 
 
 def peak_gb() -> float:
-    """Of the GPU, or without one of the process."""
+    """Peak memory of the GPU in GB, of the process where there is no GPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def model(options: Options) -> PreTrainedModel:
-    """The weights that every contender starts from."""
-    return product.random_model(setup(options))
+def new_model(options: Options) -> PreTrainedModel:
+    """The model with the initial weights of every contender."""
+    return product.random_model(to_setup(options))
 
 
-def ours(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """Our loop; ``reference``: scored (its pass counts), cached (it does not), or step (on the fly)."""
+def run_dpo_flows(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """Train with dpo-flows. ``reference``: scored (scoring is timed), cached (it is not), or step (on the fly)."""
     from dpo_core.train.loop import steps
 
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as place:
-        session, scoring = product.session(Path(place), setup(options), rows)
-        ready = time.perf_counter()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as directory:
+        session, scoring = product.benchmark_session(Path(directory), to_setup(options), rows)
+        set_up = time.perf_counter()
         history = list(steps(session.run))
     timed = history[1:]
     seconds = sum(step.values["batch_time"] for step in timed)
@@ -57,13 +57,13 @@ def ours(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
         "matmul_peak_gflops": (session.run.peak_flops or 0) / 1e9,
         "layout": session.run.layout,
         "token_budget": session.run.token_budget,
-        "setup_s": ready - began,
+        "setup_s": set_up - started,
         "first_step_s": history[0].values["batch_time"],
     }
 
 
-def setup(options: Options) -> product.Setup:
-    """The recipe's sections that a contender's options mean."""
+def to_setup(options: Options) -> product.Setup:
+    """The recipe's sections for a contender's options."""
     train = TrainSettings(
         batch_size=options["batch_size"],
         learning_rate=options["learning_rate"],
@@ -79,8 +79,8 @@ def setup(options: Options) -> product.Setup:
     return product.Setup(options["config"], ModelSettings(lora_rank=options["lora_rank"]), train)
 
 
-def theirs(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """TRL's DPOTrainer over the same token ids in the same order, its own tokenisation skipped."""
+def run_trl(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """Train with TRL's DPOTrainer on the same token ids in the same order, without its tokenization."""
     warnings.simplefilter("ignore")
     from datasets import Dataset
     from peft import LoraConfig
@@ -92,17 +92,17 @@ def theirs(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]
     losses: list[float] = []
     times: list[float] = []
 
-    class Ordered(DPOTrainer):  # type: ignore[misc]
+    class InOrder(DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
             return dataset
 
         def _get_train_sampler(self, dataset: Dataset | None = None) -> SequentialSampler:
             return SequentialSampler(dataset if dataset is not None else self.train_dataset)
 
-        def compute_loss(self, *arguments: Any, **named: Any) -> Any:
-            told = super().compute_loss(*arguments, **named)
-            losses.append(float(told[0] if isinstance(told, tuple) else told))
-            return told
+        def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
+            output = super().compute_loss(*arguments, **keywords)
+            losses.append(float(output[0] if isinstance(output, tuple) else output))
+            return output
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -111,13 +111,13 @@ def theirs(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]
             times.append(time.perf_counter())
 
     size = options["batch_size"]
-    micro = options["micro"] or size
+    microbatch = options["microbatch"] or size
     on_gpu = torch.cuda.is_available()
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as directory:
         config = DPOConfig(
-            output_dir=place,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=size // micro,
+            output_dir=directory,
+            per_device_train_batch_size=microbatch,
+            gradient_accumulation_steps=size // microbatch,
             learning_rate=options["learning_rate"],
             beta=BETA,
             lr_scheduler_type="linear",
@@ -133,7 +133,7 @@ def theirs(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]
             disable_tqdm=True,
             gradient_checkpointing=False,
             precompute_ref_log_probs=options["reference"] == "cached",
-            use_liger_kernel="liger" in options["whose"],
+            use_liger_kernel="liger" in options["trainer"],
         )
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 2}, unk_token="<pad>")),
@@ -142,9 +142,9 @@ def theirs(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]
         )
         rank = options["lora_rank"]
         lora = LoraConfig(r=rank or 1, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        trainer = Ordered(
-            model(options),
-            None if rank else model(options),
+        trainer = InOrder(
+            new_model(options),
+            None if rank else new_model(options),
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
@@ -152,5 +152,5 @@ def theirs(options: Options, rows: list[dict[str, list[int]]]) -> dict[str, Any]
             peft_config=lora if rank else None,
         )
         trainer.train()
-    steps = np.array(losses[-len(times) * (size // micro) :]).reshape(len(times), -1).mean(1)
+    steps = np.array(losses[-len(times) * (size // microbatch) :]).reshape(len(times), -1).mean(1)
     return {"losses": steps.tolist(), "pairs_per_s": (len(times) - 1) * size / (times[-1] - times[0])}

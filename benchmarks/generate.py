@@ -1,16 +1,15 @@
-"""Speed of answering IFEval-like prompts through inspect-ai: our provider and inspect-ai's own ``hf``, side by side.
+"""Generation speed on IFEval-like prompts through inspect-ai: our provider and inspect-ai's own ``hf``, side by side.
 
     python benchmarks/generate.py [--shape 40m|1b|8b] [--prompts 541] [--max-new-tokens 256] [--precision fp32 bf16]
                                   [--engines torch paged vllm] [--hf-batches 32 128 541] [--ifeval FILE] [--repeat 1]
 
-Random weights of the shape, prompts as long as IFEval's, greedy answers that all run to their limit; every contender
-in a process of its own, one after the other, on the GPU where there is one, its model loaded and asked once before the
-clock starts. Without ``--engines``, ours is measured with our own batches, on a GPU also with transformers' continuous
-batching, and there with vLLM where it is installed. Without ``--hf-batches``, hf's best batch is looked for: from 32
-up and down, by factors of two, until it gets slower. Answers are scored by IFEval's checkers, in those kinds that need
-no data of NLTK's, or as a file of prompts says (``--ifeval``; then NLTK_DATA is needed). The row "overhead" is what
-ours takes besides generation: inspect-ai, the scoring of every answer, the log. Prints a table and, last, one JSON line
-with the same figures.
+The model has random weights, prompts are as long as IFEval's, and greedy responses all run to their limit. Every
+contender runs in its own process, one after the other, on the GPU where there is one; its model is loaded and has
+answered once before the clock starts. Without ``--engines`` our provider runs with engine torch, on a GPU also with
+paged and, where it is installed, vLLM. Without ``--hf-batches`` hf's best batch size is searched: from 32 up and down,
+by factors of two, until it gets slower. Responses are scored by those of IFEval's checkers that need no NLTK data, or
+by those of a file of prompts (``--ifeval``; this needs NLTK_DATA). The row "overhead" is our time besides generation:
+inspect-ai, scoring, the log. Prints a table and, last, one JSON line with the same figures.
 """
 
 import argparse
@@ -45,34 +44,42 @@ Figures = dict[str, Any]
 
 
 def main() -> None:
-    """Run every contender in a process of its own and compare."""
+    """Run every contender in its own process and compare them."""
     options = parse()
     if options.contender:
         print(RESULT + json.dumps(run(options)))
         return
-    with tempfile.TemporaryDirectory() as place:
-        prepare(Path(place), options)
-        found = {name: told for precision in options.precision for name, told in contenders(place, precision, options)}
-    report(found, options)
+    with tempfile.TemporaryDirectory() as directory:
+        prepare(Path(directory), options)
+        results = {
+            name: figures
+            for precision in options.precision
+            for name, figures in contenders(directory, precision, options)
+        }
+    report(results, options)
 
 
-def contenders(place: str, precision: str, options: argparse.Namespace) -> Iterator[tuple[str, Figures]]:
-    """Ours and hf in each of its batch sizes, measured; those that failed are left out."""
+def contenders(directory: str, precision: str, options: argparse.Namespace) -> Iterator[tuple[str, Figures]]:
+    """Measure our engines, and hf with each batch size; failed contenders are left out."""
 
-    def at(size: int) -> Figures | None:
-        return measure(f"hf, batch {size}, {precision}", options, [place, precision, str(size)])
+    def measure_hf(size: int) -> Figures | None:
+        return measure(f"hf, batch {size}, {precision}", options, [directory, precision, str(size)])
 
-    ours = {name: measure(title(name, precision), options, [place, precision, name]) for name in engines(options)}
+    own = {name: measure(title(name, precision), options, [directory, precision, name]) for name in engines(options)}
     if options.ours:
-        theirs: dict[int, Figures | None] = {}
+        hf: dict[int, Figures | None] = {}
     else:
-        theirs = {size: at(size) for size in options.hf_batches} if options.hf_batches else climb(at, options.prompts)
-    yield from ((title(name, precision), told) for name, told in ours.items() if told)
-    yield from ((f"hf, batch {size}, {precision}", told) for size, told in sorted(theirs.items()) if told)
+        hf = (
+            {size: measure_hf(size) for size in options.hf_batches}
+            if options.hf_batches
+            else climb(measure_hf, options.prompts)
+        )
+    yield from ((title(name, precision), figures) for name, figures in own.items() if figures)
+    yield from ((f"hf, batch {size}, {precision}", figures) for size, figures in sorted(hf.items()) if figures)
 
 
 def engines(options: argparse.Namespace) -> list[str]:
-    """What ours is measured with: as asked, or all that is for this device."""
+    """Our engines to measure: those of ``--engines``, else all for this device."""
     import torch
 
     if options.engines or not torch.cuda.is_available():
@@ -81,29 +88,29 @@ def engines(options: argparse.Namespace) -> list[str]:
 
 
 def title(engine: str, precision: str) -> str:
-    """A row of ours."""
+    """Name of the table's row for one of our engines."""
     return f"ours, {engine}, {precision}"
 
 
-def climb(at: Callable[[int], Figures | None], most: int) -> dict[int, Figures | None]:
-    """Figures by batch size, from the first size up, then down, each way until it gets slower or fails."""
-    first = min(FIRST, most)
-    found = {first: at(first)}
-    up = (min(first * 2**power, most) for power in itertools.count(1))
+def climb(measure_hf: Callable[[int], Figures | None], largest: int) -> dict[int, Figures | None]:
+    """Figures by batch size: upward from the first size, then downward, each until it gets slower or fails."""
+    first = min(FIRST, largest)
+    results = {first: measure_hf(first)}
+    up = (min(first * 2**power, largest) for power in itertools.count(1))
     down = (first // 2**power for power in itertools.count(1))
     for sizes in (up, down):
-        size, before = next(sizes), first
-        while size and size not in found:
-            found[size] = at(size)
-            if speed(found[size]) <= speed(found[before]):
+        size, previous = next(sizes), first
+        while size and size not in results:
+            results[size] = measure_hf(size)
+            if speed(results[size]) <= speed(results[previous]):
                 break
-            size, before = next(sizes), size
-    return found
+            size, previous = next(sizes), size
+    return results
 
 
-def speed(told: Figures | None) -> float:
-    """Tokens a second, 0 for a contender that failed."""
-    return float(told["tokens_per_s"]) if told else 0.0
+def speed(figures: Figures | None) -> float:
+    """Tokens per second, 0 for a contender that failed."""
+    return float(figures["tokens_per_s"]) if figures else 0.0
 
 
 def parse() -> argparse.Namespace:
@@ -114,31 +121,33 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--engines", nargs="*", choices=("torch", "paged", "vllm"), default=[])
-    parser.add_argument("--hf-batches", nargs="*", type=int, default=[], help="by default the best is looked for")
+    parser.add_argument(
+        "--hf-batches", nargs="*", type=int, default=[], help="batch sizes of hf; by default the best is searched"
+    )
     parser.add_argument("--ours", action="store_true", help="leave hf out")
-    parser.add_argument("--ifeval", type=Path, help="prompts in IFEval's schema whose instructions are judged")
-    parser.add_argument("--repeat", type=int, default=1, help="the best of so many")
+    parser.add_argument("--ifeval", type=Path, help="prompts in IFEval's schema whose instructions are checked")
+    parser.add_argument("--repeat", type=int, default=1, help="number of runs; the best counts")
     parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def prepare(place: Path, options: argparse.Namespace) -> None:
-    """A tokenizer of whole words, prompts made of them, and a model of this shape."""
+def prepare(directory: Path, options: argparse.Namespace) -> None:
+    """Write a word-level tokenizer, a model of the shape with random weights, and the prompts."""
     import numpy as np
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     shape = SHAPES[options.shape]
-    words = {"</s>": 0, "<unk>": 1} | {f"w{place}": place for place in range(2, shape["vocab_size"])}
+    words = {"</s>": 0, "<unk>": 1} | {f"w{token}": token for token in range(2, shape["vocab_size"])}
     plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>", unk_token="<unk>")
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    tokenizer.save_pretrained(place / "model")
+    tokenizer.save_pretrained(directory / "model")
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=4096, eos_token_id=0))
-    model.save_pretrained(place / "model")
+    model.save_pretrained(directory / "model")
     rng = np.random.default_rng(0)
     lengths = np.interp(rng.random(options.prompts), QUANTILES, LENGTHS).astype(int)
     texts = [" ".join(f"w{token}" for token in rng.integers(2, shape["vocab_size"], length)) for length in lengths]
@@ -146,11 +155,11 @@ def prepare(place: Path, options: argparse.Namespace) -> None:
         {"key": key, "prompt": text, "instruction_id_list": [*kind], "kwargs": [*kind.values()]}
         for key, (text, kind) in enumerate(zip(texts, itertools.cycle(kinds(options.ifeval)), strict=False))
     ]
-    (place / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def kinds(path: Path | None) -> list[dict[str, dict[str, Any]]]:
-    """The instructions of prompts, with their arguments."""
+    """The instructions of each prompt, with their arguments."""
     if path is None:
         return KINDS
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -158,41 +167,41 @@ def kinds(path: Path | None) -> list[dict[str, dict[str, Any]]]:
 
 
 def measure(name: str, options: argparse.Namespace, contender: list[str]) -> Figures | None:
-    """One contender's best figures, None if it failed (as for want of memory)."""
+    """One contender's best figures, None if it failed (for example out of memory)."""
     best: Figures | None = None
     for _ in range(options.repeat):
         words = ["--max-new-tokens", str(options.max_new_tokens), "--contender", *contender]
-        done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
-        told = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
-        if done.returncode or not told:
-            print(f"{name}: failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
+        process = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
+        lines = [line for line in process.stdout.splitlines() if line.startswith(RESULT)]
+        if process.returncode or not lines:
+            print(f"{name}: failed: {(process.stderr.strip().splitlines() or ['?'])[-1]}", flush=True)
             continue
-        figures: Figures = json.loads(told[0].removeprefix(RESULT))
+        figures: Figures = json.loads(lines[0].removeprefix(RESULT))
         print(f"{name}: {figures['tokens_per_s']:.0f} tokens/s", flush=True)
-        best = max((one for one in (best, figures) if one), key=speed)
+        best = max((candidate for candidate in (best, figures) if candidate), key=speed)
     return best
 
 
 def run(options: argparse.Namespace) -> Figures:
-    """One contender: seconds of a whole evaluation, tokens that it generated, peak memory."""
+    """Figures of one contender: seconds of an evaluation, generated tokens, peak memory in GiB."""
     import anyio
     from inspect_ai import eval
     from inspect_ai.model import GenerateConfig, get_model
 
-    from dpo_core.evaluate.ifeval import ifeval
-    from dpo_core.model.engines import DTYPES
+    from dpo_core.evaluate.ifeval.ifeval_task import ifeval
+    from dpo_core.inference.select_engine import DTYPES
 
-    place, precision, engine = Path(options.contender[0]), *options.contender[1:]
+    directory, precision, engine = Path(options.contender[0]), *options.contender[1:]
     size = int(engine) if engine.isdigit() else 0
     if size:
-        how: dict[str, Any] = {"batch_size": size, "do_sample": False}
-        model = get_model(f"hf/{place / 'model'}", memoize=False, dtype=DTYPES[precision], **how)
+        model_options: dict[str, Any] = {"batch_size": size, "do_sample": False}
+        model = get_model(f"hf/{directory / 'model'}", memoize=False, dtype=DTYPES[precision], **model_options)
     else:
-        model = get_model(f"dpo/{place / 'model'}", memoize=False, precision=precision, engine=engine)
+        model = get_model(f"dpo/{directory / 'model'}", memoize=False, precision=precision, engine=engine)
     anyio.run(model.generate, "w2 w3", [], None, GenerateConfig(max_tokens=4))
-    task, generating = ifeval(str(place / "prompts.jsonl")), [0.0]
+    task, generation_s = ifeval(str(directory / "prompts.jsonl")), [0.0]
     if not size:
-        timed(model.api.answerer, generating)
+        count_generation_time(model.api.answerer, generation_s)
     started = time.perf_counter()
     [log] = eval(
         task,
@@ -201,7 +210,7 @@ def run(options: argparse.Namespace) -> Figures:
         max_connections=size or 4096,
         max_samples=4096,
         display="none",
-        log_dir=str(place / "logs"),
+        log_dir=str(directory / "logs"),
         log_realtime=False,
         score_display=False,
         ctl_server=False,
@@ -213,7 +222,7 @@ def run(options: argparse.Namespace) -> Figures:
         "seconds": seconds,
         "tokens": tokens,
         "tokens_per_s": tokens / seconds,
-        "overhead": seconds - generating[0] if not size else None,
+        "overhead": seconds - generation_s[0] if not size else None,
         "device": device(),
         "peak_gb": peak_gb(),
         "answers": [sample.output.completion.strip()[:80] for sample in (log.samples or [])[:4]],
@@ -221,14 +230,14 @@ def run(options: argparse.Namespace) -> Figures:
 
 
 def device() -> str:
-    """What the models ran on."""
+    """Name of the device."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
 
 
 def peak_gb() -> float:
-    """The GPU's memory that was used at most, without one the process's."""
+    """Peak memory of the GPU in GiB, of the process where there is no GPU."""
     import resource
 
     import torch
@@ -238,41 +247,45 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def timed(answerer: Any, seconds: list[float]) -> None:
-    """Count the time that an answerer spends on generating."""
-    kind = type(answerer)
-    attempt = kind.attempt
+def count_generation_time(generator: Any, seconds: list[float]) -> None:
+    """Add the time that a generator spends on generating to ``seconds[0]``."""
+    generator_type = type(generator)
+    attempt = generator_type.responses_or_errors
 
-    def counted(self: Any, *arguments: Any) -> Any:
+    def timed_attempt(self: Any, *arguments: Any) -> Any:
         started = time.perf_counter()
         try:
             return attempt(self, *arguments)
         finally:
             seconds[0] += time.perf_counter() - started
 
-    kind.attempt = counted
+    generator_type.responses_or_errors = timed_attempt
 
 
-def report(found: dict[str, Figures], options: argparse.Namespace) -> None:
-    """The table, ours beside hf's best, and the same as one JSON line."""
-    print(f"\n{', '.join({told['device'] for told in found.values()})}")
+def report(results: dict[str, Figures], options: argparse.Namespace) -> None:
+    """Print the table and the ratios to hf's best, then the same figures as one JSON line."""
+    print(f"\n{', '.join({figures['device'] for figures in results.values()})}")
     print(f"{'':28}{'tokens/s':>10}{'seconds':>9}{'tokens':>9}{'peak GB':>9}")
-    for name, told in found.items():
-        print(f"{name:28}{speed(told):10.0f}{told['seconds']:9.1f}{told['tokens']:9d}{told['peak_gb']:9.2f}")
-        if told["overhead"] is not None:
-            print(f"{'  overhead':28}{'':10}{told['overhead']:9.1f}")
+    for name, figures in results.items():
+        print(
+            f"{name:28}{speed(figures):10.0f}{figures['seconds']:9.1f}{figures['tokens']:9d}{figures['peak_gb']:9.2f}"
+        )
+        if figures["overhead"] is not None:
+            print(f"{'  overhead':28}{'':10}{figures['overhead']:9.1f}")
     summary: dict[str, float | bool] = {}
     for precision in options.precision:
-        theirs = [one for name, one in found.items() if name.startswith("hf") and name.endswith(precision)]
-        ours = {name: told for name, told in found.items() if name.startswith("ours") and name.endswith(precision)}
-        if theirs:
-            best = max(theirs, key=speed)
-            for name, told in ours.items():
-                summary[f"{name}, times hf's best"] = speed(told) / speed(best)
-                summary[f"{name}, first answers are hf's"] = told["answers"] == best["answers"]
+        hf = [candidate for name, candidate in results.items() if name.startswith("hf") and name.endswith(precision)]
+        own = {
+            name: figures for name, figures in results.items() if name.startswith("ours") and name.endswith(precision)
+        }
+        if hf:
+            best = max(hf, key=speed)
+            for name, figures in own.items():
+                summary[f"{name}, times hf's best"] = speed(figures) / speed(best)
+                summary[f"{name}, first answers are hf's"] = figures["answers"] == best["answers"]
     for line, value in summary.items():
         print(f"{line}: {value if isinstance(value, bool) else f'{value:.2f}'}")
-    print(json.dumps({"options": vars(options), "contenders": found, "summary": summary}, default=str))
+    print(json.dumps({"options": vars(options), "contenders": results, "summary": summary}, default=str))
 
 
 if __name__ == "__main__":

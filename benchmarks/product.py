@@ -1,4 +1,4 @@
-"""A training run on given pairs and a given shape, set up by the product's own stages and its own session."""
+"""Training session on given token pairs and a Llama of a given shape, set up by dpo_core's own stages."""
 
 import time
 from dataclasses import dataclass
@@ -10,24 +10,25 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from dpo_core import river
+from dpo_core.cache.store import Store
+from dpo_core.config.recipe import ModelSettings, Recipe, TrainSettings
 from dpo_core.pair import Pair
-from dpo_core.recipe import ModelSettings, Recipe, TrainSettings
+from dpo_core.pipeline import stage_calls
 from dpo_core.records import DataReport, ModelSource, ReferenceSet, RenderedSet
-from dpo_core.render.rendered import Completion, TokenPair, write_split
-from dpo_core.requests import ScoreRequest, TrainRequest
-from dpo_core.store import Store
+from dpo_core.render.token_dataset import CompletionTokens, TokenPair, write_split
+from dpo_core.stages.score_reference import ScoreRequest
+from dpo_core.stages.train import TrainRequest
 from dpo_core.train import reference
-from dpo_core.train.order import permutation
-from dpo_core.train.session import Session, begin
-from dpo_core.train.stopping import StopFlag
+from dpo_core.train.data_order import permutation
+from dpo_core.train.runtime.setup import Session, start_session
+from dpo_core.train.runtime.signals import StopFlag
 
 HELD_OUT = 8
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a benchmark's run is made of: a Llama of ``config``, and the recipe's two sections that matter."""
+    """Configuration of a benchmark's run: the Llama's ``config``, and the recipe's two relevant sections."""
 
     config: dict[str, Any]
     model: ModelSettings
@@ -35,39 +36,39 @@ class Setup:
 
     @property
     def frozen_dtype(self) -> str:
-        """The type of weights, as the recipe decides it."""
-        return river.frozen_dtype(Recipe(model=self.model, train=self.train))
+        """Type of the frozen weights."""
+        return stage_calls.frozen_dtype(Recipe(model=self.model, train=self.train))
 
 
 def random_model(setup: Setup) -> PreTrainedModel:
-    """Weights from a seed, made on the GPU where there is one, in the type that they train in."""
+    """A Llama with weights from a fixed seed, on the GPU where there is one, in ``frozen_dtype``."""
     torch.manual_seed(0)
     config = LlamaConfig(**setup.config, max_position_embeddings=16_384, bos_token_id=1, eos_token_id=2)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         return LlamaForCausalLM(config).to(getattr(torch, setup.frozen_dtype))
 
 
-def session(place: Path, setup: Setup, rows: list[dict[str, list[int]]]) -> tuple[Session, float]:
-    """The run, ready for its first step, and the seconds that its reference took to be loaded and scored.
+def benchmark_session(directory: Path, setup: Setup, rows: list[dict[str, list[int]]]) -> tuple[Session, float]:
+    """The session, ready for its first step, and the seconds that loading and scoring the reference took.
 
-    Weights and pairs are written to ``place``; the run's order of pairs is the order of ``rows``.
+    Weights and pairs are written to ``directory``. The run visits the pairs in the order of ``rows``.
     """
-    source, rendered = write_model(place / "model", setup), write_pairs(place / "rendered", rows, setup.train)
+    source, rendered = write_model(directory / "model", setup), write_pairs(directory / "rendered", rows, setup.train)
     started = time.perf_counter()
-    scored = score(place, source, rendered, setup)
+    scored = score(directory, source, rendered, setup)
     scoring = time.perf_counter() - started
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    log_path = place / "run"
+    log_path = directory / "run"
     log_path.mkdir()
-    return begin(to_request(log_path, source, rendered, scored, setup), StopFlag()), scoring
+    return start_session(to_request(log_path, source, rendered, scored, setup), StopFlag()), scoring
 
 
 def to_request(
     log_path: Path, source: ModelSource, rendered: RenderedSet, scored: ReferenceSet, setup: Setup
 ) -> TrainRequest:
-    """What the train stage is asked."""
+    """The train stage's request."""
     return TrainRequest(
         rendered=rendered,
         reference=scored,
@@ -86,7 +87,7 @@ def to_request(
 
 
 def write_model(path: Path, setup: Setup) -> ModelSource:
-    """Random weights with a tokenizer that knows a word, as a model directory."""
+    """Write a model directory with random weights and a minimal tokenizer."""
     random_model(setup).save_pretrained(path)
     words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 2}, unk_token="<pad>"))
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>").save_pretrained(path)
@@ -96,13 +97,13 @@ def write_model(path: Path, setup: Setup) -> ModelSource:
 
 
 def write_pairs(path: Path, rows: list[dict[str, list[int]]], train: TrainSettings) -> RenderedSet:
-    """The pairs as a rendered set whose row i stands where the run's first permutation asks for it."""
+    """Write the pairs as a rendered set, permuted so that the first epoch visits them in the order of ``rows``."""
     path.mkdir()
     pairs = [to_pair(row) for row in rows]
-    placed = list(pairs)
+    ordered = list(pairs)
     for pair, index in zip(pairs, permutation(train.seed, 0, len(pairs)).tolist(), strict=True):
-        placed[index] = pair
-    write_split(path / "train.arrow", placed)
+        ordered[index] = pair
+    write_split(path / "train.arrow", ordered)
     write_split(path / "test.arrow", pairs[:HELD_OUT])
     return RenderedSet.model_construct(
         path=path,
@@ -119,24 +120,24 @@ def write_pairs(path: Path, rows: list[dict[str, list[int]]], train: TrainSettin
 
 
 def to_pair(row: dict[str, list[int]]) -> TokenPair:
-    """A row of token ids as a rendered pair, every token of its completions trained."""
+    """A row of token ids as a token pair; every token of its completions is trained."""
 
-    def side(name: str) -> Completion:
+    def side(name: str) -> CompletionTokens:
         ids = np.array(row[f"{name}_ids"], dtype=np.int32)
-        return Completion(ids, np.ones(len(ids), dtype=np.bool_))
+        return CompletionTokens(ids, np.ones(len(ids), dtype=np.bool_))
 
     return TokenPair(np.array(row["prompt_ids"], dtype=np.int32), Pair(side("chosen"), side("rejected")))
 
 
-def score(place: Path, source: ModelSource, rendered: RenderedSet, setup: Setup) -> ReferenceSet:
-    """The reference stage's output, made in this process."""
+def score(directory: Path, source: ModelSource, rendered: RenderedSet, setup: Setup) -> ReferenceSet:
+    """Run the reference stage in this process; returns its output."""
     cached = setup.train.reference_mode != "on_the_fly"
     request = ScoreRequest(
         rendered=rendered, model=source, train=setup.train, score_train=cached, frozen_dtype=setup.frozen_dtype
     )
-    store = Store(place / "store")
+    store = Store(directory / "store")
     with store.write("score_reference", "benchmark") as draft:
         reference.run(request, draft)
-    found = store.find("score_reference", "benchmark", ReferenceSet)
-    assert found is not None
-    return found
+    references = store.find("score_reference", "benchmark", ReferenceSet)
+    assert references is not None
+    return references

@@ -1,12 +1,12 @@
-"""Rendering and tokenisation: pairs a second and peak memory, ours beside TRL's own preprocessing of the same rows.
+"""Speed and peak memory of rendering and tokenization, beside TRL's preprocessing of the same rows.
 
     python benchmarks/render.py TOKENIZER_DIR [HH_ROWS.jsonl.gz] [--repeats 1,10,100] [--runs 2]
 
-HH_ROWS has the columns ``chosen`` and ``rejected`` (Human/Assistant transcripts); without it rows of that shape are
-made up. Every measurement is a process of its own. Ours goes from transcripts to a fingerprinted Arrow file (parse,
-render with role_colon, tokenise, truncate, count, write); TRL's is DPOTrainer's dataset preparation, from the same
-transcripts to its cached Arrow file. Both start with the rows in Arrow files, and end when the token ids are on disk;
-imports and loading the tokenizer are not counted.
+HH_ROWS has the columns ``chosen`` and ``rejected`` (Human/Assistant transcripts); without it random rows of
+that shape are generated. Every measurement runs in its own process. dpo-flows goes from transcripts to a fingerprinted
+Arrow file (parse, render with role_colon, tokenize, truncate, count, write); TRL is DPOTrainer's dataset preparation,
+from the same transcripts to its cached Arrow file. Both start with the rows in Arrow files, and end when the token ids
+are on disk; imports and loading the tokenizer are not timed.
 """
 
 import argparse
@@ -23,18 +23,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-WAYS = ("dpo-flows", "dpo-flows, one thread", "TRL, num_proc=1", "TRL, num_proc=2")
+CONTENDERS = ("dpo-flows", "dpo-flows, one thread", "TRL, num_proc=1", "TRL, num_proc=2")
 WORDS = ["the", "a", "of", "people", "should", "never", "always", "story", "help", "water", "answer", "question"]
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.one:
-        print(json.dumps(measure(*arguments.one)))
+    if arguments.measure:
+        print(json.dumps(measure(*arguments.measure)))
         return
-    with tempfile.TemporaryDirectory(prefix="dpo-bench-") as place:
-        results = [best(arguments, way, repeats, Path(place)) for repeats in arguments.repeats for way in WAYS]
-    show(results)
+    with tempfile.TemporaryDirectory(prefix="dpo-bench-") as directory:
+        results = [
+            measure_best(arguments, contender, repeats, Path(directory))
+            for repeats in arguments.repeats
+            for contender in CONTENDERS
+        ]
+    report(results)
 
 
 def parse() -> argparse.Namespace:
@@ -43,35 +47,40 @@ def parse() -> argparse.Namespace:
     parser.add_argument("rows", nargs="?")
     parser.add_argument("--repeats", type=lambda text: [int(part) for part in text.split(",")], default=[1, 10, 100])
     parser.add_argument("--runs", type=int, default=2)
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def best(arguments: argparse.Namespace, way: str, repeats: int, place: Path) -> dict[str, Any]:
-    """The fastest of a few runs, each in a fresh process; of their memory the most."""
-    source = place / f"rows-{repeats}"
+def measure_best(arguments: argparse.Namespace, contender: str, repeats: int, directory: Path) -> dict[str, Any]:
+    """The figures of the fastest run, each in a new process, with the highest peak memory of all runs."""
+    source = directory / f"rows-{repeats}"
     if not source.exists():
         write_rows(arguments.rows, repeats, source)
-    found = []
+    results = []
     for _ in range(arguments.runs if repeats < 100 else 1):
-        words = [sys.executable, __file__, "--one", way, arguments.tokenizer, str(source), str(place)]
-        done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-    fastest = max(found, key=lambda one: one["pairs_per_s"])
-    return {"way": way, "repeats": repeats, **fastest, "peak_mb": max(one["peak_mb"] for one in found)}
+        command = [sys.executable, __file__, "--measure", contender, arguments.tokenizer, str(source), str(directory)]
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            sys.exit(process.stderr)
+        results.append(json.loads(process.stdout.splitlines()[-1]))
+    fastest = max(results, key=lambda result: result["pairs_per_s"])
+    return {
+        "contender": contender,
+        "repeats": repeats,
+        **fastest,
+        "peak_mb": max(result["peak_mb"] for result in results),
+    }
 
 
 def write_rows(path: str | None, repeats: int, target: Path) -> None:
-    """The rows, repeated, as an Arrow file that datasets maps: neither side holds them in memory."""
+    """Write the rows, repeated, as an Arrow file that is mapped: neither contender holds them in memory."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
 
     def rows() -> Iterator[dict[str, str]]:
         for _ in range(repeats):
-            yield from (read_rows(path) if path else made_up(1200))
+            yield from (read_rows(path) if path else random_transcripts(1200))
 
     Dataset.from_generator(rows, cache_dir=str(target.with_suffix(".cache"))).save_to_disk(str(target))
 
@@ -82,64 +91,69 @@ def read_rows(path: str) -> Iterator[dict[str, str]]:
             yield {name: json.loads(line)[name] for name in ("chosen", "rejected")}
 
 
-def made_up(count: int) -> Iterator[dict[str, str]]:
-    """Transcripts of HH's lengths (§7: prompts of 124 tokens on average, answers of 47)."""
+def random_transcripts(count: int) -> Iterator[dict[str, str]]:
+    """Random transcripts of HH's lengths: prompts of 124 tokens on average, responses of 47."""
     rng = random.Random(0)
 
-    def said(mean: int) -> str:
+    def sentence(mean: int) -> str:
         return " ".join(rng.choice(WORDS) for _ in range(1 + int(rng.expovariate(1 / mean))))
 
     for _ in range(count):
         turns = rng.randint(0, 2)
-        before = "".join(f"\n\nHuman: {said(30)}\n\nAssistant: {said(40)}" for _ in range(turns))
-        prompt = f"{before}\n\nHuman: {said(40)}\n\nAssistant: "
-        yield {"chosen": prompt + said(42), "rejected": prompt + said(52)}
+        history = "".join(f"\n\nHuman: {sentence(30)}\n\nAssistant: {sentence(40)}" for _ in range(turns))
+        prompt = f"{history}\n\nHuman: {sentence(40)}\n\nAssistant: "
+        yield {"chosen": prompt + sentence(42), "rejected": prompt + sentence(52)}
 
 
-def measure(way: str, tokenizer: str, source: str, place: str) -> dict[str, Any]:
-    """Pairs a second of one way of doing it, and the process tree's peak memory."""
-    work = Path(tempfile.mkdtemp(dir=place))
-    run = ours(way, tokenizer, source, work) if way.startswith("dpo") else trl(way, tokenizer, source, work)
+def measure(contender: str, tokenizer: str, source: str, directory: str) -> dict[str, Any]:
+    """Pairs per second of one contender, and the peak memory of its process tree."""
+    output = Path(tempfile.mkdtemp(dir=directory))
+    run = (
+        measure_dpo_flows(contender, tokenizer, source, output)
+        if contender.startswith("dpo")
+        else measure_trl(contender, tokenizer, source, output)
+    )
     return run | {"peak_mb": round(peak_kb() / 1024)}
 
 
 def peak_kb() -> int:
-    """The peak of this process; of a process with children, the largest child's on top."""
-    mine, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return mine + children
+    """Peak memory of this process plus that of its largest child, in KiB."""
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own + children
 
 
-def ours(way: str, tokenizer: str, source: str, work: Path) -> dict[str, Any]:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false" if "one thread" in way else "true"
-    from dpo_core import fingerprint
-    from dpo_core.data.hhh import from_transcripts
+def measure_dpo_flows(contender: str, tokenizer: str, source: str, output: Path) -> dict[str, Any]:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false" if "one thread" in contender else "true"
+    from dpo_core.cache import fingerprint
+    from dpo_core.config.recipe import RenderSettings
+    from dpo_core.data.datasets.hhh import convert
     from dpo_core.data.preference import Preference, write_pairs
-    from dpo_core.recipe import RenderSettings
     from dpo_core.render.registry import get_renderer
-    from dpo_core.render.render import Counted
-    from dpo_core.render.rendered import write_split
+    from dpo_core.render.render import SplitRenderer
+    from dpo_core.render.token_dataset import write_split
     from dpo_core.render.tokenizer import load_tokenizer
+    from dpo_core.system.progress import Progress
 
-    part = Counted(get_renderer("role_colon", load_tokenizer(Path(tokenizer))), RenderSettings(max_length=1024))
-    next(streamed(Path(source)))  # what pyarrow imports at first use is an import too
+    pairs = sum(1 for _ in read_arrow(Path(source)))  # pyarrow imports more at its first use
+    renderer = get_renderer("role_colon", load_tokenizer(Path(tokenizer)))
+    split = SplitRenderer(renderer, RenderSettings(max_length=1024), Progress("rendering", pairs, "pairs"))
     started = time.perf_counter()
-    parsed = (from_transcripts(row["chosen"], row["rejected"], "") for row in streamed(Path(source)))
-    write_pairs(work / "pairs.arrow", (pair for pair in parsed if isinstance(pair, Preference)))
+    parsed = (convert(row, "") for row in read_arrow(Path(source)))
+    write_pairs(output / "pairs.arrow", (pair for pair in parsed if isinstance(pair, Preference)))
     between = time.perf_counter()
-    write_split(work / "rendered.arrow", part.render(work / "pairs.arrow"))
-    fingerprint.of_files([work / "rendered.arrow"], work)
+    write_split(output / "rendered.arrow", split.render(output / "pairs.arrow"))
+    fingerprint.of_files([output / "rendered.arrow"], output)
     ended = time.perf_counter()
-    pairs = sum(1 for _ in streamed(Path(source)))
     return {
         "pairs_per_s": round(pairs / (ended - started)),
-        "rendering_alone_pairs_per_s": round(part.kept / (ended - between)),
+        "rendering_alone_pairs_per_s": round(split.kept / (ended - between)),
         "pairs": pairs,
-        "kept": part.kept,
+        "kept": split.kept,
     }
 
 
-def streamed(source: Path) -> Iterator[dict[str, str]]:
-    """The rows of a saved dataset, a batch in memory at a time."""
+def read_arrow(source: Path) -> Iterator[dict[str, str]]:
+    """The rows of a saved dataset, one batch in memory at a time."""
     import pyarrow as pa
 
     for path in sorted(source.glob("data-*.arrow")):
@@ -148,8 +162,8 @@ def streamed(source: Path) -> Iterator[dict[str, str]]:
                 yield from batch.to_pylist()
 
 
-def trl(way: str, tokenizer: str, source: str, work: Path) -> dict[str, Any]:
-    os.environ["HF_DATASETS_CACHE"] = str(work)
+def measure_trl(contender: str, tokenizer: str, source: str, output: Path) -> dict[str, Any]:
+    os.environ["HF_DATASETS_CACHE"] = str(output)
     from types import SimpleNamespace
 
     import datasets
@@ -157,14 +171,14 @@ def trl(way: str, tokenizer: str, source: str, work: Path) -> dict[str, Any]:
     from trl import DPOConfig, DPOTrainer
 
     datasets.disable_progress_bars()
-    # A second run would find the first one's output.
+    # Otherwise a second run would reuse the output of the first.
     datasets.disable_caching()
     dataset = datasets.load_from_disk(source)
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    # num_proc=1 would start a process for nothing: None is faster, and TRL's default.
-    processes = {"1": None, "2": 2}[way[-1]]
-    options = DPOConfig(output_dir=str(work), max_length=1024, dataset_num_proc=processes, report_to=[], use_cpu=True)
-    # The trainer's own method; all that it needs of a trainer is the tokenizer.
+    # num_proc=1 would start a needless process: None is faster, and TRL's default.
+    processes = {"1": None, "2": 2}[contender[-1]]
+    options = DPOConfig(output_dir=str(output), max_length=1024, dataset_num_proc=processes, report_to=[], use_cpu=True)
+    # The method needs only the tokenizer of its trainer.
     trainer = SimpleNamespace(_tokenizer=loaded)
     started = time.perf_counter()
     prepared = DPOTrainer._prepare_dataset(trainer, dataset, loaded, options, "train")
@@ -172,19 +186,28 @@ def trl(way: str, tokenizer: str, source: str, work: Path) -> dict[str, Any]:
     return {"pairs_per_s": round(len(dataset) / (ended - started)), "pairs": len(dataset), "kept": len(prepared)}
 
 
-def show(results: list[dict[str, Any]]) -> None:
-    """The table, the comparison, and one JSON line with the same figures."""
+def report(results: list[dict[str, Any]]) -> None:
+    """Print the table and the ratios to TRL, then the same figures as one JSON line."""
     print(f"{'':24} {'pairs':>8} {'pairs/s':>8} {'rendering alone':>16} {'peak MB':>8}")
-    for one in results:
-        alone = one.get("rendering_alone_pairs_per_s", "")
-        print(f"{one['way']:24} {one['pairs']:>8,} {one['pairs_per_s']:>8,} {alone:>16} {one['peak_mb']:>8,}")
-    speedups = {}
-    for repeats in sorted({one["repeats"] for one in results}):
-        mine = max(one["pairs_per_s"] for one in results if one["repeats"] == repeats and one["way"].startswith("dpo"))
-        theirs = max(
-            one["pairs_per_s"] for one in results if one["repeats"] == repeats and one["way"].startswith("TRL")
+    for result in results:
+        alone = result.get("rendering_alone_pairs_per_s", "")
+        print(
+            f"{result['contender']:24} {result['pairs']:>8,} {result['pairs_per_s']:>8,} {alone:>16}"
+            f" {result['peak_mb']:>8,}"
         )
-        speedups[repeats] = round(mine / theirs, 2)
+    speedups = {}
+    for repeats in sorted({result["repeats"] for result in results}):
+        own = max(
+            result["pairs_per_s"]
+            for result in results
+            if result["repeats"] == repeats and result["contender"].startswith("dpo")
+        )
+        trl = max(
+            result["pairs_per_s"]
+            for result in results
+            if result["repeats"] == repeats and result["contender"].startswith("TRL")
+        )
+        speedups[repeats] = round(own / trl, 2)
         print(f"at {repeats} times the rows, {speedups[repeats]} times TRL's best")
     print(json.dumps({"results": results, "times_trls_best": speedups}))
 

@@ -1,10 +1,10 @@
-"""What never losing a run costs: the same steps bare, with journal and checkpoints, and with MLflow following.
+"""Overhead of journal, checkpoints and MLflow: the same training steps bare, with the first two, and with all three.
 
     python benchmarks/survival.py [--steps 100] [--save-every 20] [--rounds 3]
 
-A Llama of the demo's size on pairs of 60 tokens; ways of running take turns, each in a process of its own, and the
-fastest round of each counts. Then: how fast a long journal is projected into a new sqlite store. Prints a table and,
-last, one JSON line.
+A Llama of the demo's size on pairs of 60 tokens. Every round of a variant runs in its own process, and its fastest
+round counts. Then the projection of a long journal into a new sqlite store is timed. Prints a table and, last, one JSON
+line.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-WAYS = ("bare", "journal and checkpoints", "and MLflow")
+VARIANTS = ("bare", "journal and checkpoints", "and MLflow")
 SHAPE = {
     "vocab_size": 1024,
     "hidden_size": 160,
@@ -29,67 +29,67 @@ SHAPE = {
     "num_key_value_heads": 4,
     "tie_word_embeddings": True,
 }
-LONG = 5000
+JOURNAL_STEPS = 5000
 
 
 def main() -> None:
-    """Take turns, then project a long journal."""
+    """Measure every variant, then the projection of a long journal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.way:
+    if options.variant:
         print(json.dumps(train(options)))
         return
-    seconds = {way: min(measure(way, options) for _ in range(options.rounds)) for way in WAYS}
+    seconds = {variant: min(measure(variant, options) for _ in range(options.rounds)) for variant in VARIANTS}
     print(f"{'':28}{'ms a step':>12}{'more':>9}")
-    for way, told in seconds.items():
-        print(f"{way:28}{told * 1000:12.1f}{told / seconds['bare'] - 1:9.1%}")
-    rate = projection()
-    print(f"a journal of {LONG} steps into a new sqlite store: {rate:.0f} metrics/s")
-    overhead = {way: told / seconds["bare"] - 1 for way, told in seconds.items()}
+    for variant, step_s in seconds.items():
+        print(f"{variant:28}{step_s * 1000:12.1f}{step_s / seconds['bare'] - 1:9.1%}")
+    rate = projection_rate()
+    print(f"a journal of {JOURNAL_STEPS} steps into a new sqlite store: {rate:.0f} metrics/s")
+    overhead = {variant: step_s / seconds["bare"] - 1 for variant, step_s in seconds.items()}
     print(json.dumps({"seconds_a_step": seconds, "overhead": overhead, "metrics_per_s": rate}))
 
 
-def measure(way: str, options: argparse.Namespace) -> float:
-    """Seconds a step, of a run in its own process; MLflow is followed from this one, as from a flow's."""
+def measure(variant: str, options: argparse.Namespace) -> float:
+    """Seconds per step of a run in its own process; this process follows its journal, as the flow's does."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        words = ["--steps", str(options.steps), "--save-every", str(options.save_every)]
-        words += ["--batch-size", str(options.batch_size), "--way", way, "--place", folder]
-        with following(place) if way == WAYS[2] else nullcontext():
-            done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
-        return float(json.loads(done.stdout.splitlines()[-1]))
+        directory = Path(folder)
+        arguments = ["--steps", str(options.steps), "--save-every", str(options.save_every)]
+        arguments += ["--batch-size", str(options.batch_size), "--variant", variant, "--directory", folder]
+        with follow_journal(directory) if variant == VARIANTS[2] else nullcontext():
+            process = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
+        return float(json.loads(process.stdout.splitlines()[-1]))
 
 
-def following(place: Path) -> AbstractContextManager[Any]:
-    """A follower of the run's journal, into a store of its own."""
-    from flows.follower import Follower  # lazy: mlflow, which the training process does without
+def follow_journal(directory: Path) -> AbstractContextManager[Any]:
+    """A follower that projects the run's journal into a new store."""
+    from flows.tracking.journal_follower import Follower  # lazy: mlflow, which the training process does not import
 
-    return Follower(lambda: opened(place), place)
+    return Follower(lambda: open_run(directory), directory)
 
 
-def opened(place: Path) -> Any:
-    """A run in a new store."""
-    from dpo_core.recipe import Recipe, TrackSettings
-    from flows import tracking
+def open_run(directory: Path) -> Any:
+    """An MLflow run in a new store."""
+    from dpo_core.config.recipe import Recipe, TrackSettings
+    from flows.tracking import mlflow_run
 
-    track = TrackSettings(tracking_uri=f"sqlite:///{place}/mlflow.db")
-    return tracking.open_run(track, Recipe(track=track), "benchmark", "f00d")
+    track = TrackSettings(tracking_uri=f"sqlite:///{directory}/mlflow.db")
+    return mlflow_run.open_run(track, Recipe(track=track), "benchmark", "f00d")
 
 
 def train(options: argparse.Namespace) -> float:
-    """Seconds a step after the first, until the last checkpoint is on the disk."""
-    import product  # lazy, as all of these: the parent has no need of them
+    """Seconds per step after the first, until the last checkpoint is on disk."""
+    import product  # lazy, as all of these: the parent process does not need them
 
-    from dpo_core.recipe import ModelSettings, TrainSettings
-    from dpo_core.train import checkpoint, journal
+    from dpo_core.config.recipe import ModelSettings, TrainSettings
+    from dpo_core.train.checkpoint import checkpoint_state, journal
+    from dpo_core.train.checkpoint.checkpoint_writer import CheckpointWriter
     from dpo_core.train.loop import steps
-    from dpo_core.train.saver import Saver
 
     settings = TrainSettings(
         batch_size=options.batch_size,
@@ -104,35 +104,39 @@ def train(options: argparse.Namespace) -> float:
         for _ in range(options.batch_size * options.steps)
     ]
     setup = product.Setup(SHAPE, ModelSettings(lora_rank=0), settings)
-    with tempfile.TemporaryDirectory() as place:
-        run = product.session(Path(place), setup, rows)[0].run
+    with tempfile.TemporaryDirectory() as directory:
+        run = product.benchmark_session(Path(directory), setup, rows)[0].run
         started = 0.0
-        with Saver(options.place, settings, print) as saver:
+        with CheckpointWriter(options.directory, settings, print) as writer:
             for metrics in steps(run):
-                if options.way != WAYS[0]:
-                    journal.append(options.place / "metrics.jsonl", journal.to_row(metrics))
-                    saver.check()
-                    if saver.due(metrics.step):
-                        saver.save(checkpoint.snapshot(options.place, run.policy, run.optimizer, metrics.step, {}))
+                if options.variant != VARIANTS[0]:
+                    journal.append(options.directory / "metrics.jsonl", journal.to_row(metrics))
+                    writer.check()
+                    if writer.due(metrics.step):
+                        writer.save(
+                            checkpoint_state.take_snapshot(
+                                options.directory, run.policy, run.optimizer, metrics.step, {}
+                            )
+                        )
                 started = started or time.perf_counter()
-            saver.settle()
+            writer.wait()
         return (time.perf_counter() - started) / (options.steps - 1)
 
 
-def projection() -> float:
-    """Metrics a second of a long journal."""
-    from dpo_core.train import journal
-    from flows import tracking
+def projection_rate() -> float:
+    """Metrics per second of the projection of a long journal."""
+    from dpo_core.train.checkpoint import journal
+    from flows.tracking import mlflow_run
 
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        handle = opened(place)
+        directory = Path(folder)
+        handle = open_run(directory)
         values = {f"metric/{number}": 0.5 for number in range(20)}
-        rows = [{"step": step, "time": 1e9 + step, **values} for step in range(1, LONG + 1)]
-        journal.keep(place / "metrics.jsonl", rows)
+        rows = [{"step": step, "time": 1e9 + step, **values} for step in range(1, JOURNAL_STEPS + 1)]
+        journal.rewrite(directory / "metrics.jsonl", rows)
         started = time.perf_counter()
-        tracking.project(handle, place)
-        return LONG * len(values) / (time.perf_counter() - started)
+        mlflow_run.log_journal(handle, directory)
+        return JOURNAL_STEPS * len(values) / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The ways in which a team runs the flow."""
+"""Prefect deployments of the flow: registering, submitting, serving, and local servers."""

@@ -1,4 +1,4 @@
-"""What the server does by itself: it tells of failures, and gives runs whose worker is gone to another one."""
+"""Prefect automations: reschedule a run whose worker is gone, and notify a webhook of failures."""
 
 from datetime import timedelta
 from typing import cast
@@ -11,68 +11,69 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from pydantic import SecretStr
 
-NOTIFY = "FAILURE_WEBHOOK_URL"
+WEBHOOK_VARIABLE = "FAILURE_WEBHOOK_URL"
 HEARTBEAT = "prefect.flow-run.heartbeat"
-PATIENCE = timedelta(seconds=90)
-BLOCK = "dpo-failures"
+HEARTBEAT_TIMEOUT = timedelta(seconds=90)
+WEBHOOK_BLOCK = "dpo-failures"
 ABANDONED = "Abandoned"
-OURS = ResourceSpecification({"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.dpo"})
-RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
-# A run that says one of these is known to be alive, or over.
-SIGNS = ("Completed", "Failed", "Cancelled", "Crashed", "Cancelling", "Paused", "Suspended", ABANDONED)
+DPO_TAG = ResourceSpecification({"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.dpo"})
+ANY_RUN = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
+# After one of these events a run is known to be alive, or over.
+SIGNS_OF_LIFE = ("Completed", "Failed", "Cancelled", "Crashed", "Cancelling", "Paused", "Suspended", ABANDONED)
 PAYLOAD = """{
   "text": "{{ flow_run.name }} is {{ flow_run.state.name }}: {{ flow_run.state.message }}",
   "run": "{{ flow_run | ui_url }}"
 }"""
 
 
-def abandoned(patience: timedelta = PATIENCE) -> AutomationCore:
-    """A run whose heartbeat stops, as its worker is gone, is crashed, under a name of its own.
+def mark_abandoned(timeout: timedelta = HEARTBEAT_TIMEOUT) -> AutomationCore:
+    """The automation that sets a run to the crashed state ``Abandoned`` when no heartbeat arrives for ``timeout``.
 
-    A run that is over stays as it is, though its last event was lost while the server was away: the server's own rules
-    refuse to crash it.
+    A finished run keeps its state even if its last event was lost: the server's rules refuse to crash it.
     """
     return AutomationCore(
         name="dpo: a run that is not heard of is abandoned",
         description="Its worker seems to be gone.",
         trigger=EventTrigger(
             after={HEARTBEAT},
-            expect={HEARTBEAT, *(f"prefect.flow-run.{name}" for name in SIGNS)},
-            match=RUNS,
-            match_related=OURS,
+            expect={HEARTBEAT, *(f"prefect.flow-run.{name}" for name in SIGNS_OF_LIFE)},
+            match=ANY_RUN,
+            match_related=DPO_TAG,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=patience,
+            within=timeout,
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name=ABANDONED,
-                message=f"Not heard of for {patience.total_seconds():.0f} s: its worker seems to be gone.",
+                message=f"No heartbeat for {timeout.total_seconds():.0f} s: its worker seems to be gone.",
             )
         ],
     )
 
 
-def continued() -> AutomationCore:
-    """An abandoned run is scheduled again at once: another worker takes it, and it goes on from its checkpoint."""
+def reschedule_abandoned() -> AutomationCore:
+    """The automation that schedules an abandoned run again: another worker continues it from its checkpoint."""
     return AutomationCore(
         name="dpo: an abandoned run goes to another worker",
-        description="It goes on from its last checkpoint.",
-        trigger=happened(ABANDONED),
+        description="The run continues from its last checkpoint.",
+        trigger=on_states(ABANDONED),
         actions=[
-            ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="For another worker to go on.")
+            ChangeFlowRunState(
+                state=StateType.SCHEDULED, name="AwaitingRetry", message="Waiting for another worker to continue it."
+            )
         ],
     )
 
 
-def happened(*states: str) -> EventTrigger:
-    """Whenever a run of ours comes into one of these states."""
+def on_states(*states: str) -> EventTrigger:
+    """The trigger for a run with the tag ``dpo`` that enters one of these states."""
     return EventTrigger(
         expect={f"prefect.flow-run.{state}" for state in states},
-        match=RUNS,
-        match_related=OURS,
+        match=ANY_RUN,
+        match_related=DPO_TAG,
         for_each={"prefect.resource.id"},
         posture=Posture.Reactive,
         threshold=1,
@@ -80,25 +81,25 @@ def happened(*states: str) -> EventTrigger:
     )
 
 
-def failures(webhook: str) -> AutomationCore:
-    """A failed or crashed run is told to the webhook of this block."""
+def notify_failures(webhook: str) -> AutomationCore:
+    """The automation that posts a failed or crashed run to a webhook. ``webhook``: id of its Prefect block."""
     return AutomationCore(
         name="dpo: a failed run is told",
         description="Posts the run's name, state, message and page.",
-        trigger=happened("Failed", "Crashed", "TimedOut"),
+        trigger=on_states("Failed", "Crashed", "TimedOut"),
         actions=[CallWebhook(block_document_id=webhook, payload=PAYLOAD)],
     )
 
 
-def ensure(client: SyncPrefectClient, notify: str | None, patience: timedelta = PATIENCE) -> list[str]:
-    """Make or renew the automations; returns a line on each."""
-    made = [abandoned(patience), continued()]
-    if notify:
-        block = Webhook(method="POST", url=SecretStr(notify))
-        made.append(failures(str(cast(object, block.save(BLOCK, overwrite=True)))))
-    for automation in made:
-        for old in client.read_automations_by_name(automation.name):
-            client.delete_automation(old.id)
+def ensure(client: SyncPrefectClient, webhook_url: str | None, timeout: timedelta = HEARTBEAT_TIMEOUT) -> list[str]:
+    """Create the automations, replacing those of the same name; returns one line for each."""
+    automations = [mark_abandoned(timeout), reschedule_abandoned()]
+    if webhook_url:
+        block = Webhook(method="POST", url=SecretStr(webhook_url))
+        automations.append(notify_failures(str(cast(object, block.save(WEBHOOK_BLOCK, overwrite=True)))))
+    for automation in automations:
+        for existing in client.read_automations_by_name(automation.name):
+            client.delete_automation(existing.id)
         client.create_automation(automation)
-    lines = [f"automation {automation.name}" for automation in made]
-    return lines if notify else [*lines, f"no notice of failures: {NOTIFY} is not set"]
+    lines = [f"automation {automation.name}" for automation in automations]
+    return lines if webhook_url else [*lines, f"no notification of failures: {WEBHOOK_VARIABLE} is not set"]

@@ -1,7 +1,6 @@
-"""The deployments of prefect.yaml, with what the command line asks of them, checked before anything runs."""
+"""Deployment catalogue: the deployments of prefect.yaml, changed and checked as the command line says."""
 
 import copy
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel
 from prefect.client.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
-from deployments.parameters import merged, trees
+from deployments.deployment_recipe import merge_recipe, setting_trees
+from dpo_core.config.recipe import Recipe
+from dpo_core.config.spelling import close_matches, did_you_mean
 from dpo_core.errors import RecipeError
-from dpo_core.recipe import Recipe
 
 CATALOGUE = Path(__file__).parent / "prefect.yaml"
 
@@ -22,63 +22,60 @@ Entry = dict[str, Any]
 
 
 def read(path: Path = CATALOGUE) -> dict[str, Any]:
-    """The file, whose keys are all known to Prefect (which would silently drop others).
+    """The content of prefect.yaml.
 
-    Raises RecipeError naming the nearest right spelling.
+    Raises RecipeError for a key that Prefect does not know and would silently drop.
     """
-    told: dict[str, Any] = yaml.safe_load(path.read_text())
-    known = {field.alias or name for name, field in PrefectYamlModel.model_fields.items()}
-    check_names(told, known, path.name)
-    for entry in told["deployments"]:
+    catalogue: dict[str, Any] = yaml.safe_load(path.read_text())
+    known_keys = {field.alias or name for name, field in PrefectYamlModel.model_fields.items()}
+    check_names(catalogue, known_keys, path.name)
+    for entry in catalogue["deployments"]:
         check_names(entry, set(DeploymentConfig.model_fields), f"{path.name}, deployment {entry.get('name')}")
-    PrefectYamlModel.model_validate(copy.deepcopy(told))
-    return told
+    PrefectYamlModel.model_validate(copy.deepcopy(catalogue))
+    return catalogue
 
 
-def check_names(there: Iterable[str], known: set[str], where: str) -> None:
-    """Raises RecipeError for a name that means nothing."""
-    for name in there:
-        if name not in known:
-            raise RecipeError(f"Unknown key {name!r} in {where}.", "Prefect would ignore it.", nearest(name, known))
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The right spelling, if there is one that is near."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(names[:12]) or 'none'}."
+def check_names(names: Iterable[str], known_keys: set[str], location: str) -> None:
+    """Raises RecipeError for a name that is not among ``known_keys``."""
+    for name in names:
+        if name not in known_keys:
+            raise RecipeError(
+                f"Unknown key {name!r} in {location}.",
+                "Prefect would ignore it.",
+                did_you_mean(name, known_keys, f"Keys are {', '.join(sorted(known_keys))}."),
+            )
 
 
 def with_recipe(entry: Entry, recipe_file: Path | None, words: Sequence[str]) -> Entry:
-    """The deployment with a recipe of its own, under the file's and the command line's settings.
+    """The deployment with the settings of a recipe file and of the command line merged into its recipe.
 
-    A schedule that nobody switched on starts when the recipe names a model: without one every run would fail.
+    An inactive schedule becomes active when the recipe names a model: without one every run would fail.
     """
-    told = merged(entry["parameters"]["recipe"], trees(recipe_file, words))
-    made = copy.deepcopy(entry) | {"parameters": {"recipe": told}}
-    for schedule in made.get("schedules", []):
-        schedule["active"] = schedule.get("active", True) or bool(Recipe.model_validate(told).model.model_name)
-    return made
+    catalogue = merge_recipe(entry["parameters"]["recipe"], setting_trees(recipe_file, words))
+    changed = copy.deepcopy(entry) | {"parameters": {"recipe": catalogue}}
+    for schedule in changed.get("schedules", []):
+        schedule["active"] = schedule.get("active", True) or bool(Recipe.model_validate(catalogue).model.model_name)
+    return changed
 
 
 def with_schedule(entry: Entry, cron: str | None, timezone: str | None) -> Entry:
-    """The deployment with another time for its schedules; one without schedules stays so."""
-    made = copy.deepcopy(entry)
-    for schedule in made.get("schedules", []):
+    """The deployment with its schedules changed, if it has any; None keeps the cron expression or the time zone."""
+    changed = copy.deepcopy(entry)
+    for schedule in changed.get("schedules", []):
         schedule["cron"] = cron or schedule["cron"]
         schedule["timezone"] = timezone or schedule["timezone"]
         check_schedule(schedule["cron"], schedule["timezone"])
-    return made
+    return changed
 
 
 def check_schedule(cron: str, timezone: str) -> None:
-    """Raises RecipeError for a time zone that does not exist, or a cron expression that is none."""
-    zones = available_timezones()
-    if timezone not in zones:
+    """Raises RecipeError for a time zone that does not exist, or an invalid cron expression."""
+    timezones = available_timezones()
+    if timezone not in timezones:
         raise RecipeError(
             f"There is no time zone {timezone!r}.",
             "A schedule's time zone is a name of the IANA database, such as Europe/Berlin or UTC.",
-            nearest_zone(timezone, zones),
+            suggest_timezone(timezone, timezones),
         )
     try:
         CronSchedule(cron=cron, timezone=timezone)
@@ -90,15 +87,15 @@ def check_schedule(cron: str, timezone: str) -> None:
         ) from None
 
 
-def nearest_zone(timezone: str, zones: set[str]) -> str:
-    """The zone that is meant, whatever its letters' case or its continent."""
-    by_folded = {zone.casefold(): zone for zone in zones} | {
-        zone.rpartition("/")[2].casefold(): zone for zone in sorted(zones, reverse=True)
+def suggest_timezone(timezone: str, timezones: set[str]) -> str:
+    """A remedy that names the nearest time zone, ignoring case and continent."""
+    by_folded = {name.casefold(): name for name in timezones} | {
+        name.rpartition("/")[2].casefold(): name for name in sorted(timezones, reverse=True)
     }
-    near = difflib.get_close_matches(timezone.casefold().replace(" ", "_"), list(by_folded), n=1, cutoff=0.5)
-    return f"Did you mean {by_folded[near[0]]}?" if near else "Name one as in /usr/share/zoneinfo."
+    matches = close_matches(timezone.casefold().replace(" ", "_"), by_folded)
+    return f"Did you mean {by_folded[matches[0]]}?" if matches else "Their names are the paths in /usr/share/zoneinfo."
 
 
 def with_pool(entry: Entry, pool: str | None) -> Entry:
-    """The deployment in another work pool."""
+    """The deployment in another work pool; None keeps its own."""
     return entry | {"work_pool": entry["work_pool"] | {"name": pool or entry["work_pool"]["name"]}}

@@ -1,35 +1,35 @@
-"""``python -m dpo_core <stage> [recipe.toml] [key=value …]``: the river up to a stage, without Prefect and MLflow."""
+"""Command line ``python -m dpo_core <stage> [recipe.toml] [key=value …]``: the pipeline, without Prefect and MLflow."""
 
 import os
 import signal
 import sys
-from pathlib import Path
 
-from dpo_core import garbage
+from dpo_core.config.settings import read_recipe, split_recipe_file
 from dpo_core.errors import DPOError, RecipeError, interrupted
-from dpo_core.settings import read_recipe
+from dpo_core.stages import STAGES
+from dpo_core.system import gc_tuning
 
-STAGES = ("acquire", "render", "warm_start", "score_reference", "train", "evaluate", "run")
+COMMANDS = (*(stage.name for stage in STAGES.values() if stage.is_step), "run")
 USAGE = f"""usage: python -m dpo_core STAGE [recipe.toml] [key=value ...]
 
-STAGE is one of {", ".join(STAGES)} (run = all of them); stages before it are run too, unless their output exists.
-python -m dpo_core data [DATASET | recipe.toml] [key=value ...]: the report of a dataset, and its pairs on a terminal.
-python -m dpo_core eval --model A [--against B] [--task NAME ...] [key=value ...]: measure a model, or compare two.
+STAGE is one of {", ".join(COMMANDS)} (run = all of them). Earlier stages run first, unless their output exists.
+python -m dpo_core data [DATASET | recipe.toml] [key=value ...]: print a dataset's report, and page through its pairs.
+python -m dpo_core eval --model A [--against B] [--task NAME ...] [key=value ...]: evaluate a model, or compare two.
 python -m dpo_core generate MODEL_DIR PROMPT..., python -m dpo_core chat MODEL_DIR: try a model.
-Registering and promoting need MLflow: that is dpo run. The settings are listed by dpo run --help."""
+dpo run does the same with Prefect and MLflow, then registers and promotes; dpo run --help lists the settings."""
 
 
 def main(words: list[str]) -> int:
-    """Run, and return the exit code; an error meant for the user is one line on stderr."""
+    """Run the command, and return its exit code; an error meant for the user is one line on stderr."""
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    garbage.none_at_the_end()
+    gc_tuning.skip_at_exit()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "--debug" in words:
         os.environ["DPO_DEBUG"] = "1"
     try:
-        act(words[0], [word for word in words[1:] if word != "--debug"])
+        run_command(words[0], [word for word in words[1:] if word != "--debug"])
     except (DPOError, KeyboardInterrupt) as raised:
         error = raised if isinstance(raised, DPOError) else interrupted()
         if os.environ.get("DPO_DEBUG"):
@@ -39,34 +39,35 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def act(command: str, words: list[str]) -> None:
-    """One command.
+def run_command(command: str, words: list[str]) -> None:
+    """Run one command with its arguments.
 
-    Raises RecipeError for an unknown one.
+    Raises RecipeError when there is no such command.
     """
     if command in ("generate", "chat"):
-        from dpo_core.evaluate import chat  # lazy: torch, 2 s that the stages' parent need not pay
+        from dpo_core.inference import chat  # lazy: torch, 2 s that the stages' parent need not pay
 
         chat.main(command, words)
         return
     if command == "data":
-        from dpo_core.browse import data_command  # lazy: pyarrow and rich, half a second, for this command only
+        from dpo_core.cli.data_viewer import (
+            data_command,  # lazy: pyarrow and rich, half a second, for this command only
+        )
 
         data_command(words)
         return
     if command == "eval":
-        from dpo_core.appraise import eval_command  # lazy: as above
+        from dpo_core.cli.eval_command import eval_command  # lazy: as above
 
         eval_command(words)
         return
-    if command not in STAGES:
-        raise RecipeError(f"There is no stage {command!r}.", f"Stages are {', '.join(STAGES)}.", "See --help.")
-    files = [word for word in words[:1] if word.endswith(".toml")]
-    recipe = read_recipe(Path(files[0]) if files else None, words[len(files) :])
+    if command not in COMMANDS:
+        raise RecipeError(f"There is no stage {command!r}.", f"Stages are {', '.join(COMMANDS)}.", "See --help.")
+    recipe = read_recipe(*split_recipe_file(words))
     # Lazy: pyarrow and tokenizers, half a second that a wrong setting need not wait.
-    from dpo_core.course import flow_to
+    from dpo_core.cli.run_command import run_up_to
 
-    flow_to(recipe, "evaluate" if command == "run" else command)
+    run_up_to(recipe, "evaluate" if command == "run" else command)
 
 
 if __name__ == "__main__":

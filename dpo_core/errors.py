@@ -105,15 +105,15 @@ KINDS: dict[str, type[DPOError]] = {
 }
 
 
-# How Python, torch and ours name an error for memory, and what those say of it that have no name of their own.
+# Error classes of Python, torch and this package for memory that ran out, and words of errors without such a class.
 MEMORY_KINDS = {"MemoryError", "OutOfMemoryError", "MemoryShort"}
 MEMORY_WORDS = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def of_memory(error: BaseException) -> bool:
-    """Whether an error of any library says that memory ran out, the host's or a GPU's; no torch is imported for it.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of any library says that memory of the host or a GPU ran out; false for a DPOError.
 
-    One that is already meant for the user is none of these.
+    Imports no torch.
     """
     if isinstance(error, DPOError):
         return False
@@ -123,5 +123,5 @@ def of_memory(error: BaseException) -> bool:
 
 def from_json(text: str) -> DPOError:
     """The inverse of :meth:`DPOError.to_json`."""
-    told = json.loads(text)
-    return KINDS[told["kind"]](*told["parts"])
+    fields = json.loads(text)
+    return KINDS[fields["kind"]](*fields["parts"])

@@ -93,7 +93,7 @@ class ModelSource(Record):
 
 
 class RenderedSet(Record):
-    """Token ids of every pair: ``path`` holds ``train.arrow`` and ``test.arrow`` (:mod:`dpo_core.render.rendered`).
+    """Token ids of every pair: ``path`` holds ``train.arrow``, ``test.arrow`` (:mod:`dpo_core.render.token_dataset`).
 
     ``test_sources.json`` beside them names the test pairs' sources, where they have any. ``tokens`` counts the train
     split's tokens of both full sequences, the prompt once in each.
@@ -117,7 +117,8 @@ class ReferenceSet(Record):
 
     ``train_pairs`` is 0 when the reference is asked during training instead. ``copied_pairs``, of both splits, were
     scored by earlier runs. ``base_key``: fingerprint of all that the values depend on, that is of everything but the
-    choice of pairs. ``layouts``: tree or padded, by what the answer holds for (:mod:`dpo_core.train.layout`).
+    choice of pairs. ``layouts``: tree or padded, by what the answer holds for
+    (:mod:`dpo_core.train.batching.batch_layout`).
     """
 
     path: Path

@@ -1,8 +1,9 @@
-"""The river under Prefect, with MLflow as its record. Nothing here imports torch."""
+"""Prefect flows around the pipeline of dpo_core, tracked in MLflow. Nothing here imports torch."""
 
 import os
 
-# Both tools read these when they are first imported: no telemetry, no chatter. A user's own setting stands.
+# Prefect and MLflow read these when they are first imported. They turn off telemetry and console noise; a value that
+# the user has set stays.
 QUIET = {
     "DO_NOT_TRACK": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -1,23 +1,31 @@
-"""The flow: preferences and a model become an evaluated, registered, and perhaps promoted version."""
+"""Prefect flow ``dpo``: from preferences and a base model to an evaluated, registered and perhaps promoted version."""
 
 import importlib
 import threading
+from contextvars import ContextVar
+from dataclasses import replace
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from dpo_core import asking, garbage, produce, river, weights
+from dpo_core.config.recipe import Recipe
 from dpo_core.errors import TrainingError
-from dpo_core.recipe import Recipe
+from dpo_core.pipeline.pipeline import steps, walk
+from dpo_core.pipeline.preflight import RunPlan, preflight
+from dpo_core.process.run_stage import GPU_LIMIT
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Promotion, Record
+from dpo_core.system import gc_tuning
+from dpo_core.train.checkpoint import run_dir
 from flows import tasks
-from flows.turn import turn
+from flows.gpu_limit import gpu_slot
 
-MOST_STARTS = 6  # the first among them
+MAX_STARTS = 6  # including the first
+# The plan of a preflight that this process has already run.
+CHECKED_PLAN: ContextVar[RunPlan | None] = ContextVar("checked_plan", default=None)
 
 
-class Outcome(Record):
-    """What a run of the pipeline came to."""
+class PipelineOutcome(Record):
+    """Outputs of a pipeline run."""
 
     checkpoint: Checkpoint
     base: EvalResult
@@ -27,49 +35,51 @@ class Outcome(Record):
 
 
 def check_starts(count: int) -> None:
-    """Raises TrainingError for a run that took its workers with it time after time, which another would not survive."""
-    if count > MOST_STARTS:
+    """Stop a run that kills its worker each time.
+
+    Raises TrainingError when the run was started more than ``MAX_STARTS`` times.
+    """
+    if count > MAX_STARTS:
         raise TrainingError(
-            f"This run was started {count} times and never ended.",
-            f"After {MOST_STARTS} starts the run itself is taken to be the cause, such as by its need of memory.",
-            "Look into its workers' logs; a new run with the same settings goes on from the last checkpoint.",
+            f"This run was started {count} times and never completed.",
+            f"After {MAX_STARTS} starts the run itself is taken to be the cause, such as by running out of memory.",
+            "Read its workers' logs; a new run with the same settings continues from the last checkpoint.",
         )
 
 
-def load_ahead(module: str) -> None:
-    """Import a module in the background: MLflow's seconds pass while the first stages' processes are at work."""
+def import_in_background(module: str) -> None:
+    """Import a module in a thread: MLflow takes seconds to import, which pass while the first stages run."""
 
     def load() -> None:
-        with garbage.importing():
+        with gc_tuning.paused():
             importlib.import_module(module)
 
     threading.Thread(target=load, name=f"import {module}").start()
 
 
 @flow(name="dpo", description=__doc__, timeout_seconds=None, persist_result=False)
-def pipeline(recipe: Recipe) -> Outcome:
-    """Download and render preferences, train with DPO, evaluate, register, and promote on evidence."""
+def pipeline(recipe: Recipe) -> PipelineOutcome:
+    """Download and render preferences, train with DPO, evaluate, register, and promote if the gates pass."""
     check_starts(flow_run.run_count)
-    produce.TURN.set(turn)
-    load_ahead("flows.tracked")
-    river.preflight(recipe)
-    base = weights.base(recipe)
-    pairs = tasks.acquire(recipe)
-    asked = asking.questions(recipe, tasks.acquire_prompts(recipe))
-    rendered = tasks.render(recipe, pairs, base)
-    start = tasks.warm_start(recipe, rendered, base)
-    reference = tasks.score_reference(recipe, rendered, start)
-    from flows import tracked  # lazy: loaded by now
-    from flows.recording import Training
-    from flows.registry import Candidate
+    GPU_LIMIT.set(gpu_slot)
+    import_in_background("flows.recording.training_run")
+    with tasks.StageTasks(recipe) as stage_tasks:
+        outputs = walk(steps(run_plan(recipe)), stage_tasks.run)
+        from flows.registry.versions import Candidate  # lazy: mlflow, already imported in the background
 
-    checkpoint = tracked.train(recipe, rendered, reference, start)
-    inputs = river.EvaluationInputs(rendered, reference, asked)
-    with tracked.accounted(recipe, checkpoint):
-        with tracked.meanwhile(recipe, Training(checkpoint, pairs, rendered)):
-            before = tasks.evaluate(recipe, start, inputs)
-        after = tasks.evaluate(recipe, river.trained(checkpoint, start), inputs)
-        candidate = Candidate(checkpoint, pairs, rendered, before, after)
-        version = tracked.register(recipe, candidate)
-        promotion = tracked.promote(recipe, candidate, version)
-    return Outcome(checkpoint=checkpoint, base=before, trained=after, version=version, promotion=promotion)
+        candidate = Candidate(outputs.checkpoint, outputs.pairs, outputs.rendered, outputs.base, outputs.trained)
+        version = stage_tasks.register(candidate)
+        promotion = stage_tasks.promote(candidate, version)
+    return PipelineOutcome(
+        checkpoint=outputs.checkpoint, base=outputs.base, trained=outputs.trained, version=version, promotion=promotion
+    )
+
+
+def run_plan(recipe: Recipe) -> RunPlan:
+    """Return the plan that the command line made in this process; a deployment's run makes its own."""
+    plan = CHECKED_PLAN.get()
+    if plan is not None:
+        return replace(plan, recipe=recipe)
+    plan = preflight(recipe)
+    run_dir.delete_other_run(recipe)
+    return plan

@@ -1,4 +1,4 @@
-"""What the tests share: the data beside the repository, small models made here, a run in miniature."""
+"""Shared fixtures: data and models beside the repository, JSONL files, preference rows."""
 
 import json
 import os

@@ -10,9 +10,9 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from dpo_core.pair import Pair
-from dpo_core.render.rendered import Completion, Rows, TokenPair, open_split, write_split
-from dpo_core.train.packing import Layout
-from dpo_core.train.reference import References, open_references, score
+from dpo_core.render.token_dataset import CompletionTokens, TokenDataset, TokenPair, open_split, write_split
+from dpo_core.train.batching.packing import Layout
+from dpo_core.train.reference import CachedReference, open_references, score_pairs
 
 VOCABULARY = 64
 
@@ -52,23 +52,23 @@ def token_pairs(count: int, seed: int = 0) -> list[TokenPair]:
     def ids(least: int, most: int) -> np.ndarray:
         return rng.integers(3, VOCABULARY, rng.integers(least, most)).astype(np.int32)
 
-    def completion() -> Completion:
+    def completion() -> CompletionTokens:
         tokens = ids(1, 20)
-        return Completion(tokens, np.ones(len(tokens), dtype=np.bool_))
+        return CompletionTokens(tokens, np.ones(len(tokens), dtype=np.bool_))
 
     return [TokenPair(ids(2, 30), Pair(completion(), completion())) for _ in range(count)]
 
 
-def rows(path: Path, pairs: list[TokenPair]) -> Rows:
+def rows(path: Path, pairs: list[TokenPair]) -> TokenDataset:
     """The pairs as a mapped split."""
     write_split(path / "train.arrow", pairs)
     return open_split(path, "train")
 
 
 def references(
-    path: Path, model: PreTrainedModel, split: Rows, layout: Layout = "tree", precision: str = "fp32"
-) -> References:
+    path: Path, model: PreTrainedModel, split: TokenDataset, layout: Layout = "tree", precision: str = "fp32"
+) -> CachedReference:
     """The model's own scores of every pair, written and read as the stage does."""
-    tensors = score(model, split, list(range(len(split))), layout, precision)
+    tensors = score_pairs(model, split, list(range(len(split))), layout, precision)
     save_file(tensors, path / "train.safetensors")
     return open_references(path, "train")

@@ -1,37 +1,37 @@
-"""The first stage: preferences from wherever they are to one checked, split, content-addressed Arrow file a split."""
+"""Stage ``acquire``: reads preference pairs, checks and splits them, and writes one Arrow file per split."""
 
 from bisect import insort
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
+from dpo_core.cache.store import Draft
 from dpo_core.data import report
-from dpo_core.data.opened import Opened, held_out_of, open_source
+from dpo_core.data.dedup import DigestSet
 from dpo_core.data.preference import Preference, read_pairs, write_pairs
-from dpo_core.data.rows import Dropped, Outcome
-from dpo_core.data.seen import Seen
-from dpo_core.data.sources import content, digest, pin
-from dpo_core.data.tally import OVERLAP, Tally
-from dpo_core.progress import Progress
+from dpo_core.data.readers.dataset_reader import DatasetSplits, held_out_count, open_source
+from dpo_core.data.row_outcome import Dropped, Outcome
+from dpo_core.data.sources import pin_source, source_digest, source_identity
+from dpo_core.data.statistics import OVERLAP, SplitStatistics
 from dpo_core.records import PairSet
-from dpo_core.requests import AcquireRequest
-from dpo_core.store import Draft
+from dpo_core.stages.acquire import AcquireRequest
+from dpo_core.system.progress import Progress
 
-__all__ = ["content", "digest", "pin", "run"]
+__all__ = ["pin_source", "run", "source_digest", "source_identity"]
 
 
 def run(request: AcquireRequest, draft: Draft) -> None:
-    """Read, sift and split the pairs; publish a PairSet with its report beside.
+    """Read, check and split the pairs; publish a PairSet, and its report in the same directory.
 
-    Raises DataError when too many rows are malformed or none is left.
+    Raises DataError when too many rows are malformed, or a split has no pair left.
     """
-    tallies = Tally(), Tally()
+    statistics = SplitStatistics(), SplitStatistics()
     paths = draft.path / "train.arrow", draft.path / "test.arrow"
-    split(request, open_source(request), tallies, paths)
-    for name, tally in zip(("train", "test"), tallies, strict=True):
-        tally.check(name, request.data.max_dropped_fraction)
-    train, test = (tally.report() for tally in tallies)
-    report.write(draft.path, request.source, {"train": train, "test": test})
+    write_splits(request, open_source(request), statistics, paths)
+    for name, statistic in zip(("train", "test"), statistics, strict=True):
+        statistic.check(name, request.data.max_dropped_fraction)
+    train, test = (statistic.report() for statistic in statistics)
+    report.write_report(draft.path, request.source, {"train": train, "test": test})
     draft.publish(
         PairSet(
             path=draft.final,
@@ -46,85 +46,93 @@ def run(request: AcquireRequest, draft: Draft) -> None:
     )
 
 
-def split(request: AcquireRequest, opened: Opened, tallies: tuple[Tally, Tally], paths: tuple[Path, Path]) -> None:
-    """Write both splits, with no prompt in both."""
-    train, test = tallies
-    if opened.test is None:
-        share_out(request, opened.train, tallies, paths)
-        return
-    keys = Seen()
-    write_pairs(paths[1], test.measured(noted(test.sift(opened.test), keys)))
-    write_pairs(paths[0], train.measured(train.sift(without(opened.train, keys))))
-
-
-def share_out(
-    request: AcquireRequest, rows: Iterable[Outcome], tallies: tuple[Tally, Tally], paths: tuple[Path, Path]
+def write_splits(
+    request: AcquireRequest,
+    splits: DatasetSplits,
+    statistics: tuple[SplitStatistics, SplitStatistics],
+    paths: tuple[Path, Path],
 ) -> None:
-    """Split one source by prompt: the prompts with the smallest keys are held out."""
-    train, test = tallies
-    whole = paths[0].with_name("whole.arrow")
-    smallest = Smallest(request.data.test_size)
-    write_pairs(whole, smallest.noted(train.sift(rows)))
+    """Write both splits; no prompt is in both. Without test rows the split is made by prompt."""
+    train, test = statistics
+    if splits.test is None:
+        split_by_prompt(request, splits.train, statistics, paths)
+        return
+    keys = DigestSet()
+    write_pairs(paths[1], test.count_lengths(collect_keys(test.usable_pairs(splits.test), keys)))
+    write_pairs(paths[0], train.count_lengths(train.usable_pairs(drop_overlapping(splits.train, keys))))
+
+
+def split_by_prompt(
+    request: AcquireRequest,
+    rows: Iterable[Outcome],
+    statistics: tuple[SplitStatistics, SplitStatistics],
+    paths: tuple[Path, Path],
+) -> None:
+    """Split one source by prompt: the pairs whose prompts have the smallest keys are held out."""
+    train, test = statistics
+    all_pairs = paths[0].with_name("whole.arrow")
+    smallest = SmallestKeys(request.data.test_size)
+    write_pairs(all_pairs, smallest.count_keys(train.usable_pairs(rows)))
     train.check_malformed("dataset", request.data.max_dropped_fraction)
-    keys = smallest.reaching(held_out_of(train.kept, request.data.test_size))
+    keys = smallest.covering(held_out_count(train.kept, request.data.test_size))
     progress = Progress("splitting", 2 * train.kept, "pairs")
-    again = [progress.track(read_pairs(whole)) for _ in paths]
-    write_pairs(paths[1], test.measured(pair for pair in again[1] if key_of(pair) in keys))
-    write_pairs(paths[0], train.measured(pair for pair in again[0] if key_of(pair) not in keys))
+    readers = [progress.track(read_pairs(all_pairs)) for _ in paths]
+    write_pairs(paths[1], test.count_lengths(pair for pair in readers[1] if prompt_key(pair) in keys))
+    write_pairs(paths[0], train.count_lengths(pair for pair in readers[0] if prompt_key(pair) not in keys))
     test.read = test.kept = sum(keys.values())
     train.read, train.kept = train.read - test.kept, train.kept - test.kept
-    whole.unlink()
+    all_pairs.unlink()
 
 
-class Smallest:
-    """The smallest keys of what passes by, so many at most, and how often each came."""
+class SmallestKeys:
+    """The ``max_count`` smallest prompt keys of a stream of pairs, and the number of pairs with each."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.ordered = most, list[int]()
+    def __init__(self, max_count: int) -> None:
+        self.max_count, self.ordered = max_count, list[int]()
         self.counts: dict[int, int] = {}
 
-    def noted(self, pairs: Iterable[Preference]) -> Iterator[Preference]:
-        """The pairs, the keys of their prompts noted."""
+    def count_keys(self, pairs: Iterable[Preference]) -> Iterator[Preference]:
+        """Pass the pairs on, and count the keys of their prompts."""
         for pair in pairs:
-            self.note(key_of(pair))
+            self.add(prompt_key(pair))
             yield pair
 
-    def note(self, key: int) -> None:
-        """Count a key if it is among the smallest; one that is not any more never was needed."""
+    def add(self, key: int) -> None:
+        """Count a key if it is among the smallest. A larger key can be forgotten safely: it never comes back in."""
         if key in self.counts:
             self.counts[key] += 1
-        elif len(self.ordered) < self.most or key < self.ordered[-1]:
+        elif len(self.ordered) < self.max_count or key < self.ordered[-1]:
             insort(self.ordered, key)
             self.counts[key] = 1
-            if len(self.ordered) > self.most:
+            if len(self.ordered) > self.max_count:
                 del self.counts[self.ordered.pop()]
 
-    def reaching(self, wanted: int) -> dict[int, int]:
-        """As many of the smallest keys as it takes for ``wanted`` pairs, with their counts."""
-        taken: dict[int, int] = {}
-        reached = 0
+    def covering(self, pairs: int) -> dict[int, int]:
+        """The smallest keys that together have at least ``pairs`` pairs, with the number of pairs of each."""
+        kept: dict[int, int] = {}
+        covered = 0
         for key in self.ordered:
-            if reached >= wanted:
+            if covered >= pairs:
                 break
-            taken[key] = self.counts[key]
-            reached += taken[key]
-        return taken
+            kept[key] = self.counts[key]
+            covered += kept[key]
+        return kept
 
 
-def key_of(pair: Preference) -> int:
-    """The key of a pair's prompt as a number of 64 bits."""
+def prompt_key(pair: Preference) -> int:
+    """The fingerprint of a pair's prompt as a 64-bit number."""
     return int(pair.prompt_key, 16)
 
 
-def noted(pairs: Iterable[Preference], keys: Seen) -> Iterator[Preference]:
-    """The pairs, the keys of their prompts entered."""
+def collect_keys(pairs: Iterable[Preference], keys: DigestSet) -> Iterator[Preference]:
+    """Pass the pairs on, and add the keys of their prompts to ``keys``."""
     for pair in pairs:
-        keys.add(key_of(pair))
+        keys.add(prompt_key(pair))
         yield pair
 
 
-def without(rows: Iterable[Outcome], held_out: Seen) -> Iterator[Outcome]:
-    """Rows whose prompt is held out are dropped from training."""
+def drop_overlapping(rows: Iterable[Outcome], held_out: DigestSet) -> Iterator[Outcome]:
+    """Pass the rows on; drop those whose prompt is in the test split."""
     for row in rows:
-        taken = isinstance(row, Preference) and key_of(row) in held_out
-        yield Dropped(OVERLAP, "") if taken else row
+        overlaps = isinstance(row, Preference) and prompt_key(row) in held_out
+        yield Dropped(OVERLAP, "") if overlaps else row

@@ -1,4 +1,4 @@
-"""How long prompts, chosen and rejected sides are: counted as they come, whatever their number."""
+"""Length statistics of prompts, chosen and rejected responses, counted as they stream by."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -10,18 +10,18 @@ from dpo_core.records import Lengths
 
 PARTS = ("prompt", "chosen", "rejected")
 PERCENTS = (5, 25, 50, 75, 95, 99, 100)
-# Why a pair is dropped for its length.
+# Causes for which a pair is dropped for its length.
 OVER_LENGTH, NO_ROOM = "over max_length", "no room for the prompt"
-NOT_WITHIN, EQUAL_WITHIN = "no trained token within max_length", "equal sides after truncation"
-LENGTH_CAUSES = (OVER_LENGTH, NO_ROOM, NOT_WITHIN, EQUAL_WITHIN)
-# What of a kept pair is cut.
+NO_TRAINED_TOKEN, EQUAL_AFTER_CUT = "no trained token within max_length", "equal sides after truncation"
+LENGTH_CAUSES = (OVER_LENGTH, NO_ROOM, NO_TRAINED_TOKEN, EQUAL_AFTER_CUT)
+# Parts of a kept pair that truncation cuts.
 OLDER_TURNS, LAST_TEXT = "older turns of the prompt", "text of the prompt's last turn"
 CHOSEN, REJECTED = "end of the chosen response", "end of the rejected response"
 CUTS = (OLDER_TURNS, LAST_TEXT, CHOSEN, REJECTED)
 
 
-class Told(TypedDict):
-    """What a DataReport says of lengths."""
+class LengthsReport(TypedDict):
+    """The fields of a DataReport that describe lengths."""
 
     unit: str
     lengths: dict[str, Lengths]
@@ -29,7 +29,7 @@ class Told(TypedDict):
 
 
 class LengthCounts:
-    """Lengths of the parts of pairs. ``unit``: what is counted, characters or tokens."""
+    """Histogram of the exact lengths of each part. ``unit``: characters or tokens."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
@@ -37,25 +37,26 @@ class LengthCounts:
         self.chosen_longer, self.unequal = 0, 0
 
     def add(self, prompt: Iterable[int], chosen: list[int], rejected: list[int]) -> None:
-        """The lengths of some pairs: three columns of numbers."""
+        """Add the lengths of some pairs: one column for each part, all of equal length."""
         for part, column in zip(PARTS, (prompt, chosen, rejected), strict=True):
             self.counts[part].update(column)
-        self.chosen_longer += sum(one > other for one, other in zip(chosen, rejected, strict=True))
-        self.unequal += sum(one != other for one, other in zip(chosen, rejected, strict=True))
+        pairs = list(zip(chosen, rejected, strict=True))
+        self.chosen_longer += sum(chosen_length > rejected_length for chosen_length, rejected_length in pairs)
+        self.unequal += sum(chosen_length != rejected_length for chosen_length, rejected_length in pairs)
 
-    def told(self) -> Told:
-        """The counts as a report has them."""
-        lengths = {part: summary(counts) for part, counts in self.counts.items() if counts}
+    def report_fields(self) -> LengthsReport:
+        """The counts summarized for a DataReport; ``longer_chosen`` is None without pairs of unequal lengths."""
+        lengths = {part: summarize_lengths(counts) for part, counts in self.counts.items() if counts}
         share = self.chosen_longer / self.unequal if self.unequal else None
-        return Told(unit=self.unit, lengths=lengths, longer_chosen=share)
+        return LengthsReport(unit=self.unit, lengths=lengths, longer_chosen=share)
 
 
-def summary(counts: Counter[int]) -> Lengths:
-    """Mean, quantiles and doubling bins of counted lengths, of which there is at least one."""
+def summarize_lengths(counts: Counter[int]) -> Lengths:
+    """Mean, quantiles and doubling bins of at least one counted length."""
     total = counts.total()
     ordered = sorted(counts)
-    reached = list(accumulate(counts[length] for length in ordered))
-    quantiles = {str(percent): ordered[bisect_left(reached, percent * total / 100)] for percent in PERCENTS}
+    cumulative = list(accumulate(counts[length] for length in ordered))
+    quantiles = {str(percent): ordered[bisect_left(cumulative, percent * total / 100)] for percent in PERCENTS}
     bins = [0] * (max(ordered).bit_length() + 1)
     for length, count in counts.items():
         bins[length.bit_length()] += count

@@ -1,4 +1,4 @@
-"""Preference pairs as text, and their Arrow files."""
+"""Preference pairs as text (prompt, chosen, rejected), and their Arrow files."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -8,15 +8,15 @@ from typing import NotRequired, TypedDict
 
 import pyarrow as pa
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
 from dpo_core.pair import Pair
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected", "source")])
-ROWS_A_BATCH = 1024
+ROWS_PER_BATCH = 1024
 
 
 class Message(TypedDict):
-    """One turn: ``role`` is system, user or assistant; ``trainable`` is what train_on_what=customized reads."""
+    """One message. ``role`` is system, user or assistant; train_on_what=customized reads ``trainable``."""
 
     role: str
     content: str
@@ -25,8 +25,10 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A prompt and the two ways it went on; each side's last message is the assistant's. ``source``: the part of a
-    mixture that it comes from, as its row says."""
+    """A prompt with its chosen and rejected completions; the last message of each is the assistant's.
+
+    ``source``: the part of a mixture that the pair comes from, empty where the row names none.
+    """
 
     prompt: list[Message]
     sides: Pair[list[Message]]
@@ -34,12 +36,12 @@ class Preference:
 
     @property
     def prompt_key(self) -> str:
-        """Fingerprint of the prompt: equal for equal prompts, everywhere."""
+        """Fingerprint of the prompt (16 hex digits); equal prompts have equal keys in every process."""
         return fingerprint.of_value(self.prompt)
 
 
 def write_pairs(path: Path, pairs: Iterable[Preference]) -> int:
-    """Stream pairs into an Arrow file, a batch of rows in memory at a time; returns how many."""
+    """Stream pairs into an Arrow file, one batch of rows in memory at a time. Returns the number of pairs."""
     count = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         for batch in batches(pairs):
@@ -49,7 +51,7 @@ def write_pairs(path: Path, pairs: Iterable[Preference]) -> int:
 
 
 def read_pairs(path: Path) -> Iterator[Preference]:
-    """The pairs of an Arrow file, in order, a batch in memory at a time."""
+    """The pairs of an Arrow file in order, one batch in memory at a time."""
     with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
         for index in range(reader.num_record_batches):
             for row in reader.get_batch(index).to_pylist():
@@ -57,11 +59,11 @@ def read_pairs(path: Path) -> Iterator[Preference]:
 
 
 def batches(pairs: Iterable[Preference]) -> Iterator[list[Preference]]:
-    """Lists of up to ROWS_A_BATCH pairs."""
+    """Lists of up to ROWS_PER_BATCH pairs."""
     batch: list[Preference] = []
     for pair in pairs:
         batch.append(pair)
-        if len(batch) == ROWS_A_BATCH:
+        if len(batch) == ROWS_PER_BATCH:
             yield batch
             batch = []
     if batch:
@@ -69,7 +71,7 @@ def batches(pairs: Iterable[Preference]) -> Iterator[list[Preference]]:
 
 
 def to_row(pair: Preference) -> dict[str, str]:
-    """A pair as three JSON columns, and its source."""
+    """A pair as a row: prompt, chosen and rejected as JSON, and the source."""
     columns = {"prompt": pair.prompt, "chosen": pair.sides.chosen, "rejected": pair.sides.rejected}
     return {name: json.dumps(messages) for name, messages in columns.items()} | {"source": pair.source}
 

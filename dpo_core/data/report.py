@@ -1,4 +1,4 @@
-"""The data report: what became of the rows, and how long the pairs are; as tables, as JSON, as text."""
+"""Data report: rows kept and dropped by cause, and the lengths of the pairs; as tables, JSON and text."""
 
 import io
 import json
@@ -14,42 +14,46 @@ from dpo_core.data.lengths import CUTS, LENGTH_CAUSES, PARTS, PERCENTS
 from dpo_core.records import DataReport, Lengths
 
 JSON, TEXT = "report.json", "report.txt"
-WIDTH, BAR = 110, 24
-SHARE_WARNED = 0.05
+WIDTH, BAR_WIDTH = 110, 24
+OVER_LENGTH_WARNING_SHARE = 0.05
 
 Reports = Mapping[str, DataReport]
 
 
-def write(place: Path, title: str, reports: Reports) -> None:
-    """``report.json`` and ``report.txt`` into a directory."""
+def write_report(directory: Path, title: str, reports: Reports) -> None:
+    """Write ``report.json`` and ``report.txt`` into a directory."""
     dumped = {split: report.model_dump(mode="json") for split, report in reports.items()}
-    (place / JSON).write_text(json.dumps({"dataset": title, **dumped}, indent=1) + "\n")
-    (place / TEXT).write_text(text(title, reports))
+    (directory / JSON).write_text(json.dumps({"dataset": title, **dumped}, indent=1) + "\n")
+    (directory / TEXT).write_text(report_text(title, reports))
 
 
-def text(title: str, reports: Reports) -> str:
-    """The report as plain lines, numbers without separators."""
+def report_text(title: str, reports: Reports) -> str:
+    """The report as plain text; numbers have no thousands separators."""
     stream = io.StringIO()
-    Console(file=stream, width=WIDTH, color_system=None).print(tables(title, reports, plain=True), soft_wrap=True)
+    Console(file=stream, width=WIDTH, color_system=None).print(
+        report_tables(title, reports, plain=True), soft_wrap=True
+    )
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def tables(title: str, reports: Reports, plain: bool = False) -> Group:
-    """What became of the rows, the first of each cause, the lengths and their histograms."""
-    notes = [*examples(reports), *(Text(line, style="yellow") for line in over_length_warnings(reports))]
-    parts: list[Table | Text] = [Text(f"Data: {title}", style="bold"), rows(reports, plain), *notes]
+def report_tables(title: str, reports: Reports, plain: bool = False) -> Group:
+    """The whole report: row counts, the first row of each cause, warnings, lengths and their histograms."""
+    notes = [*example_lines(reports), *(Text(line, style="yellow") for line in over_length_warnings(reports))]
+    parts: list[Table | Text] = [Text(f"Data: {title}", style="bold"), rows_table(reports, plain), *notes]
     measured = {split: report for split, report in reports.items() if report.lengths}
-    return Group(*parts, lengths(measured, plain), histograms(measured, plain)) if measured else Group(*parts)
+    return (
+        Group(*parts, lengths_table(measured, plain), histogram_table(measured, plain)) if measured else Group(*parts)
+    )
 
 
-def framed(title: str | None, plain: bool) -> Table:
-    """An empty table of this report's looks."""
+def empty_table(title: str | None, plain: bool) -> Table:
+    """An empty table in this report's style."""
     style = None if plain else box.SIMPLE_HEAD
     return Table(title=title, title_justify="left", title_style="bold", box=style, pad_edge=False)
 
 
-def number(value: float | None, plain: bool) -> str:
-    """A count, or a share of two places; a dash for what is not known."""
+def format_number(value: float | None, plain: bool) -> str:
+    """A count, a mean (one decimal) or a share (three decimals) as text; a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -57,9 +61,9 @@ def number(value: float | None, plain: bool) -> str:
     return str(value) if plain else f"{value:,}"
 
 
-def rows(reports: Reports, plain: bool) -> Table:
-    """Rows read, dropped by cause and kept; truncated pairs by what they lost; how often the longer side is chosen."""
-    table = framed(None, plain)
+def rows_table(reports: Reports, plain: bool) -> Table:
+    """Rows read, dropped by cause and kept; truncated pairs by the part cut; how often the longer side is chosen."""
+    table = empty_table(None, plain)
     table.add_column("rows")
     for split in reports:
         table.add_column(split, justify="right")
@@ -75,55 +79,58 @@ def rows(reports: Reports, plain: bool) -> Table:
         ("longer side is chosen, share", [report.longer_chosen for report in reports.values()]),
     ]
     for name, values in lines:
-        table.add_row(name, *(number(value, plain) for value in values))
+        table.add_row(name, *(format_number(value, plain) for value in values))
     return table
 
 
-def examples(reports: Reports) -> Iterator[Text]:
-    """Where each cause was met first."""
+def example_lines(reports: Reports) -> Iterator[Text]:
+    """A line for each cause with the first row that had it."""
     for split, report in reports.items():
         for cause, example in report.examples.items():
             yield Text(f"first {cause} ({split}): {example}", style="dim", overflow="fold")
 
 
 def over_length_warnings(reports: Reports) -> Iterator[str]:
-    """A line for every split of which more than SHARE_WARNED of the pairs are cut or dropped for their length."""
+    """A warning for every split with more than OVER_LENGTH_WARNING_SHARE of its pairs cut or dropped for length."""
     for split, report in reports.items():
         lost = sum(report.dropped.get(cause, 0) for cause in LENGTH_CAUSES)
         pairs, touched = report.kept + lost, report.truncated + lost
-        if report.uncut and touched > SHARE_WARNED * pairs:
+        if report.uncut and touched > OVER_LENGTH_WARNING_SHARE * pairs:
             yield (
                 f"Warning: {touched} of {pairs} {split} pairs are longer than max_length ({report.truncated} cut,"
                 f" {lost} dropped); max_length={report.uncut.quantiles['95']} would keep 95 % of them whole."
             )
 
 
-def lengths(reports: Reports, plain: bool) -> Table:
-    """Mean and quantiles of each part."""
+def lengths_table(reports: Reports, plain: bool) -> Table:
+    """Mean and quantiles of the lengths of prompts, chosen and rejected responses."""
     unit = next(iter(reports.values())).unit
-    table = framed(f"Lengths in {unit}", plain)
+    table = empty_table(f"Lengths in {unit}", plain)
     table.add_column("split, part")
     for name in ("mean", *(f"{percent}%" for percent in PERCENTS)):
         table.add_column(name, justify="right")
     for split, report in reports.items():
-        for part, found in report.lengths.items():
-            table.add_row(f"{split}, {part}", *(number(value, plain) for value in mean_and_quantiles(found)))
+        for part, part_lengths in report.lengths.items():
+            table.add_row(
+                f"{split}, {part}", *(format_number(value, plain) for value in mean_and_quantiles(part_lengths))
+            )
         if report.uncut and (report.truncated or any(cause in report.dropped for cause in LENGTH_CAUSES)):
             table.add_row(
-                f"{split}, whole pair uncut", *(number(value, plain) for value in mean_and_quantiles(report.uncut))
+                f"{split}, whole pair uncut",
+                *(format_number(value, plain) for value in mean_and_quantiles(report.uncut)),
             )
     return table
 
 
-def mean_and_quantiles(found: Lengths) -> list[float]:
-    """The mean and the quantiles of lengths."""
-    return [found.mean, *(found.quantiles[str(percent)] for percent in PERCENTS)]
+def mean_and_quantiles(lengths: Lengths) -> list[float]:
+    """The mean and the quantiles (PERCENTS) of lengths."""
+    return [lengths.mean, *(lengths.quantiles[str(percent)] for percent in PERCENTS)]
 
 
-def histograms(reports: Reports, plain: bool) -> Table:
-    """Pairs by length, in doubling bins, of the first split (train)."""
+def histogram_table(reports: Reports, plain: bool) -> Table:
+    """Number of pairs by length in doubling bins, for the first split (train)."""
     split, report = next(iter(reports.items()))
-    table = framed(f"Histogram of {split}, pairs by {report.unit}", plain)
+    table = empty_table(f"Histogram of {split}, pairs by {report.unit}", plain)
     table.add_column("length", justify="right")
     for part in PARTS:
         table.add_column(part, justify="right")
@@ -132,12 +139,14 @@ def histograms(reports: Reports, plain: bool) -> Table:
     highest = max(max(bins) for bins in counts.values())
     for index in range(max(len(bins) for bins in counts.values())):
         row = [bins[index] if index < len(bins) else 0 for bins in counts.values()]
-        cells = [cell for count in row for cell in (number(count, plain), "#" * round(BAR * count / highest))]
+        cells = [
+            cell for count in row for cell in (format_number(count, plain), "#" * round(BAR_WIDTH * count / highest))
+        ]
         table.add_row(bin_name(index), *cells)
     return table
 
 
 def bin_name(index: int) -> str:
-    """The lengths that a doubling bin counts."""
+    """The range of lengths in a doubling bin, as ``4-7``."""
     first, last = (1 << index) >> 1, (1 << index) - 1
     return str(last) if first >= last else f"{first}-{last}"

@@ -1,4 +1,4 @@
-"""The stage that measures one model: held-out preferences, its answers to tasks, and some of them to look at."""
+"""Evaluation stage for one model: held-out preference metrics, task metrics, and samples of its responses."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -8,126 +8,134 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
+from dpo_core.cache.store import Draft, Store
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate.answer import OUTCOMES, answered, drawn, to_how, write_lines
-from dpo_core.evaluate.answers import Answerer
-from dpo_core.evaluate.generating import SAMPLES, continued, line
-from dpo_core.evaluate.instructions import sentences_from
+from dpo_core.evaluate.generate import SAMPLES, continue_prompts, sample_line
+from dpo_core.evaluate.ifeval.ifeval_checkers import set_nltk_data
+from dpo_core.evaluate.run_task import OUTCOMES, find_or_generate, generation_settings, to_engine_config, write_jsonl
 from dpo_core.evaluate.task_names import IFEVAL, label
-from dpo_core.model import engines
+from dpo_core.inference import select_engine
+from dpo_core.inference.generator import ResponseGenerator
+from dpo_core.inference.load_engine import build_engine, open_engine, release_memory
 from dpo_core.model.load import load_model, load_tokenizer
-from dpo_core.model.opened import engine_of, open_engine, release
 from dpo_core.records import EvalResult, SampleSet, TaskResult
 from dpo_core.render.registry import get_renderer
-from dpo_core.requests import EvaluateRequest
-from dpo_core.store import Draft, Store
-from dpo_core.train import journal
-from dpo_core.train.heldout import measure, settings_for
+from dpo_core.stages.evaluate import EvaluateRequest
+from dpo_core.train.checkpoint import journal
+from dpo_core.train.validation import validate, validation_config
 
 REWARDS = "rewards.jsonl"
 
 
 def run(request: EvaluateRequest, draft: Draft) -> None:
-    """Load the model once, measure it and ask it what it has not answered before; publish an EvalResult.
+    """Load the model once, evaluate it, generate the responses that are not cached, and publish an EvalResult.
 
-    Raises EvaluationError when a task did not run to its end or too many prompts failed.
+    Raises EvaluationError when a task did not finish or too many of its samples failed.
     """
-    sentences_from(request.evaluate.nltk_data)
+    set_nltk_data(request.evaluate.nltk_data)
     source, train = request.model, request.train
     model = load_model(source.path, trust_remote_code=source.trust_remote_code, dtype=request.dtype)
-    settings = settings_for(model, train, request.rendered, request.reference)
-    held_out = measure(model, request.rendered, request.reference, settings)
+    settings = validation_config(model, train, request.rendered, request.reference)
+    held_out = validate(model, request.rendered, request.reference, settings)
 
     @cache
-    def answerer() -> Answerer:
-        return to_answerer(model, request)
+    def generator() -> ResponseGenerator:
+        return load_generator(model, request)
 
-    results = [answered(draft.store, one, answerer) for one in request.answers]
+    results = [find_or_generate(draft.store, keyed, generator) for keyed in request.answers]
     for result in results:
-        bring(result, draft.path)
-    asked = any(result.task == IFEVAL for result in results)
-    if not asked:
-        write_lines(draft.path / OUTCOMES, [])
-    write_lines(draft.path / SAMPLES, shown(draft.path, request) if asked else sampled(draft.store, request, answerer))
+        copy_logs(result, draft.path)
+    has_ifeval = any(result.task == IFEVAL for result in results)
+    if not has_ifeval:
+        write_jsonl(draft.path / OUTCOMES, [])
+    write_jsonl(
+        draft.path / SAMPLES,
+        ifeval_samples(draft.path, request) if has_ifeval else held_out_samples(draft.store, request, generator),
+    )
     rewards = zip(held_out.rewards.chosen, held_out.rewards.rejected, strict=True)
-    write_lines(draft.path / REWARDS, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in rewards])
-    publish(request, held_out.told(source.margin_noise), results, draft)
+    write_jsonl(draft.path / REWARDS, [{"chosen": chosen, "rejected": rejected} for chosen, rejected in rewards])
+    publish(request, held_out.metrics_with_noise(source.margin_noise), results, draft)
 
 
-def to_answerer(model: PreTrainedModel, request: EvaluateRequest) -> Answerer:
-    """The model that was measured, with the renderer that made the training data; vLLM reads it anew.
+def load_generator(model: PreTrainedModel, request: EvaluateRequest) -> ResponseGenerator:
+    """A generator with the model that was evaluated and the renderer of its training data; vLLM loads the model again.
 
-    Raises EvaluationError where another interpreter is to answer: what it said is found, or was lost.
+    Raises EvaluationError when ``eval_python`` is set: then cached responses are the only source.
     """
     if request.evaluate.eval_python:
-        raise missing_answers()
+        raise missing_responses()
     source, precision = request.model, request.train.precision
-    how = to_how(request.evaluate, precision, source)
-    chosen = engines.choose(how.engine, model.device.type, precision)
-    if chosen == "vllm":
-        release(model)
-        engine = open_engine(source.path, how).engine
+    config = to_engine_config(request.evaluate, precision, source)
+    engine_name = select_engine.choose_engine(config.engine, model.device.type, precision)
+    if engine_name == "vllm":
+        release_memory(model)
+        engine = open_engine(source.path, config).engine
     else:
-        engine = engine_of(model, chosen, precision)
+        engine = build_engine(model, engine_name, precision)
     renderer = get_renderer(request.rendered.renderer_name, load_tokenizer(source.path, source.trust_remote_code))
-    return Answerer(engine, renderer, how.batch_size)
+    return ResponseGenerator(engine, renderer, config.batch_size)
 
 
-def missing_answers() -> EvaluationError:
-    """The error for answers that another interpreter gave, and that are gone before they were measured."""
-    rule = "With eval_python this process generates none."
-    return EvaluationError("Kept answers are damaged or gone.", rule, "Run the same command again.")
+def missing_responses() -> EvaluationError:
+    """The error for cached responses of another interpreter that are missing or damaged."""
+    rule = "With eval_python only that interpreter generates responses."
+    return EvaluationError("Cached responses are missing or damaged.", rule, "Run the same command again.")
 
 
-def sampled(store: Store, request: EvaluateRequest, answerer: Callable[[], Answerer]) -> list[dict[str, Any]]:
-    """Held-out prompts with answers: those that another interpreter gave, or given now."""
+def held_out_samples(
+    store: Store, request: EvaluateRequest, generator: Callable[[], ResponseGenerator]
+) -> list[dict[str, Any]]:
+    """Lines of ``samples.jsonl``: held-out prompts with responses, from another interpreter or generated now.
+
+    Raises EvaluationError when the other interpreter's samples are missing.
+    """
     if request.samples is None:
-        return continued(answerer, request.rendered, request.evaluate)
-    found = store.find("generate", request.samples, SampleSet)
-    if found is None:
-        raise missing_answers()
-    return journal.read(found.path)
+        return continue_prompts(generator, request.rendered, request.evaluate)
+    sample_set = store.find("generate", request.samples, SampleSet)
+    if sample_set is None:
+        raise missing_responses()
+    return journal.read(sample_set.path)
 
 
-def bring(result: TaskResult, place: Path) -> None:
-    """A task's log and outcomes among the evaluation's own files."""
+def copy_logs(result: TaskResult, directory: Path) -> None:
+    """Copy a task's log and outcomes into the evaluation's directory."""
     for path in result.path.iterdir():
         if path.suffix == ".eval" or path.name == OUTCOMES:
-            copyfile(path, place / path.name)
+            copyfile(path, directory / path.name)
 
 
-def shown(place: Path, request: EvaluateRequest) -> list[dict[str, Any]]:
-    """IFEval's first prompts with their answers."""
-    first = journal.read(place / OUTCOMES)[: request.evaluate.num_samples]
-    return [line(one["prompt"], one["response"], one["stop_reason"], one["tokens"]) for one in first]
+def ifeval_samples(directory: Path, request: EvaluateRequest) -> list[dict[str, Any]]:
+    """Lines of ``samples.jsonl``: IFEval's first prompts with their responses."""
+    outcomes = journal.read(directory / OUTCOMES)[: request.evaluate.num_samples]
+    return [sample_line(line["prompt"], line["response"], line["stop_reason"], line["tokens"]) for line in outcomes]
 
 
-def metrics_of(result: TaskResult) -> dict[str, float]:
-    """A task's metrics, IFEval's by their own names and another's after the task's."""
+def prefixed_metrics(result: TaskResult) -> dict[str, float]:
+    """A task's metrics; their names are prefixed with the task's, except IFEval's."""
     if result.task == IFEVAL:
         return result.metrics
     return {f"{label(result.task)}/{name}": value for name, value in result.metrics.items()}
 
 
 def publish(request: EvaluateRequest, held_out: dict[str, float], results: Sequence[TaskResult], draft: Draft) -> None:
-    """Seal the result; its fingerprint leaves out inspect's logs, which name times and places."""
+    """Publish an EvalResult; its fingerprint leaves out inspect-ai's logs, which hold times and paths."""
     failed = sum(result.failed for result in results)
-    metrics = held_out | {name: value for result in results for name, value in metrics_of(result).items()}
+    metrics = held_out | {name: value for result in results for name, value in prefixed_metrics(result).items()}
     metrics["failed_samples"] = float(failed)
-    told = [draft.path / OUTCOMES, draft.path / SAMPLES]
-    prompts = next((one.request.prompts for one in request.answers if one.request.prompts), None)
-    settings = drawn(request.evaluate, request.rendered.renderer_name, request.train.precision)
+    files = [draft.path / OUTCOMES, draft.path / SAMPLES]
+    prompts = next((keyed.request.prompts for keyed in request.answers if keyed.request.prompts), None)
+    settings = generation_settings(request.evaluate, request.rendered.renderer_name, request.train.precision)
     draft.publish(
         EvalResult(
             path=draft.final,
-            fingerprint=fingerprint.of_value([metrics, fingerprint.of_files(told, draft.path)]),
+            fingerprint=fingerprint.of_value([metrics, fingerprint.of_files(files, draft.path)]),
             model_name=request.model.name,
             model_fingerprint=request.model.fingerprint,
             prompts_fingerprint=prompts.fingerprint if prompts else "",
             pairs_fingerprint=request.rendered.fingerprint,
             tasks={label(result.task): result.task_version for result in results},
-            settings=settings | {"engine": ", ".join(sorted({str(one.settings["engine"]) for one in results}))},
+            settings=settings | {"engine": ", ".join(sorted({str(result.settings["engine"]) for result in results}))},
             failed=failed,
             metrics=metrics,
         )

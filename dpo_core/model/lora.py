@@ -1,4 +1,4 @@
-"""LoRA through peft: adapters on all linear layers of a frozen model."""
+"""LoRA through peft: adapters on the linear layers of a frozen model, and merging them into the weights."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,19 +11,18 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dpo_core.config.recipe import ModelSettings
 from dpo_core.errors import RecipeError
-from dpo_core.progress import ticking
-from dpo_core.recipe import ModelSettings
+from dpo_core.system.progress import ticking
 
 ADAPTER = "default"  # the name that peft gives a model's only adapter
 
 
-def trainable(model: PreTrainedModel, settings: ModelSettings, seed: int) -> PreTrainedModel | PeftModel:
-    """The model with what is to be trained requiring gradients: LoRA adapters, or every weight when lora_rank is 0.
+def make_trainable(model: PreTrainedModel, settings: ModelSettings, seed: int) -> PreTrainedModel | PeftModel:
+    """Set the parameters to train to require gradients: new LoRA adapters, or every weight when lora_rank is 0.
 
-    LoRA (arXiv 2106.09685) adds (lora_alpha / lora_rank) B A to each linear layer but the head; B starts at zero,
-    so that the policy starts as the reference. No dropout.
-    Raises RecipeError when no layer matches.
+    LoRA (Hu et al., arXiv 2106.09685) adds (lora_alpha / lora_rank) B A to each linear layer but the head. B starts at
+    zero, so that the policy starts as the reference. No dropout. Raises RecipeError when no layer matches.
     """
     if settings.lora_rank == 0:
         return model.requires_grad_(True)
@@ -36,13 +35,13 @@ def trainable(model: PreTrainedModel, settings: ModelSettings, seed: int) -> Pre
         task_type="CAUSAL_LM",
     )
     try:
-        with no_deprecations():
-            return with_plain_forward(get_peft_model(model, config))
+        with ignore_deprecations():
+            return use_adapted_linear(get_peft_model(model, config))
     except ValueError as error:
         raise RecipeError(
             f"LoRA finds no layer to adapt in {type(model).__name__}: {str(error).splitlines()[0]}.",
             "Adapters go on linear layers, named by lora_targets.",
-            "Mend lora_targets, or set lora_rank=0 to train every weight.",
+            "Correct lora_targets, or set lora_rank=0 to train every weight.",
         ) from error
 
 
@@ -50,11 +49,11 @@ class AdaptedLinear(lora.Linear):  # type: ignore[misc]
     """A linear layer with one LoRA adapter: peft's module and parameters, with a forward of three matrix products.
 
     peft's own forward looks adapters up by name, casts the input to the adapter's type and back, and scales and adds in
-    passes over the whole output: all of it to be compiled as well. On a CPU the two are equally fast (LAB.md).
+    separate passes over the output, all of which torch.compile must compile. On a CPU both are equally fast (LAB.md).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out): x Wᵀ + b + (x Aᵀ · scale) Bᵀ, the last sum inside its matrix product."""
+        """(…, in) to (…, out): x Wᵀ + b + (x Aᵀ · scale) Bᵀ; one addmm does the last product and sum."""
         if self.merged:
             return super().forward(x)  # type: ignore[no-any-return]
         base = self.base_layer
@@ -69,8 +68,8 @@ class AdaptedLinear(lora.Linear):  # type: ignore[misc]
         return added.view(result.shape).to(result.dtype)
 
 
-def with_plain_forward(model: PeftModel) -> PeftModel:
-    """The same model, each plain adapted linear layer of which is an :class:`AdaptedLinear`."""
+def use_adapted_linear(model: PeftModel) -> PeftModel:
+    """Turn each adapted plain linear layer of the model into an :class:`AdaptedLinear`, in place."""
     for module in model.modules():
         if type(module) is lora.Linear and type(module.base_layer) is nn.Linear and not module.lora_variant:
             module.__class__ = AdaptedLinear
@@ -78,14 +77,14 @@ def with_plain_forward(model: PeftModel) -> PeftModel:
 
 
 @contextmanager
-def no_deprecations() -> Iterator[None]:
-    """peft 0.21 asks transformers 5.23 for an attribute by its old name, which is nobody's business here."""
+def ignore_deprecations() -> Iterator[None]:
+    """Ignore peft 0.21's warning about an attribute that transformers 5.23 renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
 
 
 @ticking("merging the adapters")
-def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The plain model with adapters added into its weights, in float32; the argument is used up."""
+def merge_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The plain model with its adapters merged into the weights, in float32. The argument is unusable afterwards."""
     return model.float().merge_and_unload() if isinstance(model, PeftModel) else model

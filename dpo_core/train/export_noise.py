@@ -6,11 +6,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from dpo_core.interval import Z_95, wilson
 from dpo_core.records import MARGIN_NOISE
+from dpo_core.wilson import Z_95, wilson
 
 
-def differences(trained: Tensor, exported: Tensor) -> dict[str, float]:
+def export_differences(trained: Tensor, exported: Tensor) -> dict[str, float]:
     """Metrics of the same N pairs' summed logps, (N, 2) each (chosen, rejected), float64, before and after exporting.
 
     ``export/nats_a_reply``: mean absolute difference of a reply's log-probability; ``…_low``, ``…_high``: its 95 %
@@ -31,7 +31,7 @@ def differences(trained: Tensor, exported: Tensor) -> dict[str, float]:
     }
 
 
-def beyond(margins: Sequence[float], noise: float) -> dict[str, float]:
+def accuracy_beyond_noise(margins: Sequence[float], noise: float) -> dict[str, float]:
     """Held-out accuracy when what is within the export's noise is left open; nothing for a model without noise.
 
     ``margins``: Δ_chosen − Δ_rejected of each pair, in nats. A pair whose margin is no further from zero than 1.96

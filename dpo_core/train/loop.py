@@ -1,4 +1,4 @@
-"""The training loop: a generator of steps that knows no logger, no tracker and no callback."""
+"""Training loop: a generator that yields each optimizer step's metrics. It knows no logger, tracker or callback."""
 
 import math
 import time
@@ -8,32 +8,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dpo_core.config.recipe import TrainSettings
 from dpo_core.errors import TrainingError
-from dpo_core.model.heap import trim_above
-from dpo_core.pair import Pair
-from dpo_core.recipe import TrainSettings
 from dpo_core.records import StepMetrics
-from dpo_core.render.rendered import Rows, TokenPair
-from dpo_core.train import order, schedule
-from dpo_core.train.flops import Cost, Shape, peak_memory
+from dpo_core.render.token_dataset import TokenDataset, TokenPair
+from dpo_core.system.malloc_tuning import trim_above
+from dpo_core.train import data_order, schedule
+from dpo_core.train.batching.packing import (
+    Batch,
+    Layout,
+    branches,
+    build,
+    lengths_by_side,
+    split_microbatches,
+    sums_by_side,
+)
 from dpo_core.train.logps import autocast, backward
-from dpo_core.train.loss import Evidence, LossSettings, kl_estimate, pair_losses, rewards, wins
-from dpo_core.train.memory_watch import interruptible, out_of_memory
-from dpo_core.train.packing import Batch, Layout, branches, build, by_side, onto, split
+from dpo_core.train.loss import LossSettings, PairLogps, kl_estimate, pair_losses, rewards, wins
 from dpo_core.train.reference import Reference
+from dpo_core.train.runtime.flops import ModelSizes, StepFlops, peak_memory
+from dpo_core.train.runtime.memory_watch import explain_microbatch_memory, interruptible
 
 SUMS = ("dpo_loss", "accuracy", "chosen_reward", "rejected_reward", "kl")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run works on. ``peak_flops`` (FLOP/s of a matmul here) is what MFU is told against, if known.
-    ``heap_limit``: bytes of a CPU process above which free memory is given back after a microbatch (None: never)."""
+    """A training run: policy, optimizer, pairs, reference and settings.
+
+    ``peak_flops``: FLOP/s of a matrix product on this device, the denominator of MFU (None: no MFU is reported).
+    ``heap_limit``: size in bytes of a CPU process above which its free memory is returned after a microbatch (None:
+    never).
+    """
 
     policy: nn.Module
     optimizer: torch.optim.Optimizer
-    rows: Rows
-    references: Reference
+    rows: TokenDataset
+    reference: Reference
     settings: TrainSettings
     layout: Layout = "tree"
     token_budget: int = 16384
@@ -41,160 +52,155 @@ class Run:
     heap_limit: int | None = None
 
     @property
-    def total(self) -> int:
-        """Optimizer steps from beginning to end."""
-        return order.total_steps(len(self.rows), self.settings)
-
-    @property
-    def losses(self) -> LossSettings:
-        """The settings of the loss."""
-        return loss_settings(self.settings)
-
-
-def loss_settings(train: TrainSettings) -> LossSettings:
-    """What of the recipe the losses read."""
-    return LossSettings(train.loss, train.dpo_beta, train.label_smoothing, train.simpo_gamma, train.rpo_alpha)
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return data_order.total_steps(len(self.rows), self.settings)
 
 
 def steps(run: Run, done: int = 0) -> Iterator[StepMetrics]:
     """Train from ``done`` finished steps to the end, yielding after each step.
 
-    Raises TrainingError, with the step not applied, when loss or gradient are not finite, and OutOfMemoryError,
-    with the step not applied, when memory runs out in its microbatches. Beyond them torch's own errors pass: then the
-    weights may be those of the step, or of none.
+    Raises TrainingError when loss or gradient are not finite, and OutOfMemoryError when memory runs out in a
+    microbatch; the step is not applied then. torch's own memory error passes when it comes from the optimizer: the
+    weights may then be those of no step.
     """
-    shape = Shape.of(run.policy)
-    upcoming = load(run, done)
-    for step in range(done, run.total):
+    sizes = ModelSizes.of(run.policy)
+    next_batch = load_batch(run, done)
+    for step in range(done, run.total_steps):
         started = time.perf_counter()
         learning_rate = set_learning_rate(run, step)
-        batch, pairs = upcoming
-        sums, micros = within_memory(run, batch, pairs)
-        outcome = torch.cat([sums, gradient_norm(run.policy)[None].to(sums)])
-        asked = time.perf_counter()
-        upcoming = load(run, step + 1)  # while a GPU is still at work
+        batch, pairs = next_batch
+        sums, microbatches = accumulate_within_memory(run, batch, pairs)
+        step_sums = torch.cat([sums, gradient_norm(run.policy)[None].to(sums)])
+        enqueued = time.perf_counter()
+        next_batch = load_batch(run, step + 1)  # while a GPU is still at work
         loaded = time.perf_counter()
-        told = outcome.tolist()  # the step's one copy to the host
-        values = step_values(told, pairs)
+        values = step_values(step_sums.tolist(), pairs)  # the step's only copy to the host
         check_finite(values, step, batch)
         computed = time.perf_counter()
-        clip(run, values["grad_norm"])
+        clip_gradients(run, values["grad_norm"])
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
         ended = time.perf_counter()
-        values |= progress(run, step, learning_rate) | speed(run, shape.cost(pairs, micros), ended - started)
+        values |= progress_values(run, step, learning_rate) | speed_values(
+            run, sizes.cost(pairs, microbatches), ended - started
+        )
         values |= {
-            "time/data": loaded - asked,
-            "time/forward_backward": computed - started - (loaded - asked),
+            "time/data": loaded - enqueued,
+            "time/forward_backward": computed - started - (loaded - enqueued),
             "time/optimizer": ended - computed,
         }
         yield StepMetrics(step=step + 1, time=time.time(), values=values)
 
 
-def load(run: Run, step: int) -> tuple[list[int], list[TokenPair]]:
-    """The indices and the pairs of a step; none of one behind the last."""
-    batch = order.batch(step, len(run.rows), run.settings) if step < run.total else []
+def load_batch(run: Run, step: int) -> tuple[list[int], list[TokenPair]]:
+    """The pairs of the 0-based ``step`` and their indices in the training split; none after the last step."""
+    batch = data_order.batch_indices(step, len(run.rows), run.settings) if step < run.total_steps else []
     return batch, [run.rows[index] for index in batch]
 
 
-def within_memory(run: Run, batch: list[int], pairs: list[TokenPair]) -> tuple[Tensor, list[Batch]]:
-    """:func:`accumulate`, with an error that says what to lower when memory runs out."""
+def accumulate_within_memory(run: Run, batch: list[int], pairs: list[TokenPair]) -> tuple[Tensor, list[Batch]]:
+    """:func:`accumulate`. Raises OutOfMemoryError, with the setting to lower, when memory runs out."""
     longest = max(branches(pair).tokens for pair in pairs)
     more = "" if run.settings.activation_checkpointing else ", or set activation_checkpointing=true"
-    with out_of_memory(run.token_budget, longest, more), interruptible():
+    with explain_microbatch_memory(run.token_budget, longest, more), interruptible():
         return accumulate(run, batch, pairs)
 
 
 def accumulate(run: Run, batch: Sequence[int], pairs: Sequence[TokenPair]) -> tuple[Tensor, list[Batch]]:
-    """Gradients of the mean loss over the batch, whatever its split; returns the SUMS (float64) and the microbatches.
+    """Gradient accumulation: add the gradients of the batch's mean loss, whatever its split into microbatches.
 
-    batch: the pairs' indices in the training split.
+    ``batch``: the pairs' indices in the training split. Returns the SUMS, (5,) float64, and the microbatches.
     """
     device = next(run.policy.parameters()).device
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
-    items, micros = [branches(pair) for pair in pairs], []
+    items, microbatches = [branches(pair) for pair in pairs], []
     with autocast(device, run.settings.precision):
-        for group in split(run.layout, items, run.token_budget):
-            micro = build(run.layout, [items[place] for place in group], device)
-            known = run.references.of([batch[place] for place in group], micro)
-            objective = Objective(run.losses, micro.counts, known, len(batch))
-            backward(run.policy, micro, objective)
+        for group in split_microbatches(run.layout, items, run.token_budget):
+            microbatch = build(run.layout, [items[index] for index in group], device)
+            reference_logps = run.reference.reference_logps([batch[index] for index in group], microbatch)
+            objective = MicrobatchObjective(run.settings, microbatch.counts, reference_logps, len(batch))
+            backward(run.policy, microbatch, objective)
             sums += objective.sums
-            micros.append(micro)
+            microbatches.append(microbatch)
             if run.heap_limit:
                 trim_above(run.heap_limit)
-    return sums, micros
+    return sums, microbatches
 
 
-class Objective:
-    """The loss of a microbatch's pairs as a share of the batch's mean, and on the way the sums that are reported.
+class MicrobatchObjective:
+    """The loss of a microbatch's pairs, divided by the batch's number of pairs; adds up the reported SUMS.
 
-    ``known``: the reference's log-probabilities (M,) of the microbatch's trained tokens. ``pairs``: of the whole batch.
+    ``counts``: Batch.counts. ``reference_logps``: (M,), of the microbatch's trained tokens. ``num_pairs``: pairs of the
+    whole batch.
     """
 
-    def __init__(self, settings: LossSettings, counts: Sequence[int], known: Tensor, pairs: int) -> None:
-        self.settings, self.counts, self.known, self.pairs = settings, counts, known, pairs
-        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=known.device)
+    def __init__(self, settings: LossSettings, counts: Sequence[int], reference_logps: Tensor, num_pairs: int) -> None:
+        self.settings, self.counts, self.num_pairs = settings, counts, num_pairs
+        self.reference_logps = reference_logps
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=reference_logps.device)
 
-    def __call__(self, logps: Tensor, where: slice) -> Tensor:
-        """The share of the completions ``where``, a scalar."""
-        start = sum(self.counts[: where.start])
-        known = self.known[start : start + len(logps)]
-        evidence = evidence_of(logps, known, self.counts[where])
-        losses = pair_losses(evidence, self.settings)
+    def __call__(self, policy_logps: Tensor, completions: slice) -> Tensor:
+        """The loss of a range of the microbatch's completions, a scalar. ``policy_logps``: (m,), of their tokens."""
+        start = sum(self.counts[: completions.start])
+        reference_logps = self.reference_logps[start : start + len(policy_logps)]
+        logps = pair_logps(policy_logps, reference_logps, self.counts[completions])
+        losses = pair_losses(logps, self.settings)
         with torch.no_grad():
-            self.sums += measured(losses, evidence, self.settings.beta, kl_estimate(logps, known))
-        return losses.sum() / self.pairs
+            self.sums += metric_sums(losses, logps, self.settings.dpo_beta, kl_estimate(policy_logps, reference_logps))
+        return losses.sum() / self.num_pairs
 
 
-def evidence_of(logps: Tensor, known: Tensor, counts: Sequence[int]) -> Evidence:
-    """Per-token log-probabilities of policy and reference, (M,) each, as the pairs' evidence."""
-    lengths = onto(torch.tensor(counts, dtype=logps.dtype), logps.device)
-    return Evidence(
-        ratios=by_side(logps - known, counts),
-        logps=by_side(logps, counts),
-        lengths=Pair(lengths[::2], lengths[1::2]),
+def pair_logps(policy_logps: Tensor, reference_logps: Tensor, counts: Sequence[int]) -> PairLogps:
+    """Sums per completion of the trained tokens' log-probabilities, (M,) each. ``counts``: Batch.counts."""
+    return PairLogps(
+        log_ratios=sums_by_side(policy_logps - reference_logps, counts),
+        policy_logps=sums_by_side(policy_logps, counts),
+        lengths=lengths_by_side(policy_logps, counts),
     )
 
 
-def measured(losses: Tensor, evidence: Evidence, beta: float, kl: Tensor) -> Tensor:
-    """The SUMS over some pairs, float64."""
-    gained = rewards(evidence, beta)
-    parts = (losses, wins(evidence.difference), gained.chosen, gained.rejected, kl)
+def metric_sums(losses: Tensor, logps: PairLogps, dpo_beta: float, kl: Tensor) -> Tensor:
+    """The SUMS over pairs, (5,) float64, from losses (B,), summed logps and the tokens' KL estimates (m,)."""
+    reward = rewards(logps, dpo_beta)
+    parts = (losses, wins(logps.log_ratio_difference), reward.chosen, reward.rejected, kl)
     return torch.stack([part.double().sum() for part in parts])
 
 
 def set_learning_rate(run: Run, step: int) -> float:
-    """Put the schedule's learning rate into the optimizer."""
+    """Set the optimizer's learning rate for the 0-based ``step``; returns it."""
     train = run.settings
-    rate = train.learning_rate * schedule.factor(train.lr_schedule, step, run.total)
-    rate *= schedule.warm_up(step, train.warmup_steps)
+    rate = train.learning_rate * schedule.learning_rate_factor(train.lr_schedule, step, run.total_steps)
+    rate *= schedule.warmup_factor(step, train.warmup_steps)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     return rate
 
 
 def gradient_norm(policy: nn.Module) -> Tensor:
-    """The L2 norm of all gradients together, a scalar tensor."""
+    """L2 norm of all gradients, a scalar tensor."""
     return torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
 
 
-def clip(run: Run, norm: float) -> None:
-    """Scale the gradients down to ``max_grad_norm`` where there is such a bound and they are beyond it."""
+def clip_gradients(run: Run, norm: float) -> None:
+    """Gradient clipping: scale the gradients so that their norm is at most ``max_grad_norm`` (None: no bound)."""
     bound = run.settings.max_grad_norm
     if bound is not None and norm > bound:
         torch._foreach_mul_([p.grad for p in run.policy.parameters() if p.grad is not None], bound / norm)
 
 
-def step_values(told: list[float], pairs: Sequence[TokenPair]) -> dict[str, float]:
-    """Means over all pairs of the step, and its counts (margins and rewards carry β once)."""
-    *sums, grad_norm = told
-    named = dict(zip(SUMS, sums, strict=True))
-    means = {name: named[name] / len(pairs) for name in SUMS[:4]}
+def step_values(step_sums: list[float], pairs: Sequence[TokenPair]) -> dict[str, float]:
+    """The step's metrics from its SUMS and gradient norm: means over pairs (KL: over trained tokens), and counts.
+
+    Rewards and the margin include the factor β.
+    """
+    *values, grad_norm = step_sums
+    sums = dict(zip(SUMS, values, strict=True))
+    means = {name: sums[name] / len(pairs) for name in SUMS[:4]}
     return {
         **means,
         "margin": means["chosen_reward"] - means["rejected_reward"],
-        "kl": named["kl"] / sum(pair.trained for pair in pairs),
+        "kl": sums["kl"] / sum(pair.trained for pair in pairs),
         "grad_norm": grad_norm,
         "num_pairs": float(len(pairs)),
         "num_tokens": float(sum(pair.tokens for pair in pairs)),
@@ -202,7 +208,7 @@ def step_values(told: list[float], pairs: Sequence[TokenPair]) -> dict[str, floa
 
 
 def check_finite(values: dict[str, float], step: int, batch: list[int]) -> None:
-    """Raises TrainingError when the step must not be applied."""
+    """Raises TrainingError when the loss or the gradient norm of the 0-based ``step`` is not finite."""
     wrong = [name for name in ("dpo_loss", "grad_norm") if not math.isfinite(values[name])]
     if wrong:
         raise TrainingError(
@@ -212,15 +218,15 @@ def check_finite(values: dict[str, float], step: int, batch: list[int]) -> None:
         )
 
 
-def progress(run: Run, step: int, learning_rate: float) -> dict[str, float]:
-    """Where the run is: progress = (step + 1)/T with the 0-based step."""
+def progress_values(run: Run, step: int, learning_rate: float) -> dict[str, float]:
+    """Learning rate, epoch and progress: (step + 1) / total steps, with the 0-based ``step``."""
     per_epoch = len(run.rows) // run.settings.batch_size
-    return {"learning_rate": learning_rate, "progress": (step + 1) / run.total, "epoch": float(step // per_epoch)}
+    return {"learning_rate": learning_rate, "progress": (step + 1) / run.total_steps, "epoch": float(step // per_epoch)}
 
 
-def speed(run: Run, cost: Cost, seconds: float) -> dict[str, float]:
-    """Time of the step, true tokens and pairs a second (padding never counts), memory, and shares of the peak."""
-    told = {
+def speed_values(run: Run, cost: StepFlops, seconds: float) -> dict[str, float]:
+    """Duration in seconds, pairs and tokens per second (without padding), peak memory in GB, and MFU."""
+    values = {
         "batch_time": seconds,
         "perf/pairs_per_s": cost.pairs / seconds,
         "perf/tokens_per_s": cost.tokens / seconds,
@@ -228,6 +234,6 @@ def speed(run: Run, cost: Cost, seconds: float) -> dict[str, float]:
         "perf/peak_memory_gb": peak_memory() / 1e9,
     }
     if run.peak_flops:
-        told["perf/mfu_useful"] = cost.useful / seconds / run.peak_flops
-        told["perf/mfu_6n"] = cost.conventional / seconds / run.peak_flops
-    return told
+        values["perf/mfu_useful"] = cost.useful / seconds / run.peak_flops
+        values["perf/mfu_6n"] = cost.conventional / seconds / run.peak_flops
+    return values

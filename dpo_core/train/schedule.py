@@ -1,9 +1,9 @@
-"""Learning-rate schedules as factors of the peak."""
+"""Learning-rate schedules (lr_scheduler) as factors of the peak learning rate."""
 
 import math
 
 
-def factor(name: str, step: int, total: int) -> float:
+def learning_rate_factor(name: str, step: int, total: int) -> float:
     """The share of the peak learning rate at the 0-based ``step`` of ``total``.
 
     linear: 1 − step/T; cosine: ½(1 + cos(π·step/T)); constant: 1.
@@ -15,6 +15,6 @@ def factor(name: str, step: int, total: int) -> float:
     return 1.0
 
 
-def warm_up(step: int, steps: int) -> float:
+def warmup_factor(step: int, steps: int) -> float:
     """The share of the scheduled rate at the 0-based ``step``: rising linearly over the first ``steps``, then 1."""
     return min(1.0, (step + 1) / steps) if steps else 1.0

@@ -1,4 +1,4 @@
-"""The warm start: a short supervised phase, so that the policy writes like the data before it learns preferences."""
+"""Warm start: supervised fine-tuning (SFT) for a few steps on the data's completions, before DPO."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,30 +9,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dpo_core.cache.store import Draft
+from dpo_core.config.recipe import WarmStartSettings
 from dpo_core.errors import TrainingError
-from dpo_core.model.device import check
-from dpo_core.model.export import save_model
 from dpo_core.model.load import check_vocabulary, load_model
-from dpo_core.model.source import describe
-from dpo_core.progress import Progress
-from dpo_core.recipe import WarmStartSettings
-from dpo_core.render.rendered import Rows, open_split
-from dpo_core.requests import WarmStartRequest
-from dpo_core.store import Draft
-from dpo_core.train import attempt, budget, budget_note, schedule
-from dpo_core.train.budget import Past, Plan
-from dpo_core.train.footprint import Workload
-from dpo_core.train.layout import choose
+from dpo_core.model.locate import describe
+from dpo_core.model.save_model import save_model
+from dpo_core.render.token_dataset import TokenDataset, open_split
+from dpo_core.stages.warm_start import WarmStartRequest
+from dpo_core.system.device import check_precision
+from dpo_core.system.progress import Progress
+from dpo_core.train import schedule
+from dpo_core.train.batching import auto_token_budget, budget_attempt, budget_note
+from dpo_core.train.batching.auto_token_budget import BudgetHistory, BudgetPlan
+from dpo_core.train.batching.batch_layout import choose_layout
+from dpo_core.train.batching.memory_estimate import Workload
+from dpo_core.train.batching.packing import Branches, Layout, build, split_microbatches, trained_token_counts
+from dpo_core.train.data_order import permutation
 from dpo_core.train.logps import autocast, backward
-from dpo_core.train.memory_watch import MemoryWatch, interruptible, memory_for, out_of_memory
-from dpo_core.train.order import permutation
-from dpo_core.train.packing import Branches, Layout, build, counts, split
+from dpo_core.train.runtime.memory_watch import MemoryWatch, explain_memory, explain_microbatch_memory, interruptible
 
 BETAS = (0.9, 0.95)
 # Instead of the usual five: each takes about 11 ms of the demo's step on two cores.
 MUON_ITERATIONS = 3
-WARM_UP_STEPS = 20
-LARGEST_GRADIENT = 1.0
+WARMUP_STEPS = 20
+MAX_GRADIENT_NORM = 1.0
 # Separates this phase's draws from those of other users of the same seed.
 STREAM = 1
 # What helps where memory ran out beside the microbatches.
@@ -40,11 +41,11 @@ REMEDY = "Make memory free, or choose a smaller model; finished stages are kept.
 
 
 @dataclass(frozen=True)
-class Phase:
+class SupervisedPhase:
     """What a warm start works on: ``rows`` gives the completions, ``seed`` decides their order and sides."""
 
     model: nn.Module
-    rows: Rows
+    rows: TokenDataset
     settings: WarmStartSettings
     seed: int
     layout: Layout = "tree"
@@ -53,7 +54,7 @@ class Phase:
     from_scratch: bool = False
 
 
-def fit(phase: Phase) -> Iterator[float]:
+def fit_phase(phase: SupervisedPhase) -> Iterator[float]:
     """Minimise the mean negative log-likelihood per trained token; yields each step's, in nats, before the step.
 
     The learning rate rises over the first steps and then falls linearly to zero; the gradient's norm is clipped.
@@ -63,7 +64,7 @@ def fit(phase: Phase) -> Iterator[float]:
     working = optimizers(phase)
     for step, batch in enumerate(batches(phase)):
         loss = accumulate(phase, batch)
-        norm = float(nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT))
+        norm = float(nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM))
         check_finite(loss, norm, step)
         for optimizer in working:
             set_learning_rate(optimizer, step, phase.settings)
@@ -72,7 +73,7 @@ def fit(phase: Phase) -> Iterator[float]:
         yield loss
 
 
-def optimizers(phase: Phase) -> list[torch.optim.Optimizer]:
+def optimizers(phase: SupervisedPhase) -> list[torch.optim.Optimizer]:
     """AdamW; for a model from nothing, Muon on its hidden matrices and AdamW on the rest.
 
     Muon (Jordan, "Muon: an optimizer for hidden layers in neural networks", 2024) learns from fewer tokens there; its
@@ -91,15 +92,17 @@ def optimizers(phase: Phase) -> list[torch.optim.Optimizer]:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, settings: WarmStartSettings) -> None:
     """The rate of the 0-based ``step``."""
-    factor = schedule.warm_up(step, WARM_UP_STEPS) * schedule.factor("linear", step, settings.sft_steps)
+    factor = schedule.warmup_factor(step, WARMUP_STEPS) * schedule.learning_rate_factor(
+        "linear", step, settings.sft_steps
+    )
     for group in optimizer.param_groups:
         group["lr"] = settings.sft_learning_rate * factor
 
 
-def accumulate(phase: Phase, batch: list[Branches]) -> float:
+def accumulate(phase: SupervisedPhase, batch: list[Branches]) -> float:
     """Gradients of the batch's mean loss per trained token, whatever its split into microbatches; returns that mean."""
     device = next(phase.model.parameters()).device
-    trained = sum(counts(batch))
+    trained = sum(trained_token_counts(batch))
     total = torch.zeros((), device=device)
 
     def objective(logps: Tensor, _: slice) -> Tensor:
@@ -108,9 +111,11 @@ def accumulate(phase: Phase, batch: list[Branches]) -> float:
         return loss
 
     longest = max(item.tokens for item in batch)
-    with out_of_memory(phase.token_budget, longest), interruptible(), autocast(device, phase.precision):
-        for group in split(phase.layout, batch, phase.token_budget):
-            backward(phase.model, build(phase.layout, [batch[place] for place in group], device), objective, together=1)
+    with explain_microbatch_memory(phase.token_budget, longest), interruptible(), autocast(device, phase.precision):
+        for group in split_microbatches(phase.layout, batch, phase.token_budget):
+            backward(
+                phase.model, build(phase.layout, [batch[index] for index in group], device), objective, group_size=1
+            )
     return float(total)
 
 
@@ -124,24 +129,24 @@ def check_finite(loss: float, norm: float, step: int) -> None:
         )
 
 
-def batches(phase: Phase) -> Iterator[list[Branches]]:
+def batches(phase: SupervisedPhase) -> Iterator[list[Branches]]:
     """``sft_steps`` lists of ``sft_batch_size`` completions after their prompts, as rows, settings and seed decide."""
     size = phase.settings.sft_batch_size
-    drawn = draw(len(phase.rows), phase.settings, phase.seed)
+    drawn = draw_pairs(len(phase.rows), phase.settings, phase.seed)
     sides = np.random.default_rng([phase.seed, STREAM]).random(len(drawn)) < phase.settings.sft_chosen_fraction
     for start in range(0, len(drawn), size):
-        places = range(start, start + size)
-        yield [example(phase.rows, int(drawn[place]), bool(sides[place])) for place in places]
+        indices = range(start, start + size)
+        yield [completion_example(phase.rows, int(drawn[index]), bool(sides[index])) for index in indices]
 
 
-def draw(pairs: int, settings: WarmStartSettings, seed: int) -> NDArray[np.int64]:
+def draw_pairs(pairs: int, settings: WarmStartSettings, seed: int) -> NDArray[np.int64]:
     """Which pair each completion of the phase comes from: every pair once an epoch, (steps × batch,) int64."""
-    wanted = settings.sft_steps * settings.sft_batch_size
-    epochs = [permutation(seed, epoch, pairs) for epoch in range(-(-wanted // pairs))]
-    return np.concatenate(epochs)[:wanted]
+    setting = settings.sft_steps * settings.sft_batch_size
+    epochs = [permutation(seed, epoch, pairs) for epoch in range(-(-setting // pairs))]
+    return np.concatenate(epochs)[:setting]
 
 
-def example(rows: Rows, index: int, chosen: bool) -> Branches:
+def completion_example(rows: TokenDataset, index: int, chosen: bool) -> Branches:
     """One side of a pair after its prompt."""
     pair = rows[index]
     return Branches(pair.prompt, (pair.sides.chosen if chosen else pair.sides.rejected,))
@@ -153,14 +158,14 @@ def run(request: WarmStartRequest, draft: Draft) -> None:
     Raises OutOfMemoryError, or DiedError where the budget was found by memory, when memory runs out.
     """
     source, rendered, train = request.model, request.rendered, request.train
-    check(train.precision)
+    check_precision(train.precision)
     model = load_model(source.path, train.seed, source.trust_remote_code)
     rows = open_split(rendered.path, "train")
     check_vocabulary(model, rows.largest_id())
-    work = Workload(model, rows, choose(model, train.layout, rendered), train.precision, sides=1)
-    note = budget_note.beside(draft.final)
-    plan = settled_budget(request, work, note)
-    phase = Phase(
+    work = Workload(model, rows, choose_layout(model, train.layout, rendered), train.precision, sides=1)
+    note = budget_note.note_beside(draft.final)
+    plan = plan_token_budget(request, work, note)
+    phase = SupervisedPhase(
         model,
         rows,
         request.warm_start,
@@ -170,32 +175,35 @@ def run(request: WarmStartRequest, draft: Draft) -> None:
         precision=train.precision,
         from_scratch=not source.has_weights,
     )
-    with attempt.attempted(note if plan.auto else None, plan.tokens) as trying, MemoryWatch(work.device.type == "cpu"):
-        report(phase, trying)
+    with (
+        budget_attempt.attempt_budget(note if plan.auto else None, plan.tokens) as trying,
+        MemoryWatch(work.device.type == "cpu"),
+    ):
+        report_phase(phase, trying)
     save_model(model, rendered.tokenizer_path, rendered.renderer_name, draft.path / "model")
     draft.publish(describe(draft.path / "model", f"{source.name} (warm)", draft.final / "model"))
 
 
-def settled_budget(request: WarmStartRequest, work: Workload, note: Path) -> Plan:
+def plan_token_budget(request: WarmStartRequest, work: Workload, note: Path) -> BudgetPlan:
     """The phase's token budget, said in a line."""
-    size, wanted = request.warm_start.sft_batch_size, request.train.token_budget
-    drawn = draw(len(work.rows), request.warm_start, request.train.seed)
+    size, setting = request.warm_start.sft_batch_size, request.train.token_budget
+    drawn = draw_pairs(len(work.rows), request.warm_start, request.train.seed)
     batches = [drawn[start : start + size].tolist() for start in range(0, len(drawn), size)]
-    past = Past(failed=attempt.failed(note)) if wanted == "auto" else Past()
-    plan = budget.plan(work, wanted, past, batches[: budget.STEPS_SEEN])
-    for line in (*plan.news, f"warm start: {work.layout} layout, {plan}"):
+    past = BudgetHistory(failed=budget_attempt.failed_budget(note)) if setting == "auto" else BudgetHistory()
+    plan = auto_token_budget.plan(work, setting, past, batches[: auto_token_budget.PLANNED_STEPS])
+    for line in (*plan.lines, f"warm start: {work.layout} layout, {plan}"):
         print(line, flush=True)
     return plan
 
 
-def report(phase: Phase, trying: attempt.Attempt) -> None:
+def report_phase(phase: SupervisedPhase, trying: budget_attempt.BudgetAttempt) -> None:
     """Go through the phase, saying now and then how far it is.
 
     Raises OutOfMemoryError when memory runs out.
     """
     progress = Progress("warm start", phase.settings.sft_steps, "steps")
-    with memory_for("the warm start", "Weights, gradients and the optimizer's state must fit.", REMEDY):
-        for done, loss in enumerate(fit(phase), 1):
+    with explain_memory("the warm start", "Weights, gradients and the optimizer's state must fit.", REMEDY):
+        for done, loss in enumerate(fit_phase(phase), 1):
             if done == 1:
-                trying.note(proven=True)
+                trying.write(proven=True)
             progress.advance(note=f"{loss:.3f} nats a token")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from dpo_core.cache.store import Store
+from dpo_core.config.recipe import DataSettings
 from dpo_core.data import acquire
 from dpo_core.data.preference import Preference, read_pairs
-from dpo_core.recipe import DataSettings
 from dpo_core.records import PairSet
-from dpo_core.requests import AcquireRequest
-from dpo_core.store import Store
+from dpo_core.stages.acquire import AcquireRequest
 
 Rows = list[dict[str, Any]]
 
@@ -28,11 +28,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache
 
 
-def acquired(place: Path, data: DataSettings, key: str = "key") -> PairSet:
+def acquired(directory: Path, data: DataSettings, key: str = "key") -> PairSet:
     """The PairSet of a stage that was run in this process."""
-    store = Store(place / "store")
+    store = Store(directory / "store")
     with store.write("acquire", key) as draft:
-        acquire.run(AcquireRequest(data=data, source=acquire.pin(data), seed=0), draft)
+        acquire.run(AcquireRequest(data=data, source=acquire.pin_source(data), seed=0), draft)
     found = store.find("acquire", key, PairSet)
     assert found is not None
     return found

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from dpo_core.config.recipe import DataSettings
 from dpo_core.data import acquire
 from dpo_core.data.preference import read_pairs
 from dpo_core.errors import DataError
-from dpo_core.recipe import DataSettings
 from dpo_core.records import PairSet
 from tests.conftest import pair_rows, shared
 from tests.data.conftest import acquired
@@ -29,9 +29,9 @@ def test_a_file_is_split_by_prompt_so_that_none_is_in_both(tmp_path: Path, write
 
 
 def test_the_split_is_the_same_whatever_the_order_of_rows(tmp_path: Path, write_jsonl: Writer) -> None:
-    there = acquired(tmp_path / "a", DataSettings(dataset=str(write_jsonl(pair_rows(50), "a.jsonl"))))
-    back = acquired(tmp_path / "b", DataSettings(dataset=str(write_jsonl(pair_rows(50)[::-1], "b.jsonl"))))
-    assert set(prompts(there, "test")) == set(prompts(back, "test"))
+    forward = acquired(tmp_path / "a", DataSettings(dataset=str(write_jsonl(pair_rows(50), "a.jsonl"))))
+    reversed_order = acquired(tmp_path / "b", DataSettings(dataset=str(write_jsonl(pair_rows(50)[::-1], "b.jsonl"))))
+    assert set(prompts(forward, "test")) == set(prompts(reversed_order, "test"))
 
 
 def test_a_given_test_file_takes_its_prompts_out_of_training(tmp_path: Path, write_jsonl: Writer) -> None:
@@ -65,7 +65,7 @@ def test_no_pair_left_is_an_error_that_says_where_they_went(tmp_path: Path, writ
 
 def test_an_unknown_dataset_is_named() -> None:
     with pytest.raises(DataError, match=r"There is no dataset nothere\.jsonl"):
-        acquire.pin(DataSettings(dataset="nothere.jsonl"))
+        acquire.pin_source(DataSettings(dataset="nothere.jsonl"))
 
 
 def test_the_hh_file_as_a_dataset(tmp_path: Path) -> None:

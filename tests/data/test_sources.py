@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from dpo_core.data import acquire, jsonl
-from dpo_core.data.registry import convert
-from dpo_core.data.rows import Dropped
+from dpo_core.cache.store import Store
+from dpo_core.config.recipe import DataSettings
+from dpo_core.data import acquire
+from dpo_core.data.datasets.registry import convert_by_columns
+from dpo_core.data.readers import jsonl
+from dpo_core.data.row_outcome import Dropped
 from dpo_core.errors import DataError, RecipeError
-from dpo_core.recipe import DataSettings
 from dpo_core.records import PairSet
-from dpo_core.store import Store
 from tests.conftest import pair_rows, shared
 from tests.data.conftest import acquired, pairs_of, write_rows
 
@@ -32,10 +33,10 @@ def test_a_file_of_each_kind_gives_the_same_pairs(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["pairs.parquet", "pairs.jsonl"])
-def test_pairs_keep_the_source_that_their_rows_tell(tmp_path: Path, name: str) -> None:
+def test_pairs_keep_the_source_of_their_rows(tmp_path: Path, name: str) -> None:
     """Both those that are trained on and those that are held out by prompt."""
     names = ["wiki", "chat"]
-    rows = [row | {"source": names[place % 2]} for place, row in enumerate(pair_rows(40))]
+    rows = [row | {"source": names[number % 2]} for number, row in enumerate(pair_rows(40))]
     found = acquired(tmp_path, DataSettings(dataset=str(write_rows(tmp_path / name, rows))))
     for pair in pairs_of(found) + pairs_of(found, "test"):
         assert pair.source == names[int(pair.prompt[0]["content"].split()[-1].rstrip(".")) % 2]
@@ -53,9 +54,9 @@ def test_a_dataset_saved_to_disk_with_its_own_test_split(tmp_path: Path) -> None
     splits["train"].save_to_disk(str(tmp_path / "one"))
     before = sorted((tmp_path / "one").rglob("*"))
     both = acquired(tmp_path, DataSettings(dataset=str(tmp_path / "both")), "both")
-    one = acquired(tmp_path, DataSettings(dataset=str(tmp_path / "one")), "one")
+    single = acquired(tmp_path, DataSettings(dataset=str(tmp_path / "one")), "one")
     assert (both.train_pairs, both.test_pairs) == (17, 3)
-    assert (one.train_pairs, one.test_pairs) == (18, 2)
+    assert (single.train_pairs, single.test_pairs) == (18, 2)
     assert sorted((tmp_path / "one").rglob("*")) == before  # nothing is written beside the user's data
 
 
@@ -65,8 +66,8 @@ def test_a_directory_of_parquet_by_its_split_names(tmp_path: Path) -> None:
     directory = str(tmp_path / "dir")
     assert acquired(tmp_path, DataSettings(dataset=directory), "a").test_pairs == 4
     write_rows(tmp_path / "dir" / "validation.parquet", [row | {"prompt": f"{row['prompt']}?"} for row in pair_rows(4)])
-    turned = DataSettings(dataset=directory, train_split="validation", test_split="train")
-    found = acquired(tmp_path, turned, "b")
+    swapped = DataSettings(dataset=directory, train_split="validation", test_split="train")
+    found = acquired(tmp_path, swapped, "b")
     assert (found.train_pairs, found.test_pairs) == (4, 20)
 
 
@@ -76,7 +77,7 @@ def test_held_out_pairs_from_a_file_of_another_kind(tmp_path: Path) -> None:
     found = acquired(tmp_path, DataSettings(dataset=str(tmp_path / "dir"), test_path=test))
     assert (found.train_pairs, found.test_pairs) == (17, 3)
     with pytest.raises(DataError, match=r"There is no .*absent\.jsonl"):
-        acquire.pin(DataSettings(dataset=str(tmp_path / "dir"), test_path=tmp_path / "absent.jsonl"))
+        acquire.pin_source(DataSettings(dataset=str(tmp_path / "dir"), test_path=tmp_path / "absent.jsonl"))
 
 
 def test_a_directory_without_the_split_says_which_there_are(tmp_path: Path) -> None:
@@ -110,8 +111,8 @@ def test_an_empty_directory_and_a_broken_file_do_not_load(tmp_path: Path) -> Non
         with pytest.raises(DataError, match=rf"{name} does not load: "):
             acquired(tmp_path, DataSettings(dataset=str(tmp_path / name)))
     (tmp_path / "notes.docx").write_text("?")
-    with pytest.raises(DataError, match="of no known kind"):
-        acquire.pin(DataSettings(dataset=str(tmp_path / "notes.docx")))
+    with pytest.raises(DataError, match="not a dataset file of a known kind"):
+        acquire.pin_source(DataSettings(dataset=str(tmp_path / "notes.docx")))
 
 
 def test_a_cut_off_cache_of_datasets_is_built_again(tmp_path: Path, own_cache: Path) -> None:
@@ -157,7 +158,7 @@ def test_a_hub_id_from_the_hubs_cache(tmp_path: Path, offline: Callable[[str], P
     assert found.source == f"me/prefs@{COMMIT}"
     assert (found.train_pairs, found.test_pairs) == (18, 2)
     with pytest.raises(DataError, match=r"dataset Anthropic/hh-rlhf is not in the cache.*data_path"):
-        acquire.pin(DataSettings(dataset="hhh"))
+        acquire.pin_source(DataSettings(dataset="hhh"))
 
 
 def test_a_known_repository_by_its_id_is_read_by_its_own_rules(tmp_path: Path, offline: Callable[[str], Path]) -> None:
@@ -176,15 +177,15 @@ def test_a_known_repository_by_its_id_is_read_by_its_own_rules(tmp_path: Path, o
     found = acquired(tmp_path, DataSettings(dataset=f"hub:{name}"))
     assert found.source == f"{name}@{COMMIT}"
     assert found.train_report.dropped.get("tie", 0) + found.test_report.dropped.get("tie", 0) == 5
-    with pytest.raises(RecipeError, match="prompt_column says nothing"):
-        acquire.pin(DataSettings(dataset=f"hub:{name}", prompt_column=("x",)))
+    with pytest.raises(RecipeError, match="prompt_column has no effect"):
+        acquire.pin_source(DataSettings(dataset=f"hub:{name}", prompt_column=("x",)))
 
 
 def test_a_revision_that_the_cache_does_not_hold(offline: Callable[[str], Path]) -> None:
     offline("me/prefs").mkdir(parents=True)
-    assert acquire.pin(DataSettings(dataset="hub:me/prefs", dataset_revision=COMMIT)) == f"me/prefs@{COMMIT}"
+    assert acquire.pin_source(DataSettings(dataset="hub:me/prefs", dataset_revision=COMMIT)) == f"me/prefs@{COMMIT}"
     with pytest.raises(DataError, match="The hub cannot be reached"):
-        acquire.pin(DataSettings(dataset="hub:me/prefs", dataset_revision="v2"))
+        acquire.pin_source(DataSettings(dataset="hub:me/prefs", dataset_revision="v2"))
 
 
 def test_a_mapping_joins_prompt_columns_by_a_blank_line(tmp_path: Path) -> None:
@@ -194,8 +195,8 @@ def test_a_mapping_joins_prompt_columns_by_a_blank_line(tmp_path: Path) -> None:
         dataset=str(path), prompt_column=("question", "context"), chosen_column="good", rejected_column="bad"
     )
     found = acquired(tmp_path, data)
-    told = {pair.prompt[0]["content"] for split in ("train", "test") for pair in pairs_of(found, split)}
-    assert told == {"alone", *(f"q {i}\n\nc {i}" for i in range(20))}
+    prompts = {pair.prompt[0]["content"] for split in ("train", "test") for pair in pairs_of(found, split)}
+    assert prompts == {"alone", *(f"q {i}\n\nc {i}" for i in range(20))}
 
 
 def test_a_mapping_without_a_prompt_reads_renamed_transcripts(tmp_path: Path) -> None:
@@ -219,48 +220,50 @@ def test_the_politeness_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
-        ({"test_path": Path("x.jsonl")}, "test_path says nothing about dataset=hhh"),
-        ({"prompt_column": ("x",)}, "prompt_column says nothing about dataset=hhh"),
-        ({"dataset_config": "x"}, "dataset_config says nothing about dataset=hhh"),
-        ({"dataset": "demo", "data_path": Path()}, "data_path says nothing about dataset=demo"),
+        ({"test_path": Path("x.jsonl")}, "test_path has no effect on dataset=hhh"),
+        ({"prompt_column": ("x",)}, "prompt_column has no effect on dataset=hhh"),
+        ({"dataset_config": "x"}, "dataset_config has no effect on dataset=hhh"),
+        ({"dataset": "demo", "data_path": Path()}, "data_path has no effect on dataset=demo"),
         ({"data_path": Path(), "dataset_revision": "main"}, "no revisions"),
         ({"dataset": "hub:a/b", "test_split": "t", "test_path": Path("x")}, "both hold out"),
-        ({"dataset": "{file}", "dataset_revision": "main"}, "dataset_revision says nothing"),
-        ({"dataset": "{file}", "test_split": "test"}, "test_split says nothing"),
+        ({"dataset": "{file}", "dataset_revision": "main"}, "dataset_revision has no effect"),
+        ({"dataset": "{file}", "test_split": "test"}, "test_split has no effect"),
     ],
 )
-def test_a_setting_that_nothing_would_read_is_refused(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
+def test_a_setting_that_nothing_would_read_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     file = write_rows(tmp_path / "x.jsonl", pair_rows(2))
     given = {name: str(file) if value == "{file}" else value for name, value in settings.items()}
-    with pytest.raises(RecipeError, match=told):
-        acquire.pin(DataSettings(**given))
+    with pytest.raises(RecipeError, match=message):
+        acquire.pin_source(DataSettings(**given))
 
 
 def test_the_demos_size_is_its_models_too_and_goes_with_any_dataset(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "x.jsonl", pair_rows(2))
-    assert acquire.pin(DataSettings(dataset=str(file), demo_pairs=100)) == str(file)
+    assert acquire.pin_source(DataSettings(dataset=str(file), demo_pairs=100)) == str(file)
 
 
 def test_a_data_path_that_is_not_there() -> None:
     with pytest.raises(DataError, match="There is no nowhere"):
-        acquire.pin(DataSettings(dataset="tulu3", data_path=Path("nowhere")))
+        acquire.pin_source(DataSettings(dataset="tulu3", data_path=Path("nowhere")))
 
 
 def test_the_same_file_under_other_rules_is_other_content(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "x.jsonl", pair_rows(2))
     named = DataSettings(dataset="tulu3", data_path=file)
-    assert acquire.content(str(file), named) != acquire.content(str(file), DataSettings(dataset=str(file)))
+    assert acquire.source_identity(str(file), named) != acquire.source_identity(
+        str(file), DataSettings(dataset=str(file))
+    )
 
 
-def test_a_directory_is_known_by_its_files(tmp_path: Path) -> None:
+def test_a_directorys_digest_is_that_of_its_visible_files(tmp_path: Path) -> None:
     write_rows(tmp_path / "dir" / "train.jsonl", pair_rows(2))
-    before = acquire.digest(str(tmp_path / "dir"))
+    before = acquire.source_digest(str(tmp_path / "dir"))
     (tmp_path / "dir" / ".lock").write_text("")
-    assert acquire.digest(str(tmp_path / "dir")) == before
+    assert acquire.source_digest(str(tmp_path / "dir")) == before
     write_rows(tmp_path / "dir" / "train.jsonl", pair_rows(3))
-    assert acquire.digest(str(tmp_path / "dir")) != before
+    assert acquire.source_digest(str(tmp_path / "dir")) != before
 
 
 def test_a_line_of_ten_megabytes_is_a_row_like_any_other(tmp_path: Path) -> None:
@@ -270,7 +273,7 @@ def test_a_line_of_ten_megabytes_is_a_row_like_any_other(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b'{"prompt": "p"\n', r"line 1 is not JSON"),
         (b'{"prompt": "\xff"}\n', r"line 1 is not JSON: .*utf-8"),
@@ -278,20 +281,22 @@ def test_a_line_of_ten_megabytes_is_a_row_like_any_other(tmp_path: Path) -> None
         (b'"text"\n', r"line 1 is a str"),
     ],
 )
-def test_a_line_that_is_no_json_object_is_an_error_with_its_number(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_line_that_is_no_json_object_is_an_error_with_its_number(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "broken.jsonl"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         acquired(tmp_path, DataSettings(dataset=str(path)))
     assert list((tmp_path / "store" / "acquire").iterdir()) == []
 
 
-def test_a_cut_off_gzip_file_is_not_whole(tmp_path: Path) -> None:
+def test_a_cut_off_gzip_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl.gz"
     lines = "".join(json.dumps(row | {"noise": f"{hash(str(row))}"}) + "\n" for row in pair_rows(500))
     path.write_bytes(gzip.compress(lines.encode())[:-300])
-    with pytest.raises(DataError, match=r"is not whole: after line \d+, "):
-        list(jsonl.read(path, convert))
+    with pytest.raises(DataError, match=r"is cut off: after line \d+, "):
+        list(jsonl.read(path, convert_by_columns))
 
 
 def test_the_first_row_of_each_kind_of_malformed_rows_is_shown(tmp_path: Path) -> None:
@@ -315,8 +320,8 @@ def test_the_first_row_of_each_kind_of_malformed_rows_is_shown(tmp_path: Path) -
 def test_whole_conversations_in_our_schema_are_not_taken_for_replies() -> None:
     before = [{"role": "user", "content": "p"}]
     row = {"prompt": "p", "chosen": [*before, {"role": "assistant", "content": "c"}], "rejected": "r"}
-    told = convert(row, "row")
-    assert isinstance(told, Dropped)
-    told = convert(row | {"rejected": [*before, {"role": "assistant", "content": "r"}]}, "row")
-    assert not isinstance(told, Dropped)
-    assert told.prompt == before
+    outcome = convert_by_columns(row, "row")
+    assert isinstance(outcome, Dropped)
+    outcome = convert_by_columns(row | {"rejected": [*before, {"role": "assistant", "content": "r"}]}, "row")
+    assert not isinstance(outcome, Dropped)
+    assert outcome.prompt == before

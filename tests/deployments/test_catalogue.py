@@ -1,4 +1,4 @@
-"""The deployments as files say them: known keys only, a form that explains itself, refusals with a remedy."""
+"""Deployment catalogue: known keys only, a form with help for every setting, errors with a remedy."""
 
 import copy
 import json
@@ -10,33 +10,35 @@ import yaml
 from prefect.utilities.schema_tools import is_valid_schema
 from prefect.utilities.templating import find_placeholders
 
-from deployments import catalogue, registering
-from deployments.parameters import merged, split, trees
-from deployments.registering import Wishes
+from deployments import catalogue, register_deployments
+from deployments.deployment_recipe import merge_recipe, setting_trees
+from deployments.register_deployments import DeploymentOptions
+from dpo_core.config.recipe import LEAVES, SECTIONS, Recipe
+from dpo_core.config.settings import split_recipe_file
 from dpo_core.errors import DPOError, RecipeError
-from dpo_core.recipe import LEAVES, SECTIONS, Recipe
 from flows.pipeline import pipeline
 
-POOLS = Path(registering.__file__).parent / "pools"
+POOLS = Path(register_deployments.__file__).parent / "pools"
 
 
-def entry(name: str, told: dict[str, Any] | None = None) -> dict[str, Any]:
-    [found] = [one for one in (told or catalogue.read())["deployments"] if one["name"] == name]
+def entry(name: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
+    [found] = [entry for entry in (content or catalogue.read())["deployments"] if entry["name"] == name]
     return dict(found)
 
 
 def test_the_file_has_both_deployments_of_the_flow() -> None:
-    assert [(one["name"], one["entrypoint"]) for one in catalogue.read()["deployments"]] == [
+    assert [(deployment["name"], deployment["entrypoint"]) for deployment in catalogue.read()["deployments"]] == [
         ("on-demand", "flows.pipeline.pipeline"),
         ("nightly", "flows.pipeline.pipeline"),
     ]
 
 
-def test_a_misspelt_key_which_prefect_would_drop_is_an_error(tmp_path: Path) -> None:
-    told = copy.deepcopy(catalogue.read())
-    told["deployments"][1]["schedule_s"] = told["deployments"][1].pop("schedules")
+def test_an_unknown_key_of_prefect_yaml_is_an_error(tmp_path: Path) -> None:
+    content = copy.deepcopy(catalogue.read())
+    nightly = content["deployments"][1]
+    nightly["schedule_s"] = nightly.pop("schedules")
     path = tmp_path / "prefect.yaml"
-    path.write_text(yaml.safe_dump(told))
+    path.write_text(yaml.safe_dump(content))
     with pytest.raises(RecipeError, match=r"schedule_s.*Did you mean schedules\?"):
         catalogue.read(path)
 
@@ -47,12 +49,12 @@ def test_the_form_of_prefects_ui_shows_every_setting_with_its_help_and_limits() 
     is_valid_schema(schema)
     definitions = schema["definitions"]
     for section, kind in SECTIONS.items():
-        shown = definitions[kind.__name__]
+        form = definitions[kind.__name__]
         assert definitions["Recipe"]["properties"][section]["$ref"].endswith(kind.__name__)
-        assert shown["additionalProperties"] is False
-        # The form takes what is in angle brackets for HTML, and leaves it out.
+        assert form["additionalProperties"] is False
+        # The form takes angle brackets for HTML and leaves their content out.
         assert not [field.description for field in kind.model_fields.values() if "<" in (field.description or "")]
-        assert {name: found["description"] for name, found in shown["properties"].items()} == {
+        assert {name: field["description"] for name, field in form["properties"].items()} == {
             name: field.description for name, field in kind.model_fields.items()
         }
     assert definitions["TrainSettings"]["properties"]["learning_rate"]["exclusiveMinimum"] == 0
@@ -60,40 +62,43 @@ def test_the_form_of_prefects_ui_shows_every_setting_with_its_help_and_limits() 
     assert sum(len(definitions[kind.__name__]["properties"]) for kind in SECTIONS.values()) == len(LEAVES)
 
 
-def test_settings_become_the_deployments_own_and_start_the_nightly_one(tmp_path: Path) -> None:
+def test_settings_are_stored_in_the_deployments_and_activate_the_nightly_one(tmp_path: Path) -> None:
     recipe = tmp_path / "my.toml"
     recipe.write_text('model_name = "gpt2"\nlearning_rate = 1e-6\n')
-    told = registering.wanted(Wishes(cron="0 3 * * 1-5", timezone="Asia/Tokyo"), recipe, ["seed=7"])
-    night = entry("nightly", told)
+    options = DeploymentOptions(cron="0 3 * * 1-5", timezone="Asia/Tokyo")
+    content = register_deployments.read_catalogue(options, recipe, ["seed=7"])
+    night = entry("nightly", content)
     assert night["parameters"]["recipe"] == {
         "model": {"model_name": "gpt2"},
         "train": {"learning_rate": 1e-6, "seed": 7},
     }
     assert night["schedules"] == [{"cron": "0 3 * * 1-5", "timezone": "Asia/Tokyo", "active": True}]
-    assert entry("on-demand", told)["parameters"] == night["parameters"]
+    assert entry("on-demand", content)["parameters"] == night["parameters"]
     assert Recipe.model_validate(night["parameters"]["recipe"]).train.seed == 7
 
 
-def test_without_a_model_the_nightly_one_stays_paused() -> None:
-    assert entry("nightly", registering.wanted(Wishes(), None, ["seed=7"]))["schedules"][0]["active"] is False
+def test_the_nightly_deployment_stays_paused_without_a_model() -> None:
+    content = register_deployments.read_catalogue(DeploymentOptions(), None, ["seed=7"])
+    assert entry("nightly", content)["schedules"][0]["active"] is False
 
 
-def test_the_command_line_goes_before_the_file_and_the_file_before_the_deployment(tmp_path: Path) -> None:
+def test_the_command_line_overrides_the_file_and_the_file_the_deployment(tmp_path: Path) -> None:
     recipe = tmp_path / "my.toml"
     recipe.write_text("learning_rate = 2e-6\nseed = 2\n")
-    path, words = split([str(recipe), "seed=3"])
+    path, words = split_recipe_file([str(recipe), "seed=3"])
     own = {"train": {"learning_rate": 1e-6, "seed": 1, "dpo_beta": 0.3}}
-    assert merged(own, trees(path, words)) == {"train": {"learning_rate": 2e-6, "seed": 3, "dpo_beta": 0.3}}
+    recipe_values = merge_recipe(own, setting_trees(path, words))
+    assert recipe_values == {"train": {"learning_rate": 2e-6, "seed": 3, "dpo_beta": 0.3}}
 
 
-def test_a_setting_back_at_its_default_and_a_password_do_not_reach_the_server() -> None:
-    assert merged({"train": {"seed": 1}}, trees(None, ["seed=0"])) == {}
-    told = merged({}, trees(None, ["tracking_uri=http://me:secret@host:5000"]))
-    assert told == {"track": {"tracking_uri": "http://host:5000"}}
+def test_default_values_and_passwords_are_not_sent_to_the_server() -> None:
+    assert merge_recipe({"train": {"seed": 1}}, setting_trees(None, ["seed=0"])) == {}
+    recipe = merge_recipe({}, setting_trees(None, ["tracking_uri=http://me:secret@host:5000"]))
+    assert recipe == {"track": {"tracking_uri": "http://host:5000"}}
 
 
 @pytest.mark.parametrize(
-    ("wishes", "words", "message"),
+    ("options", "words", "message"),
     [
         ({}, ["learning_rat=1"], r"learning_rat.*Did you mean learning_rate\?"),
         ({}, ["learning_rate=-1"], "learning_rate=-1 cannot be used"),
@@ -104,18 +109,18 @@ def test_a_setting_back_at_its_default_and_a_password_do_not_reach_the_server() 
         ({"timezone": "new york"}, [], r"Did you mean America/New_York\?"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_nearest_right_one(
-    wishes: dict[str, str], words: list[str], message: str
+def test_an_invalid_option_or_setting_is_refused_with_a_suggestion(
+    options: dict[str, str], words: list[str], message: str
 ) -> None:
     with pytest.raises(DPOError, match=message):
-        registering.wanted(Wishes(**wishes), None, words)  # type: ignore[arg-type]
+        register_deployments.read_catalogue(DeploymentOptions(**options), None, words)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", registering.KINDS)
+@pytest.mark.parametrize("kind", register_deployments.KINDS)
 def test_a_job_template_uses_its_variables_and_no_others(kind: str) -> None:
     template = json.loads((POOLS / f"{kind}.json").read_text())
     properties = template["variables"]["properties"]
-    used = {place.name for place in find_placeholders(template["job_configuration"])}
+    used = {placeholder.name for placeholder in find_placeholders(template["job_configuration"])}
     assert used == set(properties)
     is_valid_schema(template["variables"])
     assert properties["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"

@@ -1,4 +1,4 @@
-"""The compose file: what it promises about health, logins, secrets and volumes."""
+"""The compose file: health checks, logins, secrets, ports and volumes."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ EXAMPLE = (FOLDER / ".env.example").read_text()
 VARIABLES = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", EXAMPLE, re.MULTILINE))
 
 
-def test_every_variable_is_in_the_example_and_the_other_way_round() -> None:
+def test_the_example_lists_exactly_the_variables_that_are_used() -> None:
     assert set(re.findall(r"\$\{([A-Z0-9_]+)", TEXT)) == set(VARIABLES)
 
 
@@ -31,19 +31,19 @@ def test_a_secret_has_no_default_and_must_be_set() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - ONCE - {"prefect-services"}))
-def test_what_stays_up_is_restarted_and_has_a_health_check(name: str) -> None:
+def test_a_permanent_service_is_restarted_and_has_a_health_check(name: str) -> None:
     service = SERVICES[name]
     assert service["restart"] == "unless-stopped"
     assert "healthcheck" in service or "HEALTH_URL" in service["environment"]
 
 
-def test_who_waits_for_whom_exists_and_says_when_it_is_ready() -> None:
+def test_a_service_waits_until_its_dependencies_are_ready() -> None:
     for service in SERVICES.values():
-        for name, how in service.get("depends_on", {}).items():
-            assert how["condition"] == ("service_completed_successfully" if name in ONCE else "service_healthy")
+        for name, condition in service.get("depends_on", {}).items():
+            assert condition["condition"] == ("service_completed_successfully" if name in ONCE else "service_healthy")
 
 
-def test_ports_are_open_on_the_loopback_device_only_unless_told_otherwise() -> None:
+def test_ports_are_open_on_the_loopback_device_by_default() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(ports) == 2
     assert all(port.startswith("${BIND_ADDRESS:-127.0.0.1}:") for port in ports)

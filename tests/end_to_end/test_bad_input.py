@@ -1,4 +1,4 @@
-"""What a user gets for wrong input: an exit code, one clear line, no traceback, nothing written."""
+"""Errors for wrong input: an exit code, one line on stderr, no traceback, nothing written."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_core.train import run_dir
+from dpo_core.train.checkpoint import run_dir
 from tests.conftest import pair_rows
 
 Writer = Callable[..., Path]
@@ -20,7 +20,7 @@ def dpo(place: Path, *words: str, **environment: str) -> subprocess.CompletedPro
     """``dpo …`` in an empty directory, without the network."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("DPO_", "MLFLOW_", "PREFECT_"))}
     return subprocess.run(
-        [sys.executable, "-c", "from flows.cli import main; main()", *words],
+        [sys.executable, "-c", "from flows.cli.main import main; main()", *words],
         cwd=place,
         env=clean | {"HF_HOME": str(place / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"} | environment,
         capture_output=True,
@@ -30,11 +30,11 @@ def dpo(place: Path, *words: str, **environment: str) -> subprocess.CompletedPro
     )
 
 
-def refused(told: subprocess.CompletedProcess[str], place: Path, code: int, *fragments: str) -> None:
-    assert told.returncode == code, told.stderr
-    assert told.stderr.startswith("error: ")
-    assert told.stderr.count("\n") == 1
-    assert all(fragment in told.stderr for fragment in fragments), told.stderr
+def refused(process: subprocess.CompletedProcess[str], place: Path, code: int, *fragments: str) -> None:
+    assert process.returncode == code, process.stderr
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1
+    assert all(fragment in process.stderr for fragment in fragments), process.stderr
     assert not (place / "runs").exists()
     assert not (place / "mlruns").exists()
 
@@ -56,18 +56,18 @@ def pairs(write_jsonl: Writer) -> Path:
     [
         (["learning_rat=1"], 2, ["Did you mean learning_rate?"]),
         (["batch_size=many"], 2, ["batch_size=many", "pairs an optimizer step"]),
-        (["test_path=x.jsonl"], 2, ["test_path says nothing"]),
+        (["test_path=x.jsonl"], 2, ["test_path has no effect"]),
         (["missing.toml"], 2, ["no recipe file missing.toml"]),
         (["dataset=missing.jsonl", "model_name=./nowhere"], 3, ["no dataset missing.jsonl"]),
         (["renderer_name=role_colom", "model_name=./x"], 2, ["Did you mean role_colon?"]),
         (["tracking_uri=http://nowhere.invalid:5000"], 6, ["http://nowhere.invalid:5000 does not answer"]),
     ],
 )
-def test_wrong_words(place: Path, words: list[str], code: int, fragments: list[str]) -> None:
+def test_a_wrong_command_line(place: Path, words: list[str], code: int, fragments: list[str]) -> None:
     refused(dpo(place, "run", *words), place, code, *fragments)
 
 
-def test_no_model_and_no_such_model(place: Path, pairs: Path) -> None:
+def test_a_missing_model_name_and_a_missing_model_directory(place: Path, pairs: Path) -> None:
     refused(dpo(place, "run", f"dataset={pairs}"), place, 2, "No model is given", "model_name=")
     refused(dpo(place, "run", f"dataset={pairs}", "model_name=./nowhere"), place, 2, "no model directory ./nowhere")
 
@@ -92,29 +92,29 @@ def test_a_model_without_its_tokenizer_or_configuration(
         (["model_name={stories}"], "dataset google/IFEval is not in the cache"),
     ],
 )
-def test_the_hub_out_of_reach_is_told_in_one_line(
+def test_an_unreachable_hub_gives_one_line(
     place: Path, pairs: Path, stories: Path, words: list[str], fragment: str
 ) -> None:
     given = [word.format(stories=stories) for word in words]
-    told = dpo(place, "run", f"dataset={pairs}", *given)
-    refused(told, place, 2 if "model" in fragment else 3, "The hub cannot be reached", fragment, "HF_HOME", "HF_TOKEN")
+    process = dpo(place, "run", f"dataset={pairs}", *given)
+    refused(
+        process, place, 2 if "model" in fragment else 3, "The hub cannot be reached", fragment, "HF_HOME", "HF_TOKEN"
+    )
 
 
-def test_another_interpreter_that_is_not_there_is_told_before_anything_is_done(
-    place: Path, pairs: Path, stories: Path
-) -> None:
+def test_a_missing_interpreter_is_an_error_before_any_stage_runs(place: Path, pairs: Path, stories: Path) -> None:
     words = [f"dataset={pairs}", f"model_name={stories}", "tasks=", "eval_python=venv/bin/python"]
-    told = f"There is no interpreter eval_python={place}/venv/bin/python."
-    refused(dpo(place, "run", *words), place, 2, told, "docs/vllm.md")
+    message = f"There is no interpreter eval_python={place}/venv/bin/python."
+    refused(dpo(place, "run", *words), place, 2, message, "docs/vllm.md")
 
 
 def test_a_prefect_server_that_does_not_answer(place: Path, pairs: Path, stories: Path) -> None:
     words = [f"dataset={pairs}", f"model_name={stories}", "tasks="]
-    told = dpo(place, "run", *words, PREFECT_API_URL="http://127.0.0.1:9/api")
-    refused(told, place, 6, "Prefect server at 127.0.0.1 does not answer", "prefect server start")
+    process = dpo(place, "run", *words, PREFECT_API_URL="http://127.0.0.1:9/api")
+    refused(process, place, 6, "Prefect server at 127.0.0.1 does not answer", "prefect server start")
 
 
-def test_a_taken_port_for_the_ui(place: Path) -> None:
+def test_a_port_that_is_in_use_for_the_ui(place: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -137,12 +137,12 @@ def test_an_existing_log_path_of_another_run_is_left_alone(
     log_path.mkdir()
     run_dir.write_config(log_path, {"fingerprint": "f", "recipe": {"train": {"dpo_beta": 0.5}}})
     words = [f"dataset={pairs}", f"model_name={stories}", "tasks=", f"log_path={log_path}"]
-    told = dpo(place, "run", *words, f"behavior_if_log_dir_exists={behaviour}")
-    refused(told, place, 2, fragment, "dpo_beta: 0.5 there, 0.1 now")
+    process = dpo(place, "run", *words, f"behavior_if_log_dir_exists={behaviour}")
+    refused(process, place, 2, fragment, "dpo_beta: 0.5 there, 0.1 now")
     assert (log_path / "config.json").exists()
 
 
-def test_delete_removes_a_run_but_no_other_directory(place: Path, pairs: Path, stories: Path, tmp_path: Path) -> None:
+def test_delete_removes_only_a_runs_directory(place: Path, pairs: Path, stories: Path, tmp_path: Path) -> None:
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text("years of work")
@@ -152,6 +152,6 @@ def test_delete_removes_a_run_but_no_other_directory(place: Path, pairs: Path, s
 
 
 def test_an_error_shows_its_traceback_only_when_asked(place: Path) -> None:
-    told = dpo(place, "run", "learning_rat=1", "--debug")
-    assert told.returncode != 0
-    assert "Traceback" in told.stderr
+    process = dpo(place, "run", "learning_rat=1", "--debug")
+    assert process.returncode != 0
+    assert "Traceback" in process.stderr

@@ -1,4 +1,4 @@
-"""``eval_python``: another interpreter generates the answers, and everything else is as without it."""
+"""``eval_python``: another interpreter generates the responses; everything else is as without it."""
 
 import json
 import os
@@ -14,13 +14,17 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dpo_core import asking, river
-from dpo_core.recipe import Recipe
+from dpo_core.config.recipe import Recipe
+from dpo_core.pipeline import evaluation_plan
+from dpo_core.pipeline.base_model import InitialModel
+from dpo_core.pipeline.evaluation_plan import EvaluationPlan
+from dpo_core.pipeline.pipeline import EvaluationSteps
+from dpo_core.pipeline.preflight import RunPlan
 from dpo_core.records import EvalResult
 from tests.conftest import pair_rows
 from tests.evaluate.conftest import prompt_file
-from tests.evaluate.test_answer import ASKED, TASK
 from tests.evaluate.test_evaluate import World, lines, world
+from tests.evaluate.test_run_task import ASKED, TASK
 from tests.interpreters import processes, twin
 
 __all__ = ["prompt_file", "world"]
@@ -39,15 +43,15 @@ def start(place: Path, command: str, *words: str) -> "subprocess.Popen[str]":
 
 
 def run(place: Path, command: str, *words: str) -> str:
-    """What it printed."""
+    """Run the command; returns what it printed."""
     process = start(place, command, *words)
     out, error = process.communicate(timeout=900)
     assert process.returncode == 0, error
     return out
 
 
-def told_in(place: Path, runs: str) -> tuple[list[Any], list[Any], list[Any]]:
-    """Every answer, every metric of the evaluations, and the engines; in no order."""
+def read_outputs(place: Path, runs: str) -> tuple[list[Any], list[Any], list[Any]]:
+    """Responses and metrics of all evaluations, sorted, and their engines."""
     answers = [lines(path) for path in place.glob(f"{runs}/store/answer/*/answers.jsonl")]
     records = [json.loads(path.read_text()) for path in place.glob(f"{runs}/store/evaluate/*/record.json")]
     metrics = [json.dumps(record["metrics"], sort_keys=True) for record in records]
@@ -56,7 +60,7 @@ def told_in(place: Path, runs: str) -> tuple[list[Any], list[Any], list[Any]]:
 
 @pytest.fixture
 def words(stories: Path, prompt_file: PromptFile, tmp_path: Path) -> list[str]:
-    """A whole run on a model of random weights, with heads as wide as vLLM's kernels want them."""
+    """Settings of a run on a model with random weights, with heads of the size that vLLM's kernels need."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512,
@@ -79,26 +83,28 @@ def words(stories: Path, prompt_file: PromptFile, tmp_path: Path) -> list[str]:
     return [*given, "num_samples=2", "infrequent_prompts=2", "infrequent_eval_every=2", "tasks=ifeval,tales.py@words"]
 
 
-def test_a_whole_run_is_the_same_and_only_answers_are_given_there(words: list[str], tmp_path: Path) -> None:
+def test_a_run_gives_the_same_result_and_only_generation_uses_the_other_interpreter(
+    words: list[str], tmp_path: Path
+) -> None:
     python = twin(tmp_path / "venv")
     run(tmp_path, "run", *words, "runs_dir=here")
-    there = (*words, "runs_dir=there", f"eval_python={python}", "eval_engine=torch")
-    run(tmp_path, "run", *there)
-    assert told_in(tmp_path, "there") == told_in(tmp_path, "here")
+    other = (*words, "runs_dir=there", f"eval_python={python}", "eval_engine=torch")
+    run(tmp_path, "run", *other)
+    assert read_outputs(tmp_path, "there") == read_outputs(tmp_path, "here")
     assert processes(python) == ["imports", "look", "generate", "generate"]
-    assert "evaluate: cached" in run(tmp_path, "run", *there, "behavior_if_log_dir_exists=resume")
+    assert "evaluate: cached" in run(tmp_path, "run", *other, "behavior_if_log_dir_exists=resume")
     assert processes(python).count("generate") == 2
 
 
 def test_vllm_generates_in_an_environment_of_its_own(words: list[str], tmp_path: Path) -> None:
-    """In float32 its greedy answers are ours."""
+    """In float32 its greedy responses equal those of the torch engine."""
     if VLLM not in os.environ:
         pytest.skip(f"needs {VLLM}, a Python made as docs/vllm.md says")
     run(tmp_path, "run", *words, "runs_dir=here")
     run(tmp_path, "run", *words, "runs_dir=there", f"eval_python={os.environ[VLLM]}")
-    answers, metrics, engines = told_in(tmp_path, "here")
+    answers, metrics, engines = read_outputs(tmp_path, "here")
     assert len(answers) == 4
-    assert told_in(tmp_path, "there") == (answers, metrics, ["vllm"] * len(engines))
+    assert read_outputs(tmp_path, "there") == (answers, metrics, ["vllm"] * len(engines))
     eval_words = (
         "--model",
         "wide",
@@ -111,8 +117,8 @@ def test_vllm_generates_in_an_environment_of_its_own(words: list[str], tmp_path:
     assert "tales.py@words: 3 samples" in run(tmp_path, "eval", *eval_words)
 
 
-def measured(world: World, runs: Path, **settings: Any) -> EvalResult:
-    """The base, where no task asks for anything."""
+def evaluate_base(world: World, runs: Path, **settings: Any) -> EvalResult:
+    """Evaluation of the base without tasks."""
     recipe = Recipe.model_validate(
         {
             "evaluate": {"tasks": (), "max_new_tokens": 8, "num_samples": 3, **settings},
@@ -120,18 +126,24 @@ def measured(world: World, runs: Path, **settings: Any) -> EvalResult:
             "track": {"runs_dir": runs},
         }
     )
-    inputs = river.EvaluationInputs(world.rendered, world.reference, asking.Questions(None, {}))
-    return river.evaluate(recipe, world.model, inputs).record
+    environment = evaluation_plan.check_engine(recipe.evaluate)
+    source = InitialModel("directory", "world", world.model.path)
+    plan = RunPlan(recipe, "demo", None, source, environment)
+    evaluation = EvaluationPlan(None)
+    result: EvalResult = (
+        EvaluationSteps(plan, world.rendered, world.reference, evaluation).step(world.model, "").run().record
+    )
+    return result
 
 
-def test_samples_without_a_task_are_given_there_too(world: World, tmp_path: Path) -> None:
+def test_samples_without_a_task_use_the_other_interpreter_too(world: World, tmp_path: Path) -> None:
     python = twin(tmp_path / "venv")
-    here = measured(world, tmp_path / "here")
-    there = measured(world, tmp_path / "there", eval_python=python, eval_engine="torch")
+    own = evaluate_base(world, tmp_path / "here")
+    other = evaluate_base(world, tmp_path / "there", eval_python=python, eval_engine="torch")
     assert processes(python) == ["generate"]
-    assert len(lines(there.path / "samples.jsonl")) == 3
-    assert lines(there.path / "samples.jsonl") == lines(here.path / "samples.jsonl")
-    assert there.metrics == here.metrics
+    assert len(lines(other.path / "samples.jsonl")) == 3
+    assert lines(other.path / "samples.jsonl") == lines(own.path / "samples.jsonl")
+    assert other.metrics == own.metrics
 
 
 def test_a_signal_stops_the_other_interpreter_too(stories: Path, prompt_file: PromptFile, tmp_path: Path) -> None:

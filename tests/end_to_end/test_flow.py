@@ -1,4 +1,4 @@
-"""The flow as users run it: without a server, against servers, and as a deployment; real data, a real model."""
+"""The flow as users run it: without servers, with servers, and as a deployment, on real data and a real model."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import mlflow.pyfunc
 import pytest
 from mlflow import MlflowClient
 
-from flows import ui
+from flows.cli import ui
 from tests.conftest import ROOT, shared
 
 PROMPTS = [
@@ -30,7 +30,7 @@ PROMPTS = [
 
 
 class Place:
-    """A directory to run in, with Prefect's and MLflow's homes inside of it."""
+    """A directory for runs, with Prefect's and MLflow's homes in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,11 +56,11 @@ class Place:
 
     def run(self, *words: str, **environment: str) -> str:
         command = [sys.executable, "-m", "flows", *(f"{name}={value}" for name, value in self.words().items()), *words]
-        told = subprocess.run(
+        process = subprocess.run(
             command, cwd=self.path, env=self.environment | environment, capture_output=True, text=True, timeout=500
         )
-        assert told.returncode == 0, told.stdout[-2000:] + told.stderr[-4000:]
-        return told.stdout
+        assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+        return process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.main_job
 def test_a_run_without_servers_leaves_a_servable_version(place: Place, first: str) -> None:
     client = MlflowClient(f"sqlite:///{place.path / 'mlruns' / 'mlflow.db'}")
     version = client.get_model_version_by_alias("stories", "candidate")
@@ -96,21 +97,23 @@ def test_a_run_without_servers_leaves_a_servable_version(place: Place, first: st
 
     mlflow.set_tracking_uri(f"sqlite:///{place.path / 'mlruns' / 'mlflow.db'}")
     model = mlflow.pyfunc.load_model(f"models:/stories/{version.version}")
-    [answer] = model.predict({"messages": [{"role": "user", "content": "Hello"}]}, params={"max_new_tokens": 5})
-    assert isinstance(answer, str)
+    [response] = model.predict({"messages": [{"role": "user", "content": "Hello"}]}, params={"max_new_tokens": 5})
+    assert isinstance(response, str)
 
 
 @pytest.mark.slow
-def test_what_the_terminal_shows(first: str) -> None:
+@pytest.mark.main_job
+def test_the_output_in_the_terminal(first: str) -> None:
     for words in ("Run", "held out", "Example 1", "step 5/5 dpo_loss", "Base and trained"):
         assert words in first
     assert "dpo chat" in first
 
 
 @pytest.mark.slow
+@pytest.mark.main_job
 def test_the_second_run_is_all_cache_hits_and_registers_nothing_new(place: Place, first: str) -> None:
-    told = place.run()
-    stages = [line for line in told.splitlines() if line.endswith((": cached", ": done"))]
+    output = place.run()
+    stages = [line for line in output.splitlines() if line.endswith((": cached", ": done"))]
     assert [line for line in stages if line.endswith("done")] == ["promote: done"]
     client = MlflowClient(f"sqlite:///{place.path / 'mlruns' / 'mlflow.db'}")
     assert len(client.search_model_versions("name = 'stories'")) == 1
@@ -138,33 +141,34 @@ def prefect(place: Place) -> Iterator[str]:
 
 def answers(url: str) -> bool:
     try:
-        with urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
+        with urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
     except OSError:
         return False
 
 
-def ask(api: str, path: str, body: dict[str, Any]) -> Any:
+def request_json(api: str, path: str, body: dict[str, Any]) -> Any:
     request = Request(f"{api}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+    with urlopen(request, timeout=30) as response:
+        return json.load(response)
 
 
 @pytest.mark.slow
+@pytest.mark.main_job
 def test_against_running_servers(place: Place, prefect: str) -> None:
     store = f"sqlite:///{place.path / 'served.db'}"
-    with ui.running(store, free_port()) as (_, address):
+    with ui.running_server(store, free_port()) as (_, address):
         place.run("dpo_beta=0.2", PREFECT_API_URL=prefect, MLFLOW_TRACKING_URI=address)
         client = MlflowClient(address)
         assert client.get_model_version_by_alias("stories", "candidate").version == "1"
-    [run] = ask(prefect, "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    [run] = request_json(prefect, "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
     assert run["state"]["type"] == "COMPLETED"
-    tasks = ask(prefect, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    tasks = request_json(prefect, "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
     states = {task["name"].rpartition("-")[0]: task["state"]["name"] for task in tasks}
     stages = "acquire prompts render warm_start score_reference train evaluate register promote"
     assert set(stages.split()) <= states.keys()
     assert (states["render"], states["train"]) == ("Cached", "Completed")
-    [artifact] = ask(prefect, "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+    [artifact] = request_json(prefect, "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
     assert "version 1" in artifact["data"]
 
 
@@ -173,7 +177,7 @@ def test_as_a_deployment_run_by_a_worker(place: Place, prefect: str) -> None:
     environment = place.environment | {"PREFECT_API_URL": prefect, "DPO_HOME": str(ROOT)}
 
     def cli(*words: str) -> str:
-        told = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "prefect", *words],
             cwd=ROOT,
             env=environment,
@@ -181,8 +185,8 @@ def test_as_a_deployment_run_by_a_worker(place: Place, prefect: str) -> None:
             text=True,
             timeout=300,
         )
-        assert told.returncode == 0, told.stdout + told.stderr
-        return told.stdout
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
 
     cli("work-pool", "create", "--type", "process", "local")
     cli("--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
@@ -190,13 +194,13 @@ def test_as_a_deployment_run_by_a_worker(place: Place, prefect: str) -> None:
     leaves = place.words() | {"runs_dir": str(place.path / "runs"), "tracking_uri": store}
     cli("deployment", "run", "dpo/on-demand", "--param", f"recipe={json.dumps(nested(leaves))}")
     cli("worker", "start", "--pool", "local", "--run-once")
-    [run] = ask(prefect, "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    [run] = request_json(prefect, "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
     assert (run["state"]["type"], run["deployment_id"] is not None) == ("COMPLETED", True), run["state"]
 
 
 def nested(leaves: dict[str, object]) -> dict[str, dict[str, object]]:
     """Leaves under their sections, as a deployment's parameter wants them."""
-    from dpo_core.recipe import LEAVES
+    from dpo_core.config.recipe import LEAVES
 
     tree: dict[str, dict[str, object]] = {}
     for leaf, value in leaves.items():

@@ -1,4 +1,4 @@
-"""One number for one thing: what is called held-out accuracy after a run is one value, of the exported weights."""
+"""Held-out accuracy after a run is one value everywhere: that of the exported weights."""
 
 import json
 import shutil
@@ -10,9 +10,10 @@ from rich.console import Console
 from safetensors import safe_open
 
 from dpo_core.records import Checkpoint, EvalResult, ModelVersion, Record
-from dpo_core.train import journal
-from flows import champion, summary
-from tests.end_to_end.test_river import Place
+from dpo_core.train.checkpoint import journal
+from flows.cli import final_summary
+from flows.registry import champion
+from tests.end_to_end.test_pipeline import Place
 
 R = TypeVar("R", bound=Record)
 
@@ -30,11 +31,11 @@ class Finished:
 
     def __init__(self, place: Place, *words: str) -> None:
         self.place, self.words = place, words
-        self.made = place.made(*WORDS, *words)
+        self.stages_run = place.run_uncached(*WORDS, *words)
         self.log_path = place.path / "run"
         self.rows = journal.read(self.log_path / "metrics.jsonl")
         self.checkpoint = self.record("train", Checkpoint)[0]
-        found = {one.model_fingerprint: one for one in self.record("evaluate", EvalResult)}
+        found = {result.model_fingerprint: result for result in self.record("evaluate", EvalResult)}
         self.trained = found.pop(self.checkpoint.fingerprint)
         [self.base] = found.values()
 
@@ -53,27 +54,27 @@ def held_out(values: dict[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_journal_evaluation_table_and_gate_tell_one_value(finished: Finished) -> None:
+def test_journal_evaluation_table_and_gate_agree(finished: Finished) -> None:
     last, trained = finished.rows[-1], finished.trained
     assert last["step"] == 4
     assert held_out(last) == held_out(trained.metrics)
-    [row] = [line for line in drawn(finished).splitlines() if "held-out preference accuracy" in line]
+    [row] = [line for line in render_table(finished).splitlines() if "held-out preference accuracy" in line]
     assert row.strip("│ ").split("│")[2].strip().startswith(f"{last['test/accuracy']:.3f} [")
     version = ModelVersion(name="m", version=1, run_id="r", experiment_id="1", tracking_uri="u", model_uri="models:/m")
-    ours = champion.case(version, finished.base, trained).ours
+    ours = champion.measured_version(version, finished.base, trained).measured
     assert (ours.accuracy, ours.margin_noise) == (last["test/accuracy"], last["export/margin_noise"])
-    assert ours.certain.value == last.get("test/accuracy_beyond_noise", last["test/accuracy"])
+    assert ours.accuracy_interval_beyond_noise.value == last.get("test/accuracy_beyond_noise", last["test/accuracy"])
 
 
-def drawn(finished: Finished) -> str:
+def render_table(finished: Finished) -> str:
     console = Console(width=160)
     with console.capture() as captured:
-        console.print(summary.table(finished.base, finished.trained, finished.checkpoint.export))
+        console.print(final_summary.summary_table(finished.base, finished.trained, finished.checkpoint.export))
     return captured.get()
 
 
 @pytest.mark.slow
-def test_step_0_is_the_bases_evaluation(finished: Finished) -> None:
+def test_step_0_has_the_metrics_of_the_base(finished: Finished) -> None:
     first = finished.rows[0]
     assert first["step"] == 0
     assert held_out(first) == held_out(finished.base.metrics)
@@ -82,34 +83,34 @@ def test_step_0_is_the_bases_evaluation(finished: Finished) -> None:
 
 
 @pytest.mark.slow
-def test_what_exporting_changed_is_in_the_last_line(finished: Finished) -> None:
-    told = {name: value for name, value in finished.rows[-1].items() if name.startswith("export/")}
-    assert told.items() >= finished.checkpoint.export.items()
-    assert told["export/num_pairs"] == finished.rows[-1]["test/num_pairs"]
-    low, mean, high = (told[f"export/nats_a_reply{end}"] for end in ("_low", "", "_high"))
+def test_the_last_row_has_the_metrics_of_the_export(finished: Finished) -> None:
+    export_metrics = {name: value for name, value in finished.rows[-1].items() if name.startswith("export/")}
+    assert export_metrics.items() >= finished.checkpoint.export.items()
+    assert export_metrics["export/num_pairs"] == finished.rows[-1]["test/num_pairs"]
+    low, mean, high = (export_metrics[f"export/nats_a_reply{end}"] for end in ("_low", "", "_high"))
     assert low <= mean <= high
-    # Weights that trained in float32 are written as they are; what bf16 rounds is seen, and is no wrong merge.
+    # float32 weights are exported unchanged; bf16 weights are rounded, which is measured.
     if "precision=bf16" in finished.words or "export_dtype=bfloat16" in finished.words:
         assert 0 < mean < 5
-        assert told["export/margin_noise"] > 0
+        assert export_metrics["export/margin_noise"] > 0
     else:
-        assert (mean, told["export/margin_noise"]) == (0, 0)
+        assert (mean, export_metrics["export/margin_noise"]) == (0, 0)
     assert all("export/nats_a_reply" not in row for row in finished.rows[:-1])
 
 
 @pytest.mark.slow
-def test_the_weights_are_of_the_type_that_was_asked_for(finished: Finished) -> None:
-    wanted = next((word.partition("=")[2] for word in finished.words if word.startswith("export_dtype")), None)
+def test_the_weights_have_the_requested_dtype(finished: Finished) -> None:
+    export_dtype = next((word.partition("=")[2] for word in finished.words if word.startswith("export_dtype")), None)
     auto = "bfloat16" if "precision=bf16" in finished.words else "float32"
     with safe_open(finished.checkpoint.path / "model.safetensors", "pt") as weights:
         types = {str(weights.get_tensor(name).dtype) for name in weights.keys()}  # noqa: SIM118
-    assert types == {f"torch.{wanted or auto}"}
-    assert json.loads((finished.checkpoint.path / "config.json").read_text())["dtype"] == (wanted or auto)
+    assert types == {f"torch.{export_dtype or auto}"}
+    assert json.loads((finished.checkpoint.path / "config.json").read_text())["dtype"] == (export_dtype or auto)
 
 
 @pytest.mark.slow
 def test_a_run_killed_while_it_exports_ends_the_same(finished: Finished) -> None:
-    """As it lies when the last checkpoint is whole and the last step is not in the journal yet."""
+    """Killed when the last checkpoint is complete and the last step is not yet in the journal."""
     before = {path.name: path.read_bytes() for path in finished.checkpoint.path.iterdir()}
     [output] = finished.place.path.glob("runs/store/train/*/record.json")
     shutil.rmtree(output.parent)
@@ -118,7 +119,7 @@ def test_a_run_killed_while_it_exports_ends_the_same(finished: Finished) -> None
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
 
     again = Finished(finished.place, *finished.words)
-    assert again.made == ["train"]
+    assert again.stages_run == ["train"]
     assert [timeless(row) for row in again.rows] == [timeless(row) for row in finished.rows]
     assert {path.name: path.read_bytes() for path in again.checkpoint.path.iterdir()} == before
 

@@ -1,4 +1,4 @@
-"""The stage, with a real model, real inspect-ai and real checkers."""
+"""Evaluation stage with a real model, inspect-ai and the official checkers."""
 
 import gc
 import json
@@ -13,29 +13,35 @@ import torch
 from inspect_ai import score as rescore
 from inspect_ai.log import read_eval_log
 
-from dpo_core import asking
+from dpo_core.cache.store import Store
+from dpo_core.config.recipe import EvaluateSettings, Recipe, RenderSettings, TrainSettings
 from dpo_core.data.preference import Preference, write_pairs
 from dpo_core.errors import EvaluationError
-from dpo_core.evaluate import answer, answers, evaluate, prompts, running
-from dpo_core.evaluate.ifeval import ifeval, instruction_following
-from dpo_core.evaluate.instructions import Verdict, score
-from dpo_core.evaluate.plainly import Unusable
+from dpo_core.evaluate import evaluate, run_task
+from dpo_core.evaluate.ifeval import ifeval_prompts
+from dpo_core.evaluate.ifeval.ifeval_checkers import FollowedInstructions, score
+from dpo_core.evaluate.ifeval.ifeval_task import ifeval, instruction_following
+from dpo_core.evaluate.inspect import run_inspect
+from dpo_core.evaluate.inspect.inspect_errors import InspectPrerequisiteError
 from dpo_core.evaluate.task_names import IFEVAL_VERSION
-from dpo_core.model import engine
-from dpo_core.model.paged import PagedEngine
-from dpo_core.model.source import describe
+from dpo_core.inference import generator, torch_engine
+from dpo_core.inference.paged_engine import PagedEngine
+from dpo_core.model.locate import describe
 from dpo_core.pair import Pair
-from dpo_core.recipe import EvaluateSettings, Recipe, RenderSettings, TrainSettings
+from dpo_core.pipeline import evaluation_plan
+from dpo_core.pipeline.evaluation_plan import EvaluationPlan
 from dpo_core.records import DataReport, EvalResult, ModelSource, PairSet, PromptSet, ReferenceSet, RenderedSet
 from dpo_core.render import render
-from dpo_core.render.role_colon import RoleColon
-from dpo_core.requests import EvaluateRequest, KeyedAnswers, PromptsRequest, RenderRequest, ScoreRequest
-from dpo_core.store import Store
+from dpo_core.render.formats.role_colon import RoleColon
+from dpo_core.stages.evaluate import EvaluateRequest
+from dpo_core.stages.evaluation.prompts import PromptsRequest
+from dpo_core.stages.render import RenderRequest
+from dpo_core.stages.score_reference import ScoreRequest
 from dpo_core.train import reference
-from dpo_core.train.heldout import by_source
-from tests.evaluate.test_answer import TASK
+from dpo_core.train.validation import source_metrics
+from tests.evaluate.test_run_task import TASK
 
-# inspect-ai drops streams unclosed, which their collection would report in whatever test runs by then.
+# inspect-ai leaves streams unclosed; garbage collection would report them in a later test.
 pytestmark = pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
 
 PromptFile = Callable[[dict[str, dict[str, Any]]], Path]
@@ -49,41 +55,41 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """Leave no stream of inspect-ai to be collected in another test."""
+def collect_garbage() -> Iterator[None]:
+    """Collect inspect-ai's unclosed streams in the test that created them."""
     yield
     gc.collect()
 
 
 @dataclass(frozen=True)
 class World:
-    """What the stages before this one leave behind."""
+    """Outputs of the stages before this one."""
 
     store: Store
     model: ModelSource
     rendered: RenderedSet
     reference: ReferenceSet
 
-    def request(self, told: PromptSet | None, **settings: Any) -> EvaluateRequest:
-        tasks = {} if told else {"tasks": ()}
+    def request(self, prompts: PromptSet | None, **settings: Any) -> EvaluateRequest:
+        tasks = {} if prompts else {"tasks": ()}
         recipe = Recipe(evaluate=EvaluateSettings(max_new_tokens=TOKENS, **tasks | settings))
-        works = asking.answers(recipe, self.model, self.rendered.renderer_name, asking.Questions(told, {}))
+        calls = evaluation_plan.answer_calls(recipe, self.model, self.rendered.renderer_name, EvaluationPlan(prompts))
         return EvaluateRequest(
             model=self.model,
             rendered=self.rendered,
             reference=self.reference,
-            answers=tuple(KeyedAnswers(key=work.key, request=work.request) for work in works),
+            answers=evaluation_plan.keyed(calls),
             evaluate=recipe.evaluate,
             train=recipe.train,
         )
 
     def evaluate(self, request: EvaluateRequest, key: str) -> EvalResult:
-        """Under this key, answers too: nothing is found that another evaluation asked."""
-        own = [one.model_copy(update={"key": f"{key}-{one.key}"}) for one in request.answers]
-        return self.sharing(request.model_copy(update={"answers": tuple(own)}), key)
+        """Run the stage under this key, with keys of its own for the responses: none are cached."""
+        own = [keyed.model_copy(update={"key": f"{key}-{keyed.key}"}) for keyed in request.answers]
+        return self.evaluate_cached(request.model_copy(update={"answers": tuple(own)}), key)
 
-    def sharing(self, request: EvaluateRequest, key: str) -> EvalResult:
-        """Under this key, answers wherever they belong."""
+    def evaluate_cached(self, request: EvaluateRequest, key: str) -> EvalResult:
+        """Run the stage under this key; responses may be cached."""
         with self.store.write("evaluate", key) as draft:
             evaluate.run(request, draft)
         result = self.store.find("evaluate", key, EvalResult)
@@ -94,8 +100,8 @@ class World:
 def preference(index: int) -> Preference:
     user = {"role": "user", "content": f"Tell me story number {index}."}
     sides = Pair("Once upon a time, there was a girl.", f"No {index} no no.")
-    told = sides.map(lambda text: [{"role": "assistant", "content": text}])
-    return Preference([user], told, source=("even", "odd ones!")[index % 2])  # type: ignore[arg-type, list-item]
+    messages = sides.map(lambda text: [{"role": "assistant", "content": text}])
+    return Preference([user], messages, source=("even", "odd ones!")[index % 2])  # type: ignore[arg-type, list-item]
 
 
 @pytest.fixture
@@ -126,9 +132,9 @@ def world(stories: Path, tmp_path: Path) -> World:
 
 
 @pytest.fixture
-def told(world: World, prompt_file: PromptFile) -> PromptSet:
+def prompt_set(world: World, prompt_file: PromptFile) -> PromptSet:
     with world.store.write("prompts", "key") as draft:
-        prompts.run(PromptsRequest(source=str(prompt_file(ASKED)), seed=0, limit=None, demo_pairs=64), draft)
+        ifeval_prompts.run(PromptsRequest(source=str(prompt_file(ASKED)), seed=0, limit=None, demo_pairs=64), draft)
     record = world.store.find("prompts", "key", PromptSet)
     assert record is not None
     return record
@@ -138,15 +144,15 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_model_is_measured_on_prompts_and_pairs(world: World, told: PromptSet) -> None:
-    """Verdicts are those of the scoring core on the answers as written; shares and counts follow from them."""
-    result = world.evaluate(world.request(told, num_samples=3), "first")
+def test_metrics_of_prompts_and_pairs(world: World, prompt_set: PromptSet) -> None:
+    """Stored verdicts equal the checkers' on the stored responses; the metrics follow from them."""
+    result = world.evaluate(world.request(prompt_set, num_samples=3), "first")
     outcomes = lines(result.path / "outcomes.jsonl")
-    rows = {row.key: row for _, row in prompts.read(told.path)}
+    rows = {row.key: row for _, row in ifeval_prompts.read_prompts(prompt_set.path)}
     assert [outcome["key"] for outcome in outcomes] == list(rows)
     for outcome in outcomes:
         verdict = score(rows[outcome["key"]], outcome["response"])
-        assert verdict == Verdict(tuple(outcome["strict"]), tuple(outcome["loose"]))
+        assert verdict == FollowedInstructions(tuple(outcome["strict"]), tuple(outcome["loose"]))
     metrics = result.metrics
     strict = [verdict for outcome in outcomes for verdict in outcome["strict"]]
     assert metrics["prompt_strict_acc"] == sum(all(outcome["strict"]) for outcome in outcomes) / 4
@@ -154,56 +160,56 @@ def test_a_model_is_measured_on_prompts_and_pairs(world: World, told: PromptSet)
     assert metrics["ifeval/number_words"] == outcomes[2]["strict"][0] == 1
     assert 0 < metrics["prompt_strict_acc"] < 1
     assert {"prompt_loose_stderr", "inst_loose_acc", "final_acc", "final_stderr"} <= metrics.keys()
-    assert result.prompts_fingerprint == told.fingerprint
+    assert result.prompts_fingerprint == prompt_set.fingerprint
     samples = [(outcome["prompt"], outcome["response"]) for outcome in outcomes[:3]]
     assert [(line["prompt"], line["answer"]) for line in lines(result.path / "samples.jsonl")] == samples
 
 
-def test_answers_are_asked_for_once_whatever_else_is_measured(
-    world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch
+def test_cached_responses_are_used_with_another_beta(
+    world: World, prompt_set: PromptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another loss measures the pairs anew, and finds the answers; so would whoever asks the model by itself."""
-    first = world.sharing(world.request(told), "first")
-    monkeypatch.setattr(answer, "ask", lambda *_: pytest.fail("it was asked again"))
-    request = world.request(told)
-    second = world.sharing(request.model_copy(update={"train": TrainSettings(dpo_beta=0.7)}), "second")
+    """Another beta changes the metrics of held-out pairs only; dpo eval uses the same cached responses."""
+    first = world.evaluate_cached(world.request(prompt_set), "first")
+    monkeypatch.setattr(run_task, "generate_and_score", lambda *_: pytest.fail("responses were generated again"))
+    request = world.request(prompt_set)
+    second = world.evaluate_cached(request.model_copy(update={"train": TrainSettings(dpo_beta=0.7)}), "second")
     for name in ("outcomes.jsonl", "samples.jsonl"):
         assert (second.path / name).read_bytes() == (first.path / name).read_bytes()
     assert read_eval_log(str(second.path / "ifeval.eval")).status == "success"
     assert second.metrics["prompt_strict_acc"] == first.metrics["prompt_strict_acc"]
     assert second.settings["engine"] == "torch"
-    [answers] = world.store.root.glob("answer/*")
-    assert answers.name == request.answers[0].key
+    [entry] = world.store.root.glob("answer/*")
+    assert entry.name == request.answers[0].key
 
 
-def test_what_another_interpreter_is_to_answer_is_not_answered_here(world: World, told: PromptSet) -> None:
-    with pytest.raises(EvaluationError, match=r"Kept answers are damaged or gone\. With eval_python"):
-        world.evaluate(world.request(told, eval_python=Path("/elsewhere/bin/python")), "first")
+def test_with_eval_python_missing_responses_are_an_error(world: World, prompt_set: PromptSet) -> None:
+    with pytest.raises(EvaluationError, match=r"Cached responses are missing or damaged\. With eval_python"):
+        world.evaluate(world.request(prompt_set, eval_python=Path("/elsewhere/bin/python")), "first")
 
 
-def test_the_engine_of_the_settings_generates(world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the renderer's stop strings, which continuous batching leaves to our own batches."""
+def test_eval_engine_selects_the_engine(world: World, prompt_set: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The renderer has no stop strings: with them, continuous batching falls back to the torch engine."""
     monkeypatch.setattr(RoleColon, "stop_strings", ())
-    in_pages, asked = PagedEngine.in_pages, []
+    generate_paged, batch_sizes = PagedEngine.generate_paged, []
 
-    def watched(engine: PagedEngine, prompts: Any, limits: Any, *rest: Any) -> None:
-        asked.append(len(limits))
-        in_pages(engine, prompts, limits, *rest)
+    def recording(engine: PagedEngine, prompts: Any, limits: Any, *rest: Any) -> None:
+        batch_sizes.append(len(limits))
+        generate_paged(engine, prompts, limits, *rest)
 
-    monkeypatch.setattr(PagedEngine, "in_pages", watched)
-    results = [world.evaluate(world.request(told, eval_engine=name), name) for name in ("torch", "paged")]
+    monkeypatch.setattr(PagedEngine, "generate_paged", recording)
+    results = [world.evaluate(world.request(prompt_set, eval_engine=name), name) for name in ("torch", "paged")]
     assert [result.settings["engine"] for result in results] == ["torch", "paged"]
-    assert asked == [4]
+    assert batch_sizes == [4]
     assert lines(results[0].path / "outcomes.jsonl") == lines(results[1].path / "outcomes.jsonl")
 
 
-def test_a_model_that_never_stops_is_not_said_to_have_ended(world: World, told: PromptSet) -> None:
-    result = world.evaluate(world.request(told), "first")
+def test_a_model_that_never_stops_has_no_ended_response(world: World, prompt_set: PromptSet) -> None:
+    result = world.evaluate(world.request(prompt_set), "first")
     assert {outcome["stop_reason"] for outcome in lines(result.path / "outcomes.jsonl")} == {"max_tokens"}
     assert (result.metrics["ended_share"], result.metrics["answer_tokens"]) == (0, TOKENS)
 
 
-def test_the_reference_itself_reads_ln_2_on_held_out_pairs(world: World) -> None:
+def test_the_reference_has_a_loss_of_ln_2_on_held_out_pairs(world: World) -> None:
     result = world.evaluate(world.request(None, tasks=()), "pairs only")
     assert result.metrics["test/dpo_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert result.metrics["test/accuracy"] == 0.5
@@ -211,8 +217,8 @@ def test_the_reference_itself_reads_ln_2_on_held_out_pairs(world: World) -> None
     assert (result.prompts_fingerprint, lines(result.path / "outcomes.jsonl")) == ("", [])
 
 
-def test_pairs_are_told_apart_by_their_sources(world: World) -> None:
-    """Each source's pairs, measured alone, give its numbers."""
+def test_metrics_by_source(world: World) -> None:
+    """Each source has its accuracy, margin and number of pairs."""
     metrics = world.evaluate(world.request(None, tasks=()), "pairs only").metrics
     assert {name for name in metrics if name.startswith("source/")} == {
         f"source/{kind}_{source}" for kind in ("accuracy", "margin", "num_pairs") for source in ("even", "odd ones_")
@@ -221,17 +227,17 @@ def test_pairs_are_told_apart_by_their_sources(world: World) -> None:
     assert metrics["source/accuracy_even"] == 0.5
 
 
-def test_a_source_s_numbers_are_those_of_its_rows() -> None:
+def test_metrics_by_source_are_means_of_the_source_s_rows() -> None:
     table = torch.zeros(5, 8, dtype=torch.float64)
     table[:, 1] = torch.tensor([1.0, 0.0, 1.0, 0.5, 1.0])
     table[:, 2] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
-    told = by_source(table, ["a", "b", "a", "", "a"])
-    assert (told["source/accuracy_a"], told["source/margin_a"], told["source/num_pairs_a"]) == (1, 3, 3)
-    assert (told["source/accuracy_b"], told["source/accuracy_none"], told["source/margin_none"]) == (0, 0.5, 4)
-    assert by_source(table, ["a"] * 5) == by_source(table, []) == {}
+    metrics = source_metrics(table, ["a", "b", "a", "", "a"])
+    assert (metrics["source/accuracy_a"], metrics["source/margin_a"], metrics["source/num_pairs_a"]) == (1, 3, 3)
+    assert (metrics["source/accuracy_b"], metrics["source/accuracy_none"], metrics["source/margin_none"]) == (0, 0.5, 4)
+    assert source_metrics(table, ["a"] * 5) == source_metrics(table, []) == {}
 
 
-def test_without_a_task_held_out_prompts_are_answered(world: World) -> None:
+def test_without_tasks_samples_are_held_out_prompts(world: World) -> None:
     result = world.evaluate(world.request(None, tasks=(), num_samples=2), "pairs only")
     samples = lines(result.path / "samples.jsonl")
     assert [sample["prompt"].strip() for sample in samples] == [
@@ -240,49 +246,49 @@ def test_without_a_task_held_out_prompts_are_answered(world: World) -> None:
     assert all(sample["answer"] and sample["tokens"] == TOKENS for sample in samples)
 
 
-def test_the_same_model_measured_twice_is_the_same_result(world: World, told: PromptSet) -> None:
-    first, second = (world.evaluate(world.request(told, eval_batch_size=size), str(size)) for size in (4, 2))
+def test_results_do_not_depend_on_the_batch_size(world: World, prompt_set: PromptSet) -> None:
+    first, second = (world.evaluate(world.request(prompt_set, eval_batch_size=size), str(size)) for size in (4, 2))
     assert first.metrics == second.metrics
     assert first.fingerprint == second.fingerprint
 
 
-def test_inspect_s_log_stays_and_can_be_read(world: World, told: PromptSet) -> None:
-    result = world.evaluate(world.request(told), "first")
+def test_the_log_of_inspect_is_kept(world: World, prompt_set: PromptSet) -> None:
+    result = world.evaluate(world.request(prompt_set), "first")
     log = read_eval_log(str(result.path / "ifeval.eval"))
     assert (log.status, log.eval.task, log.eval.model) == ("success", "ifeval", "dpo/stories260K")
     assert [sample.id for sample in log.samples or []] == [1000, 1001, 1002, 1003]
 
 
-def test_failing_prompts_fail_the_stage_and_leave_nothing(
-    world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch
+def test_failing_samples_fail_the_stage_without_output(
+    world: World, prompt_set: PromptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise MemoryError("the batch does not fit")
 
-    monkeypatch.setattr("dpo_core.model.engine.decode", broken)
-    with pytest.raises(EvaluationError, match=r"4 of 4 prompts failed: .*the batch does not fit"):
-        world.evaluate(world.request(told), "first")
+    monkeypatch.setattr("dpo_core.inference.torch_engine.decode", broken)
+    with pytest.raises(EvaluationError, match=r"4 of 4 samples failed: .*the batch does not fit"):
+        world.evaluate(world.request(prompt_set), "first")
     assert not world.store.entry("evaluate", "first").exists()
 
 
-def test_a_few_failing_prompts_are_counted_and_lose_no_other(
+def test_a_few_failing_samples_are_counted(
     world: World, prompt_file: PromptFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of 21 is less than 5 %."""
+    """One failure of 21 is below 5 %."""
     texts = [f"Tell me of number {index}." for index in range(20)]
     file = prompt_file({text: {"punctuation:no_comma": {}} for text in [*texts, "Fail."]})
     with world.store.write("prompts", "more") as draft:
-        prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
-    many = world.store.find("prompts", "more", PromptSet)
-    decode = engine.decode
+        ifeval_prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
+    more_prompts = world.store.find("prompts", "more", PromptSet)
+    decode = torch_engine.decode
 
-    def failing(model: Any, asked: Any, decoding: Any, *rest: Any) -> Any:
-        if any("Fail" in decoding.tokenizer.decode(one) for one in asked):
+    def failing(model: Any, prompts: Any, decoding: Any, *rest: Any) -> Any:
+        if any("Fail" in decoding.tokenizer.decode(prompt) for prompt in prompts):
             raise MemoryError("this one does not fit")
-        return decode(model, asked, decoding, *rest)
+        return decode(model, prompts, decoding, *rest)
 
-    monkeypatch.setattr(engine, "decode", failing)
-    result = world.evaluate(world.request(many), "first")
+    monkeypatch.setattr(torch_engine, "decode", failing)
+    result = world.evaluate(world.request(more_prompts), "first")
     outcomes = lines(result.path / "outcomes.jsonl")
     assert (result.failed, result.metrics["failed_samples"]) == (1, 1)
     assert [outcome["error"] is None for outcome in outcomes] == [True] * 20 + [False]
@@ -290,45 +296,45 @@ def test_a_few_failing_prompts_are_counted_and_lose_no_other(
     assert result.metrics["prompt_strict_acc"] == sum(outcome["strict"][0] for outcome in outcomes[:20]) / 20
 
 
-def test_a_model_that_emits_nothing_follows_nothing(
-    world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch
+def test_empty_responses_follow_no_instruction(
+    world: World, prompt_set: PromptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its likeliest first token is the one that ends an answer."""
-    opened = evaluate.to_answerer
+    """The model's likeliest first token is a stop token."""
+    load_generator = evaluate.load_generator
 
-    def silent(model: Any, *words: Any) -> answers.Answerer:
-        answerer = opened(model, *words)
-        [end] = answerer.renderer.stop_token_ids
+    def silent(model: Any, *words: Any) -> generator.ResponseGenerator:
+        response_generator = load_generator(model, *words)
+        [end] = response_generator.renderer.stop_token_ids
 
         def only(module: Any, inputs: Any, logits: Any) -> Any:
             logits[..., end] = 1e4
             return logits
 
         model.lm_head.register_forward_hook(only)
-        return answerer
+        return response_generator
 
-    monkeypatch.setattr(evaluate, "to_answerer", silent)
-    result = world.evaluate(world.request(told), "first")
-    assert [(one["response"], one["stop_reason"]) for one in lines(result.path / "outcomes.jsonl")] == [
+    monkeypatch.setattr(evaluate, "load_generator", silent)
+    result = world.evaluate(world.request(prompt_set), "first")
+    assert [(line["response"], line["stop_reason"]) for line in lines(result.path / "outcomes.jsonl")] == [
         ("", "stop")
     ] * 4
     names = ("prompt_strict_acc", "prompt_loose_acc", "ended_share", "answer_tokens", "loop_share")
     assert [result.metrics[name] for name in names] == [0, 0, 1, 1, 0]
 
 
-def test_a_prompt_that_fills_the_context_follows_nothing(world: World, prompt_file: PromptFile) -> None:
-    """512 positions; the other prompt is answered."""
+def test_a_prompt_that_fills_the_context_gets_an_empty_response(world: World, prompt_file: PromptFile) -> None:
+    """The context has 512 positions; the other prompt gets a response."""
     file = prompt_file({"word " * 600: {"punctuation:no_comma": {}}, "Why?": {"punctuation:no_comma": {}}})
     with world.store.write("prompts", "long") as draft:
-        prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
+        ifeval_prompts.run(PromptsRequest(source=str(file), seed=0, limit=None, demo_pairs=64), draft)
     result = world.evaluate(world.request(world.store.find("prompts", "long", PromptSet)), "first")
     full, other = lines(result.path / "outcomes.jsonl")
     assert (full["response"], full["stop_reason"], full["strict"]) == ("", "model_length", [False])
     assert (other["stop_reason"], other["tokens"], result.failed) == ("max_tokens", TOKENS, 0)
 
 
-def test_the_record_says_what_was_measured_and_how(world: World, told: PromptSet) -> None:
-    result = world.evaluate(world.request(told, eval_seed=7), "first")
+def test_the_record_holds_model_tasks_and_settings(world: World, prompt_set: PromptSet) -> None:
+    result = world.evaluate(world.request(prompt_set, eval_seed=7), "first")
     assert result.model_fingerprint == world.model.fingerprint
     assert result.tasks == {"ifeval": IFEVAL_VERSION}
     assert (result.settings["eval_seed"], result.settings["max_new_tokens"]) == (7, TOKENS)
@@ -337,50 +343,50 @@ def test_the_record_says_what_was_measured_and_how(world: World, told: PromptSet
     assert (str(log.eval.task_version), log.eval.model_generate_config.seed) == (IFEVAL_VERSION, 7)
 
 
-def test_an_evaluation_opens_its_model_once(world: World, told: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """inspect-ai asks for a model's context by opening it by name, unless it knows."""
-    opened: list[str] = []
-    monkeypatch.setattr("dpo_core.evaluate.provider.find", opened.append)
-    world.evaluate(world.request(told), "once")
-    assert opened == []
+def test_an_evaluation_loads_its_model_once(
+    world: World, prompt_set: PromptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """inspect-ai loads a model by name to find its context length, unless the length is registered."""
+    loaded: list[str] = []
+    monkeypatch.setattr("dpo_core.evaluate.inspect.provider.find_model", loaded.append)
+    world.evaluate(world.request(prompt_set), "once")
+    assert loaded == []
 
 
-def test_several_tasks_at_once(world: World, told: PromptSet, tmp_path: Path) -> None:
+def test_several_tasks(world: World, prompt_set: PromptSet, tmp_path: Path) -> None:
     (tmp_path / "tales.py").write_text(TASK)
-    result = world.evaluate(world.request(told, tasks=("ifeval", f"{tmp_path / 'tales.py'}@words")), "both")
+    result = world.evaluate(world.request(prompt_set, tasks=("ifeval", f"{tmp_path / 'tales.py'}@words")), "both")
     assert {"prompt_strict_acc", "words/accuracy"} <= result.metrics.keys()
     assert list(result.tasks) == ["ifeval", "words"]
     assert {path.name for path in result.path.glob("*.eval")} == {"ifeval.eval", "words.eval"}
 
 
-def test_missing_sentence_data_are_told_before_anything_is_asked(
-    prompt_file: PromptFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also of the task by itself, as inspect eval makes it."""
+def test_missing_nltk_data_fail_before_generation(prompt_file: PromptFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same holds for the task alone, as inspect eval builds it."""
     file = prompt_file(
         {"Count.": {"length_constraints:number_sentences": {"relation": "at least", "num_sentences": 2}}}
     )
     monkeypatch.setattr("nltk.data.path", [])
-    with pytest.raises(Unusable, match="needs NLTK's sentence splitter punkt_tab"):
+    with pytest.raises(InspectPrerequisiteError, match="needs NLTK's sentence splitter punkt_tab"):
         ifeval(str(file))
 
 
-def test_a_log_of_another_task_cannot_be_scored(world: World, told: PromptSet, tmp_path: Path) -> None:
-    """As one of inspect_evals' task, which keeps its rows otherwise."""
-    log = read_eval_log(str(world.evaluate(world.request(told), "first").path / "ifeval.eval"))
+def test_a_log_of_another_task_cannot_be_scored(world: World, prompt_set: PromptSet, tmp_path: Path) -> None:
+    """For example a log of inspect_evals/ifeval, whose metadata differ."""
+    log = read_eval_log(str(world.evaluate(world.request(prompt_set), "first").path / "ifeval.eval"))
     for sample in log.samples or []:
         sample.metadata = {"prompt": sample.input, "instruction_id_list": ["punctuation:no_comma"]}
-    with pytest.raises(Unusable, match="no row of IFEval"):
+    with pytest.raises(InspectPrerequisiteError, match="no IFEval row"):
         rescore(log, instruction_following(), model="mockllm/model", display="none")
 
 
 def test_an_interrupted_evaluation_is_an_error() -> None:
-    """inspect-ai returns from an interrupt without an exception, and with no log."""
+    """After an interrupt inspect-ai returns no log and raises no exception."""
     with pytest.raises(EvaluationError, match="interrupted"):
-        running.check([], 4)
+        run_inspect.check_log([], 4)
 
 
-def test_a_log_that_lost_samples_is_an_error(world: World, told: PromptSet) -> None:
-    log = read_eval_log(str(world.evaluate(world.request(told), "first").path / "ifeval.eval"))
-    with pytest.raises(EvaluationError, match="4 of 5 prompts are in the log"):
-        running.check([log], 5)
+def test_a_log_that_lost_samples_is_an_error(world: World, prompt_set: PromptSet) -> None:
+    log = read_eval_log(str(world.evaluate(world.request(prompt_set), "first").path / "ifeval.eval"))
+    with pytest.raises(EvaluationError, match="4 of 5 samples are in the log"):
+        run_inspect.check_log([log], 5)

@@ -1,10 +1,10 @@
-"""Which metrics tell how a model did, and how sure they are, by the names that inspect-ai gives them."""
+"""Metric names of inspect-ai: standard errors and main metrics."""
 
 from pathlib import Path
 
 import pytest
 
-from dpo_core.evaluate.metric_names import of_other_tasks, standard_error
+from dpo_core.evaluate.metric_names import other_task_metrics, standard_error
 from dpo_core.records import EvalResult
 
 METRICS = {
@@ -36,17 +36,17 @@ METRICS = {
         ("tales/includes/mean", 0.05),
         ("tales/includes/std", None),
         ("rare/f1", 0.02),
-        ("loud/capitals", None),  # of which of the two it is, nobody says
+        ("loud/capitals", None),  # ambiguous: the scorer has two metrics
     ],
 )
-def test_an_error_is_a_mean_s_or_that_of_the_only_measure(name: str, error: float | None) -> None:
+def test_standard_error_belongs_to_the_mean_or_the_only_metric(name: str, error: float | None) -> None:
     assert standard_error(METRICS, name) == error
 
 
-def test_a_scorer_is_told_by_its_mean_or_else_by_all_that_it_measures() -> None:
+def test_main_metrics_are_means_or_else_all_metrics() -> None:
     tasks = dict.fromkeys(("ifeval", "caps", "tales", "rare", "loud"), "1")
     result = EvalResult.model_construct(path=Path(), tasks=tasks, metrics=METRICS)
-    told = [
+    expected = [
         "caps/accuracy",
         "tales/includes/mean",
         "tales/length/words",
@@ -54,4 +54,4 @@ def test_a_scorer_is_told_by_its_mean_or_else_by_all_that_it_measures() -> None:
         "loud/exclamations",
         "loud/capitals",
     ]
-    assert of_other_tasks(result) == told
+    assert other_task_metrics(result) == expected

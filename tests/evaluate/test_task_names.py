@@ -1,4 +1,4 @@
-"""Tasks by name: what there is runs, what there is not is told with what to do."""
+"""Task names: existing tasks are resolved, errors name the nearest task or the command to install it."""
 
 import importlib.machinery
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from dpo_core.errors import EvaluationError
 from dpo_core.evaluate import task_names
-from dpo_core.evaluate.task_names import identity, label, settle
+from dpo_core.evaluate.task_names import cache_identity, label, resolve_all
 
 FILE = """
 from inspect_ai import Task, task
@@ -32,24 +32,24 @@ def geography(tmp_path: Path) -> Path:
     return path
 
 
-def test_inspect_evals_ifeval_is_our_own_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    """Its checkers are in no package index: unless somebody has them, the same task runs under its own name."""
-    task_names.say_that_ours_runs.cache_clear()
-    assert settle(("inspect_evals/ifeval", "ifeval")) == settle(("inspect_evals/ifeval",)) == ("ifeval",)
+def test_inspect_evals_ifeval_becomes_the_built_in_task_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """The checkers of inspect_evals/ifeval are in no package index; without them the built-in task runs."""
+    task_names.warn_builtin_ifeval.cache_clear()
+    assert resolve_all(("inspect_evals/ifeval", "ifeval")) == resolve_all(("inspect_evals/ifeval",)) == ("ifeval",)
     assert caplog.text.count("the built-in ifeval runs") == 1
 
 
 def test_tasks_of_files_are_found_without_running_them(geography: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(geography.parent)
-    assert settle(("geography.py@rivers",)) == (f"{geography}@rivers",)
+    assert resolve_all(("geography.py@rivers",)) == (f"{geography}@rivers",)
     assert label(f"{geography}@rivers") == "rivers"
-    before = identity(f"{geography}@rivers")
+    before = cache_identity(f"{geography}@rivers")
     geography.write_text(FILE + "\n")
-    assert identity(f"{geography}@rivers") != before
+    assert cache_identity(f"{geography}@rivers") != before
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("ifevall", r"no task 'ifevall'.*Did you mean ifeval"),
         ("gsm8k", r"no task 'gsm8k'.*inspect_evals' is inspect_evals/gsm8k"),
@@ -59,41 +59,41 @@ def test_tasks_of_files_are_found_without_running_them(geography: Path, monkeypa
         ("inspect_eval/gsm8k", r"Did you mean inspect_evals/gsm8k\?"),
     ],
 )
-def test_what_is_not_there_is_told_with_the_nearest(name: str, told: str, geography: Path) -> None:
-    with pytest.raises(EvaluationError, match=told):
-        settle((name.format(file=geography),))
+def test_unknown_tasks_are_errors_with_the_nearest_name(name: str, message: str, geography: Path) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        resolve_all((name.format(file=geography),))
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (("{0}/geography.py@capitals", "{0}/other.py@capitals"), "have the same name capitals"),
         (("ifeval", "{0}/other.py@ifeval"), "have the same name ifeval"),
-        (("{0}/other.py@ifeval",), "called ifeval, as measures of our own are"),
-        (("{0}/other.py@test",), "called test, as measures of our own are"),
+        (("{0}/other.py@ifeval",), "has the reserved name ifeval"),
+        (("{0}/other.py@test",), "has the reserved name test"),
     ],
 )
-def test_tasks_that_could_not_be_told_apart_are_refused(names: tuple[str, ...], told: str, geography: Path) -> None:
+def test_duplicate_and_reserved_names_are_rejected(names: tuple[str, ...], message: str, geography: Path) -> None:
     more = "".join(f"\n@task\ndef {name}():\n    return Task()\n" for name in ("ifeval", "test"))
     (geography.parent / "other.py").write_text(FILE + more)
-    with pytest.raises(EvaluationError, match=told):
-        settle([name.format(geography.parent) for name in names])
+    with pytest.raises(EvaluationError, match=message):
+        resolve_all([name.format(geography.parent) for name in names])
 
 
-def test_a_missing_package_comes_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_a_missing_package_has_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_names, "find_spec", lambda name: None)
     with pytest.raises(EvaluationError, match="pip install inspect-evals"):
-        settle(("inspect_evals/gsm8k",))
+        resolve_all(("inspect_evals/gsm8k",))
 
 
 def test_an_installed_package_names_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As inspect_evals lists them: imports in its registry."""
+    """The fake package lists its tasks as inspect_evals does: as imports in its registry module."""
     package = tmp_path / "inspect_evals"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "_registry.py").write_text("from inspect_evals.gsm8k import gsm8k\nfrom .arc import arc_easy as arc\n")
     spec = importlib.machinery.ModuleSpec("inspect_evals", None, origin=str(package / "__init__.py"))
     monkeypatch.setattr(task_names, "find_spec", lambda name: spec if name == "inspect_evals" else None)
-    assert settle(("inspect_evals/gsm8k",)) == ("inspect_evals/gsm8k",)
+    assert resolve_all(("inspect_evals/gsm8k",)) == ("inspect_evals/gsm8k",)
     with pytest.raises(EvaluationError, match=r"Did you mean inspect_evals/gsm8k "):
-        settle(("inspect_evals/gsm8",))
+        resolve_all(("inspect_evals/gsm8",))

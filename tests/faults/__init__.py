@@ -1,1 +1,1 @@
-"""Faults injected into real runs: whatever happens, the same command ends at the same bits."""
+"""Faults injected into real runs: the same command must end with the same result, to the bit."""

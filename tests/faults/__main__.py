@@ -1,6 +1,6 @@
-"""Inject faults and print what became of the runs: ``python -m tests.faults --injections 200 [--seed 0]``.
+"""Fault injection: ``python -m tests.faults --injections 200 [--seed 0]``.
 
-Prints a table and, last, the same as one JSON line; the exit code is 1 when a run did not survive.
+Prints a table of the runs that survived and, last, the same as one JSON line. The exit code is 1 if a run did not.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process with threads cannot be forked safely
 
-# Everything that a stage imports: the forked processes have it at once.
+# Everything that a stage imports, so that the forked processes need not import it.
 import dpo_core.data.acquire
 import dpo_core.evaluate.evaluate
 import dpo_core.render.render
@@ -26,13 +26,13 @@ from tests.faults.trials import schedule
 
 
 def main() -> int:
-    """All kinds of faults, one after the other."""
+    """Inject all kinds of faults, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--injections", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="a kind of fault, by a part of its name")
+    parser.add_argument("--only", help="only kinds of faults whose name contains this")
     options = parser.parse_args()
-    told, failures = {}, []
+    counts, failures = {}, []
     with tempfile.TemporaryDirectory(prefix="dpo-faults-") as root:
         arena = Arena(Path(root), SHARED / "models" / "stories260K")
         arena.build()
@@ -49,11 +49,11 @@ def main() -> int:
                 except AssertionError as error:
                     failures.append(f"{name} {number}: {error}")
             seconds = time.monotonic() - started
-            told[name] = {"injected": count, "survived": survived}
+            counts[name] = {"injected": count, "survived": survived}
             print(f"{name:40}{count:9}{survived:9}{seconds:9.0f}", flush=True)
     for failure in failures:
         print(failure, file=sys.stderr)
-    print(json.dumps(told))
+    print(json.dumps(counts))
     return 1 if failures else 0
 
 

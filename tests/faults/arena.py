@@ -1,7 +1,7 @@
-"""A small run whose undisturbed end is known, and the processes in which it is disturbed.
+"""Arena for fault injection: a small run with a known undisturbed result, run in forked processes.
 
-Stages run in forked processes of their own, so that a trial costs a second and not ten: torch is imported once. The
-forked process is as real as any: it is killed, limited and left alone like one.
+Stages run in forked processes: torch is imported once, so that a trial takes one second instead of ten. A forked
+process can be killed, limited and orphaned like any other.
 """
 
 import json
@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_core import course, fingerprint, launch, worker
+from dpo_core.cache import fingerprint
+from dpo_core.cli import run_command
+from dpo_core.config.recipe import Recipe
+from dpo_core.config.settings import read_recipe
 from dpo_core.errors import DPOError, interrupted
-from dpo_core.recipe import Recipe
-from dpo_core.settings import read_recipe
-from dpo_core.train import checkpoint, journal, run_dir
+from dpo_core.process import launch, worker
+from dpo_core.train.checkpoint import checkpoint_state, journal, run_dir
 
 PATIENCE_S = 60.0
 TIMES = ("time", "batch_time", "perf/", "time/")  # the only values of a step that may differ
@@ -34,7 +36,7 @@ Fault = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Arena:
-    """``prepared``: a directory in which the stages before training are done. ``expected``: the undisturbed result."""
+    """Directories of trials. ``expected``: result of the undisturbed run, as :func:`result` returns it."""
 
     root: Path
     model: Path
@@ -43,11 +45,11 @@ class Arena:
 
     @property
     def prepared(self) -> Path:
-        """Copied for every trial that is about training."""
+        """Directory in which the stages before training are done; copied for trials of training."""
         return self.root / "prepared"
 
     def build(self) -> None:
-        """Run the stages before training, and once everything, undisturbed."""
+        """Run the stages before training in ``prepared``, then the whole pipeline undisturbed for ``expected``."""
         self.prepared.mkdir(parents=True)
         rows = [
             {"prompt": f"Tell me about story {n}.", "chosen": "Once upon a time. Thank you!", "rejected": f"No {n}."}
@@ -55,28 +57,28 @@ class Arena:
         ]
         (self.prepared / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.finish(self.prepared, last="score_reference")
-        whole = self.fresh("whole")
-        self.finish(whole)
-        self.expected.update(result(whole))
+        undisturbed = self.fresh("undisturbed")
+        self.finish(undisturbed)
+        self.expected.update(result(undisturbed))
 
     def fresh(self, name: str, prepared: bool = True) -> Path:
-        """A directory for a trial, with or without the first stages done."""
-        place = self.root / name
-        shutil.rmtree(place, ignore_errors=True)
+        """A new directory for a trial, with or without the stages before training done."""
+        directory = self.root / name
+        shutil.rmtree(directory, ignore_errors=True)
         if prepared:
-            shutil.copytree(self.prepared, place)
+            shutil.copytree(self.prepared, directory)
         else:
-            place.mkdir()
-            shutil.copy(self.prepared / "pairs.jsonl", place)
-        return place
+            directory.mkdir()
+            shutil.copy(self.prepared / "pairs.jsonl", directory)
+        return directory
 
-    def recipe(self, place: Path, *words: str) -> Recipe:
-        """Ten steps with LoRA, a checkpoint every other step."""
-        told = [
-            f"dataset={place / 'pairs.jsonl'}",
+    def recipe(self, directory: Path, *words: str) -> Recipe:
+        """Ten steps with LoRA, a checkpoint every second step."""
+        settings = [
+            f"dataset={directory / 'pairs.jsonl'}",
             f"model_name={self.model}",
-            f"runs_dir={place / 'runs'}",
-            f"log_path={place / 'run'}",
+            f"runs_dir={directory / 'runs'}",
+            f"log_path={directory / 'run'}",
             "renderer_name=role_colon",
             "lora_rank=4",
             "batch_size=4",
@@ -91,44 +93,44 @@ class Arena:
             "num_samples=1",
             "tasks=",
         ]
-        return read_recipe(None, [*told, *words])
+        return read_recipe(None, [*settings, *words])
 
-    def start(self, place: Path, *words: str, fault: Fault | None = None, last: str = "evaluate") -> int:
-        """Run the command in a process group of its own; returns its pid."""
+    def start(self, directory: Path, *words: str, fault: Fault | None = None, last: str = "evaluate") -> int:
+        """Start the command in its own process group; returns its pid."""
         pid = os.fork()
         if pid == 0:
-            os._exit(self.command(place, words, fault, last))
+            os._exit(self.command(directory, words, fault, last))
         return pid
 
-    def command(self, place: Path, words: tuple[str, ...], fault: Fault | None, last: str) -> int:
-        """The command's process: its exit code; what it says goes to ``out.txt``."""
+    def command(self, directory: Path, words: tuple[str, ...], fault: Fault | None, last: str) -> int:
+        """Body of the command's process; its output goes to ``out.txt``. Returns the exit code."""
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with (place / "out.txt").open("a") as out:
+        with (directory / "out.txt").open("a") as out:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
         ForkedWorker.fault = fault
         launch.subprocess.Popen = ForkedWorker  # type: ignore[misc, assignment, attr-defined]
         try:
-            course.flow_to(self.recipe(place, *words), last)
+            run_command.run_up_to(self.recipe(directory, *words), last)
         except (DPOError, KeyboardInterrupt) as raised:
             error = raised if isinstance(raised, DPOError) else interrupted()
             print(f"error: {error}", file=sys.stderr, flush=True)
             return error.exit_code
-        except BaseException:  # noqa: BLE001 - the process ends here, whatever it is
+        except BaseException:  # noqa: BLE001 - the process ends here
             traceback.print_exc()
             return 1
         return 0
 
-    def finish(self, place: Path, *words: str, last: str = "evaluate") -> int:
-        """The command, undisturbed, to its end. Raises AssertionError with what it said when it does not end well."""
-        code = waited(self.start(place, *words, last=last))
-        assert code == 0, f"exit code {code}: {said(place)}"
+    def finish(self, directory: Path, *words: str, last: str = "evaluate") -> int:
+        """Run the command undisturbed to its end. Raises AssertionError with its output unless it exits with 0."""
+        code = wait_for_exit(self.start(directory, *words, last=last))
+        assert code == 0, f"exit code {code}: {printed(directory)}"
         return code
 
 
 class ForkedWorker:
-    """What ``subprocess.Popen`` is to ``launch``: a stage's process, forked from one that has imported everything."""
+    """Replacement of ``subprocess.Popen`` in ``launch``: forks a process that has imported everything already."""
 
     fault: Fault | None = None
 
@@ -140,20 +142,20 @@ class ForkedWorker:
         self.code: int | None = None
 
     def body(self, stage: str, request: Path, store: Path, key: str, parent: int) -> int:
-        """The worker's exit code."""
+        """Body of the worker's process; returns its exit code."""
         os.setsid()
         try:
             if self.fault is not None:
                 type(self).fault(stage)  # type: ignore[misc]
             return worker.main(stage, request, store, key, parent)
-        except SystemExit as leaving:
-            return int(leaving.code or 0)
+        except SystemExit as ending:
+            return int(ending.code or 0)
         except BaseException:  # noqa: BLE001 - as above
             traceback.print_exc()
             return 1
 
     def wait(self, timeout: float | None = None) -> int:
-        """As Popen's."""
+        """Like ``Popen``'s method."""
         end = None if timeout is None else time.monotonic() + timeout
         while self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -166,17 +168,17 @@ class ForkedWorker:
         return self.code
 
     def send_signal(self, number: int) -> None:
-        """As Popen's."""
+        """Like ``Popen``'s method."""
         if self.code is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """As Popen's."""
+        """Like ``Popen``'s method."""
         self.send_signal(signal.SIGKILL)
 
 
-def waited(pid: int, patience: float = PATIENCE_S) -> int:
-    """A command's exit code. Raises AssertionError when it does not end in time; it is killed then."""
+def wait_for_exit(pid: int, patience: float = PATIENCE_S) -> int:
+    """Wait for a command; returns its exit code. Kills it and raises AssertionError when it does not end in time."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -188,65 +190,67 @@ def waited(pid: int, patience: float = PATIENCE_S) -> int:
     raise AssertionError(f"the command did not end in {patience} seconds")
 
 
-def said(place: Path) -> str:
-    """The end of what the commands in a directory printed."""
-    return (place / "out.txt").read_text()[-1000:]
+def printed(directory: Path) -> str:
+    """The last 1000 characters that the commands in a directory printed."""
+    return (directory / "out.txt").read_text()[-1000:]
 
 
-def result(place: Path) -> dict[str, Any]:
-    """Everything about a finished run that must be equal to the bit."""
-    log_path = place / "run"
-    found, wrong = checkpoint.latest(log_path)
-    assert found is not None, f"no checkpoint is whole: {wrong}"
-    assert not wrong, f"damaged: {wrong}"
+def result(directory: Path) -> dict[str, Any]:
+    """Everything of a finished run that must be equal to the bit."""
+    log_path = directory / "run"
+    checkpoint, damaged = checkpoint_state.latest(log_path)
+    assert checkpoint is not None, f"no checkpoint is whole: {damaged}"
+    assert not damaged, f"damaged: {damaged}"
     return {
         "journal": [comparable(row) for row in journal.read(log_path / run_dir.METRICS)],
         "samples": journal.read(log_path / run_dir.SAMPLES),
-        "step": found.step,
-        "weights": fingerprint.of_file(found.path / checkpoint.WEIGHTS),
-        "optimizer": fingerprint.of_file(found.path / checkpoint.OPTIMIZER),
+        "step": checkpoint.step,
+        "weights": fingerprint.of_file(checkpoint.path / checkpoint_state.WEIGHTS),
+        "optimizer": fingerprint.of_file(checkpoint.path / checkpoint_state.OPTIMIZER),
         "final": fingerprint.of_file(log_path / run_dir.FINAL / "model.safetensors"),
         "adapter": fingerprint.of_file(log_path / run_dir.ADAPTER / "adapter_model.safetensors"),
         "checkpoints": [row["name"] for row in journal.read(log_path / run_dir.CHECKPOINTS)][-2:],
         "reference": sorted(
-            fingerprint.of_file(path) for path in (place / "runs/store/score_reference").glob("*/*.safetensors")
+            fingerprint.of_file(path) for path in (directory / "runs/store/score_reference").glob("*/*.safetensors")
         ),
         "evaluations": sorted(
             json.dumps(json.loads(path.read_text())["metrics"], sort_keys=True)
-            for path in (place / "runs/store/evaluate").glob("*/record.json")
+            for path in (directory / "runs/store/evaluate").glob("*/record.json")
         ),
     }
 
 
 def comparable(row: dict[str, Any]) -> dict[str, Any]:
-    """A journal's line without the clock."""
+    """A row of the journal without the fields that depend on the clock."""
     return {name: value for name, value in row.items() if not name.startswith(TIMES)}
 
 
-def leftovers(place: Path) -> list[str]:
-    """What a finished run must not leave: drafts, locks, half-written files."""
-    doubtful = [path for path in place.rglob(".*") if path.name != "."]
-    return [str(path.relative_to(place)) for path in doubtful]
+def leftovers(directory: Path) -> list[str]:
+    """Hidden files in a directory: drafts, locks, half-written files. A finished run must leave none."""
+    hidden = [path for path in directory.rglob(".*") if path.name != "."]
+    return [str(path.relative_to(directory)) for path in hidden]
 
 
-def processes(place: Path) -> list[int]:
-    """Living processes whose open files are in a directory: a worker that nobody waits for."""
+def processes(directory: Path) -> list[int]:
+    """Pids of other processes with open files in a directory: workers without a parent."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if pid != os.getpid() and any(link.startswith(str(place)) for link in open_files(pid))]
+    return [
+        pid for pid in pids if pid != os.getpid() and any(path.startswith(str(directory)) for path in open_files(pid))
+    ]
 
 
 def open_files(pid: int) -> list[str]:
-    """Where a process's descriptors point; one that closes while they are read is left out, the others are not."""
-    found = []
+    """Targets of a process's file descriptors; a descriptor that closes meanwhile is left out."""
+    targets = []
     with suppress(OSError):  # the process ended
-        for link in Path(f"/proc/{pid}/fd").iterdir():
+        for target in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
-                found.append(str(link.readlink()))
-    return found
+                targets.append(str(target.readlink()))
+    return targets
 
 
 def limit_files(size: int) -> Fault:
-    """No file of the training process may grow beyond so many bytes."""
+    """A fault: no file of the training process may grow beyond ``size`` bytes."""
 
     def fault(stage: str) -> None:
         if stage == "train":
@@ -257,10 +261,10 @@ def limit_files(size: int) -> Fault:
 
 
 def jumping_clock(chance: random.Random) -> Fault:
-    """The wall clock goes back and forth by days."""
+    """A fault: the wall clock jumps back and forth by days."""
 
     def fault(stage: str) -> None:
-        true = time.time
-        time.time = lambda: true() + chance.choice((-1e6, 0.0, 1e6))
+        real_time = time.time
+        time.time = lambda: real_time() + chance.choice((-1e6, 0.0, 1e6))
 
     return fault

@@ -12,9 +12,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import flows.registry  # noqa: F401
 
-from dpo_core.recipe import PromoteSettings, Recipe, TrackSettings, TrainSettings
-from flows import tracking
-from flows.registry import Candidate
+from dpo_core.config.recipe import PromoteSettings, Recipe, TrackSettings, TrainSettings
+from flows.registry.versions import Candidate
+from flows.tracking import mlflow_run
 from tests.flows import fake
 
 
@@ -22,7 +22,7 @@ from tests.flows import fake
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An initialised sqlite file: making its tables takes seconds, copying it none."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking.connect(f"sqlite:///{path}").search_experiments()
+    mlflow_run.connect(f"sqlite:///{path}").search_experiments()
     return path
 
 
@@ -45,8 +45,8 @@ def recipe(track: TrackSettings) -> Recipe:
 
 
 @pytest.fixture
-def run(recipe: Recipe) -> tracking.RunHandle:
-    return tracking.open_run(recipe.track, recipe, "a-run", "f00d")
+def run(recipe: Recipe) -> mlflow_run.RunHandle:
+    return mlflow_run.open_run(recipe.track, recipe, "a-run", "f00d")
 
 
 @pytest.fixture

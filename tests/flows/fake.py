@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dpo_core.recipe import TrackSettings
+from dpo_core.config.recipe import TrackSettings
 from dpo_core.records import Checkpoint, DataReport, EvalResult, PairSet, RenderedSet
-from flows import tracking, ui
-from flows.registry import Candidate
+from flows.cli import ui
+from flows.registry.versions import Candidate
+from flows.tracking import mlflow_run
 
 
 @contextmanager
 def served(track: TrackSettings, port: int) -> Iterator[TrackSettings]:
     """The store behind a real server."""
-    with ui.running(str(track.tracking_uri), port) as (_, address):
+    with ui.running_server(str(track.tracking_uri), port) as (_, address):
         yield track.model_copy(update={"tracking_uri": address})
 
 
@@ -37,7 +38,7 @@ def write_journal(log_path: Path, last: int, time: float = 1.79e9) -> None:
     aside.replace(log_path / "metrics.jsonl")
 
 
-def steps_of(handle: tracking.RunHandle, metric: str) -> list[int]:
+def steps_of(handle: mlflow_run.RunHandle, metric: str) -> list[int]:
     return sorted(point.step for point in handle.client.get_metric_history(handle.run_id, metric))
 
 

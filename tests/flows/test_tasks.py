@@ -1,4 +1,4 @@
-"""What is tried again: a process that was killed, and nothing that would only repeat itself. What MLflow is told."""
+"""Tasks: a killed process is retried and other errors are not; a failed run is closed in MLflow."""
 
 import json
 import os
@@ -8,41 +8,38 @@ from pathlib import Path
 
 import pytest
 
-from dpo_core import fingerprint
+from dpo_core.cache import fingerprint
+from dpo_core.config.recipe import Recipe
 from dpo_core.errors import EvaluationError, StoppedError
-from dpo_core.recipe import Recipe
-from dpo_core.train import run_dir
-from flows import tracked
-from flows.registry import Candidate
-from flows.tracking import RunHandle
+from dpo_core.train.checkpoint import run_dir
+from flows.registry.versions import Candidate
+from flows.tasks import StageTasks
+from flows.tracking.mlflow_run import RunHandle, run_name
 
 SCRIPT = """
-from dpo_core.train import run_dir
-from flows import stage
-stage.RETRY_DELAYS_S = [0, 0]
+from flows import tasks
+tasks.RETRY_DELAYS_S[:] = [0, 0]
 from prefect import flow
 from dpo_core.errors import DiedError, RecipeError
-from dpo_core.produce import Produced
 from dpo_core.records import DataReport
+from dpo_core.stages.stage import StageResult
 
 tries = {"died": 0, "bad": 0}
 
-@stage.stage("died")
 def died():
     tries["died"] += 1
     if tries["died"] < 3:
         raise DiedError("found", "rule", "remedy")
-    return Produced(DataReport(rows_read=1, kept=1), False)
+    return StageResult(DataReport(rows_read=1, kept=1), False)
 
-@stage.stage("bad")
 def bad():
     tries["bad"] += 1
     raise RecipeError("found", "rule", "remedy")
 
 @flow
 def both():
-    died()
-    bad()
+    tasks.run_as_task("died", died)
+    tasks.run_as_task("bad", bad)
 
 try:
     both()
@@ -52,12 +49,12 @@ except RecipeError:
 
 
 @pytest.mark.slow
-def test_a_killed_stage_is_tried_again_and_a_wrong_setting_is_not(tmp_path: Path) -> None:
+def test_a_killed_stage_is_retried_and_a_wrong_setting_is_not(tmp_path: Path) -> None:
     own = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=os.environ | own, capture_output=True, text=True, timeout=300
     )
-    assert told.stdout.splitlines()[-1] == "{'died': 3, 'bad': 1}", told.stderr[-2000:]
+    assert result.stdout.splitlines()[-1] == "{'died': 3, 'bad': 1}", result.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
@@ -68,13 +65,15 @@ def test_a_killed_stage_is_tried_again_and_a_wrong_setting_is_not(tmp_path: Path
         (KeyboardInterrupt(), "KILLED"),
     ],
 )
-def test_a_run_whose_evaluation_fails_does_not_stay_open(
+def test_a_run_whose_evaluation_fails_is_closed(
     recipe: Recipe, run: RunHandle, candidate: Candidate, error: BaseException, status: str
 ) -> None:
     config = {"origin": "f00d"}
     config |= {run_dir.DIGEST: fingerprint.of_value(config)}
     (candidate.checkpoint.log_path / run_dir.CONFIG).write_text(json.dumps(config))
-    with pytest.raises(type(error)), tracked.accounted(recipe, candidate.checkpoint):
+    tasks = StageTasks(recipe)
+    tasks.records["train"] = candidate.checkpoint
+    with pytest.raises(type(error)), tasks:
         raise error
     assert run.client.get_run(run.run_id).info.status == status
 
@@ -88,4 +87,4 @@ def test_a_run_whose_evaluation_fails_does_not_stay_open(
     ],
 )
 def test_a_name_begins_with_what_distinguishes_runs(recipe: Recipe, directory: str, name: str) -> None:
-    assert tracked.label(recipe, Path("runs") / directory) == name
+    assert run_name(recipe, Path("runs") / directory) == name

@@ -1,10 +1,11 @@
-"""``python -m tests.gpu``: everything that needs a GPU, in one command of at most eight minutes; also ``make gpu``.
+"""GPU checks: everything that needs a GPU, in one command of at most eight minutes; also ``make gpu``.
 
     python -m tests.gpu [--only NAME …] [--logs DIRECTORY] [--minutes 8]
 
-The most important comes first, each part is bounded in time, and says PASS or FAIL with its figure as soon as it ends:
-what is cut off has still told. The pipelines and the laws run beside each other; what is timed runs alone. It needs a
-checkout and dpo_core's packages, neither Prefect nor MLflow. Ends with 1 if anything failed.
+The most important parts come first. Each part has a time limit, and prints PASS or FAIL with its figure as soon as it
+ends, so that nothing is lost when the command is cut off. The pipelines and the laws run at the same time; timed parts
+run alone. The command needs a checkout and dpo_core's packages, neither Prefect nor MLflow. Its exit code is 1 if a
+part failed.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.2
-SHOWN_LINES = 12
+TAIL_LINES = 12
 FIGURE = "figure: "
 UNITS = {
     "pairs_per_s": "pairs/s",
@@ -38,7 +39,7 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Part:
-    """A command, the seconds that it may take, and whether it is timed, so that nothing may run beside it."""
+    """A command and its time limit in seconds. ``alone``: nothing may run at the same time, as it is timed."""
 
     name: str
     words: tuple[str, ...]
@@ -46,16 +47,16 @@ class Part:
     alone: bool = True
 
     def command(self, work: Path) -> list[str]:
-        """The words for this Python; WORK is a directory of the part's own."""
+        """The command line for this Python; WORK is replaced by the part's own directory."""
         return [sys.executable, *(word.replace("WORK", str(work_of(self, work))) for word in self.words)]
 
 
 def step(name: str, options: str, seconds: float = 100) -> Part:
-    """A row of the step's table."""
+    """A part that runs ``benchmarks/dpo_step.py``."""
     return Part(f"step, {name}", ("benchmarks/dpo_step.py", "--batch-size", "256", *shlex.split(options)), seconds)
 
 
-# Warnings of whatever plugins and versions are there are no errors here.
+# Warnings are no errors here: they depend on the installed plugins and versions.
 LAWS = "-m pytest -n 8 -W default -p no:cacheprovider -p no:benchmark -rf --durations=6 tests/gpu/test_laws.py"
 GENERATION = "--shape 1b --prompts 256 --max-new-tokens 128 --precision bf16 --ours"
 PARTS = (
@@ -72,37 +73,37 @@ PARTS = (
 
 
 def main() -> int:
-    """Run the parts in their order; 1 if any failed."""
+    """Run the parts in their order; returns 1 if any failed."""
     options = parse()
     deadline = time.monotonic() + 60 * options.minutes
-    chosen = [part for part in PARTS if not options.only or any(word in part.name for word in options.only)]
+    selected = [part for part in PARTS if not options.only or any(word in part.name for word in options.only)]
     failed = 0
     with tempfile.TemporaryDirectory(prefix="dpo-gpu-") as work:
-        for group in groups(chosen):
+        for group in groups(selected):
             failed += run(group, Path(work), options.logs, deadline)
-    print(f"{len(chosen) - failed} of {len(chosen)} parts passed", flush=True)
+    print(f"{len(selected) - failed} of {len(selected)} parts passed", flush=True)
     return 1 if failed else 0
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="parts whose names hold one of these words")
-    parser.add_argument("--logs", type=Path, default=Path(tempfile.gettempdir()), help="where each part's output goes")
+    parser.add_argument("--only", nargs="*", help="only parts whose name contains one of these words")
+    parser.add_argument("--logs", type=Path, default=Path(tempfile.gettempdir()), help="directory of the parts' output")
     parser.add_argument("--minutes", type=float, default=8)
     return parser.parse_args()
 
 
 def groups(parts: list[Part]) -> Iterator[list[Part]]:
-    """Those that run beside each other first, then the others one by one."""
-    beside = [part for part in parts if not part.alone]
-    if beside:
-        yield beside
+    """The parts that run at the same time as one group, then each of the others alone."""
+    parallel = [part for part in parts if not part.alone]
+    if parallel:
+        yield parallel
     yield from ([part] for part in parts if part.alone)
 
 
 def run(group: list[Part], work: Path, logs: Path, deadline: float) -> int:
-    """Run parts beside each other and tell of each as it ends; how many failed."""
+    """Run parts at the same time and report each as it ends; returns how many failed."""
     started = time.monotonic()
     running = {part: start(part, work, logs) for part in group if started < deadline}
     failed = len(group) - len(running)
@@ -117,7 +118,7 @@ def run(group: list[Part], work: Path, logs: Path, deadline: float) -> int:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            passed = tell(part, process.returncode, seconds, logs)
+            passed = report(part, process.returncode, seconds, logs)
             failed += not passed
             keep_logs(part, work, logs, show=not passed)
             del running[part]
@@ -126,13 +127,13 @@ def run(group: list[Part], work: Path, logs: Path, deadline: float) -> int:
 
 
 def start(part: Part, work: Path, logs: Path) -> "subprocess.Popen[bytes]":
-    """The part's process, its output in a file."""
-    own = work_of(part, work)
-    own.mkdir()
+    """Start the part's process, its output in its log."""
+    directory = work_of(part, work)
+    directory.mkdir()
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "PYTHONUNBUFFERED": "1",
-        "TMPDIR": str(own),
+        "TMPDIR": str(directory),
     }
     with log_of(part, logs).open("wb") as log:
         return subprocess.Popen(
@@ -140,42 +141,42 @@ def start(part: Part, work: Path, logs: Path) -> "subprocess.Popen[bytes]":
         )
 
 
-def tell(part: Part, code: int, seconds: float, logs: Path) -> bool:
-    """One line of a part that passed; of one that failed also the end of what it printed."""
+def report(part: Part, code: int, seconds: float, logs: Path) -> bool:
+    """Print a part's result line, after a failure also the end of its output; returns whether it passed."""
     lines = log_of(part, logs).read_text(errors="replace").rstrip().splitlines() or [""]
     figure = figure_of(lines)
     passed = code == 0 and figure is not None
     print(f"{'PASS' if passed else 'FAIL'} {seconds:6.0f} s  {part.name}: {figure or lines[-1][:200]}", flush=True)
     if not passed:
-        print("\n".join(f"        {line[:200]}" for line in lines[-SHOWN_LINES:]), flush=True)
+        print("\n".join(f"        {line[:200]}" for line in lines[-TAIL_LINES:]), flush=True)
     return passed
 
 
 def keep_logs(part: Part, work: Path, logs: Path, show: bool) -> None:
-    """What the part's own commands printed, after its own log; the end of each is shown if the part failed."""
+    """Append the logs of the part's own commands to its log; ``show``: print the end of each."""
     with log_of(part, logs).open("a") as log:
-        for found in sorted(work_of(part, work).glob("*.log")):
-            text = found.read_text(errors="replace")
-            log.write(f"\n== {found.name}\n{text}")
+        for file in sorted(work_of(part, work).glob("*.log")):
+            text = file.read_text(errors="replace")
+            log.write(f"\n== {file.name}\n{text}")
             if show:
-                print("\n".join(f"        {found.stem}: {line[:200]}" for line in text.splitlines()[-SHOWN_LINES:]))
+                print("\n".join(f"        {file.stem}: {line[:200]}" for line in text.splitlines()[-TAIL_LINES:]))
 
 
 def figure_of(lines: list[str]) -> str | None:
-    """What a part measured: its line ``figure: …``, its benchmark's JSON in short, or its last line, else None."""
+    """A part's figure: its line ``figure: …``, its benchmark's JSON in short, or its last line; None without any."""
     found = [line.removeprefix(FIGURE) for line in lines if line.startswith(FIGURE)]
     if found or not lines[-1].startswith("{"):
         return found[-1] if found else lines[-1]
     contenders = json.loads(lines[-1])["contenders"]
-    return "; ".join(f"{name}: {in_short(told)}" for name, told in contenders.items()) or None
+    return "; ".join(f"{name}: {summarize(figures)}" for name, figures in contenders.items()) or None
 
 
-def in_short(told: dict[str, Any]) -> str:
-    """A contender's figures that are there, the first loss among them."""
-    figures = [f"{told[name]:.4g} {unit}" for name, unit in UNITS.items() if told.get(name) is not None]
-    words = [f"{name} {told[name]}" for name in ("layout", "token_budget") if name in told]
-    losses = [f"loss {told['losses'][0]:.5f}"] if "losses" in told else []
-    return ", ".join([*figures, *words, *losses])
+def summarize(figures: dict[str, Any]) -> str:
+    """A contender's figures in one line, its first loss among them."""
+    measured = [f"{figures[name]:.4g} {unit}" for name, unit in UNITS.items() if figures.get(name) is not None]
+    words = [f"{name} {figures[name]}" for name in ("layout", "token_budget") if name in figures]
+    losses = [f"loss {figures['losses'][0]:.5f}"] if "losses" in figures else []
+    return ", ".join([*measured, *words, *losses])
 
 
 def work_of(part: Part, work: Path) -> Path:
@@ -184,7 +185,7 @@ def work_of(part: Part, work: Path) -> Path:
 
 
 def log_of(part: Part, logs: Path) -> Path:
-    """Where a part's output goes."""
+    """The file of a part's output."""
     logs.mkdir(parents=True, exist_ok=True)
     return logs / f"{part.name.replace(' ', '-').replace(',', '')}.log"
 

@@ -1,9 +1,10 @@
-"""The pipeline from end to end by its command, ``python -m dpo_core``, on what device there is.
+"""Pipeline from end to end by ``python -m dpo_core``, on the GPU where there is one, else on the CPU.
 
     python -m tests.gpu.pipeline demo|lora WORK_DIRECTORY [key=value …]
 
-demo: the built-in demo as it stands. lora: a Llama of 100 million parameters under LoRA's defaults in bf16, killed in
-training and continued, beside three steps each of other ways to train it. Ends with a line ``figure: …``, or an error.
+demo: the built-in demo. lora: a Llama of 100 million parameters with LoRA's default settings in bf16, killed in
+training and continued; at the same time three steps each of other training configurations. Ends with a line
+``figure: …``, or an error.
 """
 
 import json
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_core.data import demo
-from dpo_core.model import demo as demo_model
+from dpo_core.data.demo import demo_pairs
+from dpo_core.model import demo_model
 
 ROOT = Path(__file__).parents[2]
 # 100 million parameters, heads 64 wide, grouped.
@@ -39,7 +40,7 @@ LORA = (
     " max_steps=8 eval_every=4 save_every=2 infrequent_eval_every=8 infrequent_prompts=4 num_samples=4"
     " max_new_tokens=32 ifeval_limit=32"
 )
-WAYS = {
+CONFIGURATIONS = {
     "full, padded, reference on the fly, activations computed again": (
         "lora_rank=0 layout=padded reference_mode=on_the_fly activation_checkpointing=true"
     ),
@@ -47,28 +48,28 @@ WAYS = {
     "LoRA, tree, reference on the fly": "layout=tree reference_mode=on_the_fly",
     "full, tree, fp32": "lora_rank=0 layout=tree precision=fp32",
 }
-LN_2_WITHIN = 3e-3  # in bf16: the reference was scored by other kernels than the compiled ones
+LN_2_WITHIN = 3e-3  # in bf16: the reference is scored by other kernels than the compiled ones
 
 
 def main(words: list[str]) -> None:
     """One of the two pipelines."""
-    which, work, *settings = words
-    figure = {"demo": run_demo, "lora": run_lora}[which](Path(work), settings)
+    name, work, *settings = words
+    figure = {"demo": run_demo, "lora": run_lora}[name](Path(work), settings)
     print(f"figure: {figure}", flush=True)
 
 
 def run_demo(work: Path, settings: list[str]) -> str:
-    """The demo's shares before and after."""
+    """Run the demo; returns its metrics before and after training."""
     out = finish(start("demo", "run", ["recipes/demo.toml", f"runs_dir={work}", *settings]))
     base, trained = (stage_line(out, name) for name in ("evaluate the base", "evaluate"))
-    before, after = (share(line, "prompt_strict_acc") for line in (base, trained))
+    before, after = (read_metric(line, "prompt_strict_acc") for line in (base, trained))
     assert after > before + 0.2, f"strict {before} before, {after} after"
-    return f"strict {before:.3f} → {after:.3f}, accuracy {share(trained, 'test/accuracy'):.3f}, {layouts(out)}"
+    return f"strict {before:.3f} → {after:.3f}, accuracy {read_metric(trained, 'test/accuracy'):.3f}, {layouts(out)}"
 
 
 def run_lora(work: Path, settings: list[str]) -> str:
-    """LoRA killed and continued, beside it the other ways."""
-    began = time.monotonic()
+    """Kill and continue a LoRA run while the other configurations train; returns its figure."""
+    started = time.monotonic()
     model = write_model(work / "model", TINY if "shape=tiny" in settings else SHAPE)
     words = [
         *shlex.split(LORA),
@@ -82,32 +83,34 @@ def run_lora(work: Path, settings: list[str]) -> str:
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait()
     kill_orphans(log_path)
-    print(f"{time.monotonic() - began:.0f} s: killed after step {steps_done(log_path)}", flush=True)
+    print(f"{time.monotonic() - started:.0f} s: killed after step {steps_done(log_path)}", flush=True)
     runs = {
-        way: start(f"way-{number}", "train", [*words, *extra.split(), "max_steps=3", f"log_path={work / str(number)}"])
-        for number, (way, extra) in enumerate(WAYS.items())
+        name: start(
+            f"other-{number}", "train", [*words, *extra.split(), "max_steps=3", f"log_path={work / str(number)}"]
+        )
+        for number, (name, extra) in enumerate(CONFIGURATIONS.items())
     }
     out = finish(start("continued", "run", [*words, f"log_path={log_path}"]))
-    print(f"{time.monotonic() - began:.0f} s: continued and finished", flush=True)
+    print(f"{time.monotonic() - started:.0f} s: continued and finished", flush=True)
     assert "Continuing after step" in out, "the second run did not continue from a checkpoint"
     journal = read_journal(log_path)
     assert [row["step"] for row in journal] == list(range(9)), [row["step"] for row in journal]
     assert abs(journal[1]["dpo_loss"] - math.log(2)) < LN_2_WITHIN, journal[1]["dpo_loss"]
-    figure = f"accuracy {share(stage_line(out, 'evaluate'), 'test/accuracy'):.3f}, continued, {layouts(out)}"
-    for number, (way, process) in enumerate(runs.items()):
+    figure = f"accuracy {read_metric(stage_line(out, 'evaluate'), 'test/accuracy'):.3f}, continued, {layouts(out)}"
+    for number, (name, process) in enumerate(runs.items()):
         finish(process)
         rows = read_journal(work / str(number))
-        assert abs(rows[1]["dpo_loss"] - math.log(2)) < LN_2_WITHIN, f"{way}: {rows[1]['dpo_loss']}"
-        print(f"{way}: {[round(row['dpo_loss'], 5) for row in rows[1:]]}, {rows[2]['batch_time']:.2f} s a step")
+        assert abs(rows[1]["dpo_loss"] - math.log(2)) < LN_2_WITHIN, f"{name}: {rows[1]['dpo_loss']}"
+        print(f"{name}: {[round(row['dpo_loss'], 5) for row in rows[1:]]}, {rows[2]['batch_time']:.2f} s a step")
     return f"{figure}; {len(runs)} other ways start at ln 2"
 
 
 def write_model(path: Path, shape: dict[str, int]) -> Path:
     """A Llama of this shape with the demo's tokenizer, random weights in bf16."""
-    import torch  # lazy: the demo's pipeline needs none of it here
+    import torch  # lazy: run_demo needs no torch in this process
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    demo_model.write_base(path, demo.texts(demo.generate(256, 0)))
+    demo_model.write_base(path, demo_pairs.training_texts(demo_pairs.generate(256, 0)))
     config = json.loads((path / "config.json").read_text()) | {"num_key_value_heads": 4} | shape
     (path / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
@@ -125,7 +128,7 @@ class Command:
 
 
 def start(name: str, stage: str, words: list[str]) -> Command:
-    """The command, in a process group of its own, its output in ``name``.log where temporary files go."""
+    """Start the command in its own process group, its output in ``name``.log in the temporary directory."""
     log = Path(tempfile.gettempdir()) / f"{name}.log"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "dpo_core", stage, *words]
@@ -137,7 +140,7 @@ def start(name: str, stage: str, words: list[str]) -> Command:
 
 
 def finish(command: Command) -> str:
-    """What the command printed.
+    """Wait for the command; returns what it printed.
 
     Raises AssertionError when it failed.
     """
@@ -148,7 +151,7 @@ def finish(command: Command) -> str:
 
 
 def wait_for(done: Callable[[], bool], command: Command) -> None:
-    """Until it is done.
+    """Wait until ``done`` is true.
 
     Raises AssertionError when the command ends before.
     """
@@ -158,40 +161,40 @@ def wait_for(done: Callable[[], bool], command: Command) -> None:
 
 
 def kill_orphans(log_path: Path) -> None:
-    """End the stage's process that trains in ``log_path`` as suddenly as its command."""
+    """Kill the train stage's process of the run in ``log_path``, whose command has been killed."""
     import psutil  # lazy: as above
 
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "dpo_core.worker" in words and "train" in words and str(log_path.parent) in " ".join(words):
+        if "dpo_core.process.worker" in words and "train" in words and str(log_path.parent) in " ".join(words):
             process.kill()
 
 
 def steps_done(log_path: Path) -> int:
-    """The last step in the journal, -1 before it begins."""
+    """The last step in the journal, -1 if the journal is empty."""
     rows = read_journal(log_path)
     return int(rows[-1]["step"]) if rows else -1
 
 
 def read_journal(log_path: Path) -> list[dict[str, Any]]:
-    """The journal's whole lines."""
+    """The complete lines of the journal."""
     path = log_path / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def stage_line(out: str, stage: str) -> str:
-    """What the command said of a stage."""
+    """The line that the command printed for a stage."""
     return next(line for line in out.splitlines() if line.startswith(f"{stage}: "))
 
 
-def share(line: str, name: str) -> float:
-    """A metric in a stage's line."""
+def read_metric(line: str, name: str) -> float:
+    """The value of a metric in a stage's line."""
     return float(line.split(f"{name}=")[1].split(",")[0])
 
 
 def layouts(out: str) -> str:
-    """The layout that the training stage reported, with the budget."""
+    """The layout and token budget that the train stage printed."""
     return next((line.split("engine", 1)[1].strip(" :│|") for line in out.splitlines() if "layout, " in line), "?")
 
 

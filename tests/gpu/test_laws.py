@@ -1,6 +1,6 @@
-"""The engine's laws on a GPU, through FlexAttention and compiled layers. Skipped where there is none.
+"""The training engine's laws on a GPU, through FlexAttention and compiled layers. Skipped without a GPU.
 
-A compilation takes seconds: what shares a configuration shares a policy, whose weights no test changes.
+Compilation takes seconds, so tests of one configuration share a policy; no test changes its weights.
 """
 
 import math
@@ -19,21 +19,23 @@ from torch import nn
 from torch._dynamo.utils import counters
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dpo_core.model.lora import trainable
+from dpo_core.config.recipe import ModelSettings, TrainSettings
+from dpo_core.model.lora import make_trainable
 from dpo_core.pair import Pair
-from dpo_core.recipe import ModelSettings, TrainSettings
-from dpo_core.render.rendered import Completion, TokenPair
-from dpo_core.train import budget, checkpoint, session
-from dpo_core.train.compiled import compiled, uncompiled
-from dpo_core.train.footprint import Workload
-from dpo_core.train.layout import obstacle
+from dpo_core.render.token_dataset import CompletionTokens, TokenPair
+from dpo_core.train.batching import auto_token_budget
+from dpo_core.train.batching.batch_layout import tree_obstacle
+from dpo_core.train.batching.memory_estimate import Workload
+from dpo_core.train.batching.packing import branches, build
+from dpo_core.train.checkpoint import checkpoint_state
 from dpo_core.train.logps import backward, completion_logps
 from dpo_core.train.loop import Run, accumulate, steps
-from dpo_core.train.packing import branches, build
-from dpo_core.train.reference import OnTheFly
+from dpo_core.train.reference import OnTheFlyReference
+from dpo_core.train.runtime import setup
+from dpo_core.train.runtime.compile_layers import compile_policy, uncompiled
 from tests import tiny
 
-# Read by CUDA's libraries when they are first used.
+# CUDA's libraries read it at their first use.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -45,30 +47,30 @@ SETTINGS = {
     "num_epochs": 4,
     "token_budget": 16_384,
 }
-NEAR = {"fp32": 1e-6, "bf16": 1e-4}
+TOLERANCE = {"fp32": 1e-6, "bf16": 1e-4}
 
 
 @pytest.fixture
 def deterministic() -> Iterator[None]:
-    session.deterministic(True)
+    setup.set_deterministic(True)
     yield
-    session.deterministic(False)
+    setup.set_deterministic(False)
 
 
 def llama(device: torch.device = GPU, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """FlexAttention needs heads 16 wide: 64 in all."""
+    """A tiny Llama of hidden size 64: FlexAttention needs heads of size 16."""
     return tiny.llama(dtype=dtype, hidden_size=64).to(device)
 
 
 def new_policy(lora_rank: int, train: TrainSettings) -> nn.Module:
     dtype = torch.bfloat16 if lora_rank and train.precision == "bf16" else torch.float32
-    policy = trainable(llama(dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
-    return compiled(session.prepared(policy, train), train)
+    policy = make_trainable(llama(dtype=dtype), ModelSettings(lora_rank=lora_rank), seed=0)
+    return compile_policy(setup.prepare_policy(policy, train), train)
 
 
 @cache
 def policy_of(lora_rank: int, precision: str) -> nn.Module:
-    """One policy for all tests that leave its weights alone."""
+    """A policy that is shared by all tests that do not change its weights."""
     return new_policy(lora_rank, TrainSettings.model_validate(SETTINGS | {"precision": precision}))
 
 
@@ -79,17 +81,17 @@ def run_of(path: Path, policy: nn.Module, reference: str = "cached", **changes: 
     adapted = hasattr(policy, "disable_adapter")
     frozen = llama(dtype=torch.bfloat16 if adapted and train.precision == "bf16" else torch.float32)
     if reference == "on_the_fly":
-        known: Any = OnTheFly(policy if adapted else frozen, train.precision)
+        references: Any = OnTheFlyReference(policy if adapted else frozen, train.precision)
     else:
-        known = tiny.references(path, frozen, split, precision=train.precision)  # type: ignore[arg-type]
-    return Run(policy, session.adamw(policy, train), split, known, train, token_budget=int(train.token_budget))
+        references = tiny.references(path, frozen, split, precision=train.precision)  # type: ignore[arg-type]
+    return Run(policy, setup.adamw(policy, train), split, references, train, token_budget=int(train.token_budget))
 
 
 def gradients(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double().cpu()
 
 
-def one_batch(run: Run) -> tuple[float, torch.Tensor]:
+def batch_gradients(run: Run) -> tuple[float, torch.Tensor]:
     """The loss and the gradients of the first eight pairs."""
     run.optimizer.zero_grad(set_to_none=True)
     sums, _ = accumulate(run, list(range(8)), [run.rows[index] for index in range(8)])
@@ -99,15 +101,15 @@ def one_batch(run: Run) -> tuple[float, torch.Tensor]:
 @pytest.mark.parametrize("lora_rank", [0, 4])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_loss_starts_at_ln_2(tmp_path: Path, lora_rank: int, precision: str) -> None:
-    for how in ("cached", "on_the_fly"):
-        run = run_of(tmp_path / how, policy_of(lora_rank, precision), how, precision=precision)
-        assert one_batch(run)[0] == pytest.approx(math.log(2), abs=NEAR[precision]), how
+    for reference in ("cached", "on_the_fly"):
+        run = run_of(tmp_path / reference, policy_of(lora_rank, precision), reference, precision=precision)
+        assert batch_gradients(run)[0] == pytest.approx(math.log(2), abs=TOLERANCE[precision]), reference
 
 
 @pytest.mark.parametrize("compile_layers", [False, True])
-def test_a_trees_logps_and_gradients_are_those_of_padded_rows_in_float64(compile_layers: bool) -> None:
+def test_logps_and_gradients_of_the_tree_layout_equal_those_of_padded_rows_in_float64(compile_layers: bool) -> None:
     items = [branches(pair) for pair in tiny.token_pairs(12)]
-    told = []
+    results = []
     for model, layout, device in ((policy_of(0, "fp32"), "tree", GPU), (llama(CPU, torch.float64), "padded", CPU)):
         model.zero_grad(set_to_none=True)
         batch = build(layout, items, device)
@@ -116,8 +118,8 @@ def test_a_trees_logps_and_gradients_are_those_of_padded_rows_in_float64(compile
             backward(
                 model, batch, lambda logps, _: (logps * torch.linspace(1, 2, len(logps), device=logps.device)).sum()
             )
-        told.append((logps, gradients(model)))
-    (logps, slope), (exact_logps, exact_slope) = told
+        results.append((logps, gradients(model)))
+    (logps, slope), (exact_logps, exact_slope) = results
     assert (logps - exact_logps).abs().max() < 1e-4
     assert (slope - exact_slope).norm() / exact_slope.norm() < 1e-4
 
@@ -127,34 +129,34 @@ def test_every_layer_shares_one_compilation(tmp_path: Path) -> None:
     run = run_of(tmp_path, new_policy(4, train), precision="bf16")
     torch._dynamo.reset()
     counters.clear()
-    one_batch(run)
+    batch_gradients(run)
     assert counters["stats"]["unique_graphs"] <= 3  # the layers', the head's probabilities and their gradient
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_tree_is_chosen_on_a_gpu(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_the_tree_layout_is_possible_on_a_gpu(tmp_path: Path, dtype: torch.dtype) -> None:
     rows = tiny.rows(tmp_path, tiny.token_pairs(4))
-    assert obstacle(llama(dtype=dtype), rows) is None
-    narrow = tiny.llama().to(GPU)  # heads 8 wide, which FlexAttention may refuse
-    assert obstacle(narrow, rows) is None or "refuses" in str(obstacle(narrow, rows))
+    assert tree_obstacle(llama(dtype=dtype), rows) is None
+    narrow = tiny.llama().to(GPU)  # heads of size 8, which FlexAttention may refuse
+    assert tree_obstacle(narrow, rows) is None or "refuses" in str(tree_obstacle(narrow, rows))
 
 
 def test_gradients_do_not_depend_on_the_split_into_microbatches(tmp_path: Path) -> None:
-    told = [
-        one_batch(run_of(tmp_path / str(tokens), policy_of(0, "fp32"), token_budget=tokens))[1]
+    results = [
+        batch_gradients(run_of(tmp_path / str(tokens), policy_of(0, "fp32"), token_budget=tokens))[1]
         for tokens in (1, 200, 100_000)
     ]
-    for other in told[1:]:
-        assert (told[0] - other).norm() / told[0].norm() < 1e-4
+    for other in results[1:]:
+        assert (results[0] - other).norm() / results[0].norm() < 1e-4
 
 
 @pytest.mark.parametrize("compile_model", [False, True])
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_recomputed_activations_give_the_same_gradients(tmp_path: Path, lora_rank: int, compile_model: bool) -> None:
-    _, kept = one_batch(run_of(tmp_path / "kept", policy_of(lora_rank, "fp32")))
+    _, kept = batch_gradients(run_of(tmp_path / "kept", policy_of(lora_rank, "fp32")))
     changes: Any = {"activation_checkpointing": True, "compile_model": compile_model}
     again = new_policy(lora_rank, TrainSettings.model_validate(SETTINGS | changes))
-    _, recomputed = one_batch(run_of(tmp_path / "recomputed", again, **changes))
+    _, recomputed = batch_gradients(run_of(tmp_path / "recomputed", again, **changes))
     assert (kept - recomputed).norm() / kept.norm() < 1e-4
 
 
@@ -163,25 +165,27 @@ def test_recomputed_activations_give_the_same_gradients(tmp_path: Path, lora_ran
 def test_resumed_is_uninterrupted_to_the_bit(tmp_path: Path, precision: str, lora_rank: int) -> None:
     changes: Any = {"precision": precision, "deterministic": True}
     train = TrainSettings.model_validate(SETTINGS | changes)
-    whole = run_of(tmp_path / "whole", new_policy(lora_rank, train), **changes)
-    told = [metrics.values["dpo_loss"] for metrics in steps(whole)]
+    uninterrupted = run_of(tmp_path / "whole", new_policy(lora_rank, train), **changes)
+    results = [metrics.values["dpo_loss"] for metrics in steps(uninterrupted)]
     first = run_of(tmp_path / "first", new_policy(lora_rank, train), **changes)
     before = [metrics.values["dpo_loss"] for metrics in islice(steps(first), 2)]
-    checkpoint.write(tmp_path, checkpoint.snapshot(tmp_path, first.policy, first.optimizer, 2, {"run": "r"}))
-    torch._dynamo.reset()  # as another process, which compiles anew
+    checkpoint_state.write(
+        tmp_path, checkpoint_state.take_snapshot(tmp_path, first.policy, first.optimizer, 2, {"run": "r"})
+    )
+    torch._dynamo.reset()  # as in a new process, which compiles again
     second = run_of(tmp_path / "second", new_policy(lora_rank, train), **changes)
-    found, _ = checkpoint.latest(tmp_path)
-    assert found is not None
-    checkpoint.load(found.path, second.policy, second.optimizer)
+    checkpoint, _ = checkpoint_state.latest(tmp_path)
+    assert checkpoint is not None
+    checkpoint_state.load(checkpoint.path, second.policy, second.optimizer)
     after = [metrics.values["dpo_loss"] for metrics in steps(second, done=2)]
-    assert before + after == told
-    for ours, theirs in zip(second.policy.parameters(), whole.policy.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    assert before + after == results
+    for resumed_weight, weight in zip(second.policy.parameters(), uninterrupted.policy.parameters(), strict=True):
+        assert torch.equal(resumed_weight, weight)
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_the_predicted_peak_is_the_measured_one(tmp_path: Path, lora_rank: int) -> None:
-    """On a model and microbatches that are large enough for the allocator's rounding not to count."""
+    """On a model and microbatches so large that the allocator's rounding is negligible."""
     torch._dynamo.reset()
     train = TrainSettings.model_validate(SETTINGS | {"precision": "bf16", "batch_size": 64, "num_epochs": 1})
     config = LlamaConfig(
@@ -191,12 +195,14 @@ def test_the_predicted_peak_is_the_measured_one(tmp_path: Path, lora_rank: int) 
     torch.cuda.empty_cache()
     base = LlamaForCausalLM(config).to(GPU, torch.bfloat16 if lora_rank else torch.float32).eval()
     split = tiny.rows(tmp_path, [long_pair(seed) for seed in range(128)])
-    policy = session.prepared(trainable(base, ModelSettings(lora_rank=lora_rank), seed=0), train)
+    policy = setup.prepare_policy(make_trainable(base, ModelSettings(lora_rank=lora_rank), seed=0), train)
     work = Workload(policy, split, "tree", "bf16")
-    plan = budget.plan(work, 16_384, budget.Past(), budget.batches_of(len(split), train))
-    known: Any = tiny.references(tmp_path, base, split, precision="bf16")
+    plan = auto_token_budget.plan(
+        work, 16_384, auto_token_budget.BudgetHistory(), auto_token_budget.first_batches(len(split), train)
+    )
+    references: Any = tiny.references(tmp_path, base, split, precision="bf16")
     torch.cuda.reset_peak_memory_stats()
-    run = Run(compiled(policy, train), session.adamw(policy, train), split, known, train, token_budget=16_384)
+    run = Run(compile_policy(policy, train), setup.adamw(policy, train), split, references, train, token_budget=16_384)
     for _ in steps(run):
         pass
     measured = torch.cuda.max_memory_allocated()
@@ -205,7 +211,9 @@ def test_the_predicted_peak_is_the_measured_one(tmp_path: Path, lora_rank: int) 
 
 
 def long_pair(seed: int) -> TokenPair:
-    """Of 256 + 128 + 128 tokens."""
+    """A token pair of 256 + 128 + 128 tokens."""
     rng = np.random.default_rng(seed)
     prompt, chosen, rejected = (rng.integers(3, 8_000, length).astype(np.int32) for length in (256, 128, 128))
-    return TokenPair(prompt, Pair(chosen, rejected).map(lambda ids: Completion(ids, np.ones(len(ids), dtype=np.bool_))))
+    return TokenPair(
+        prompt, Pair(chosen, rejected).map(lambda ids: CompletionTokens(ids, np.ones(len(ids), dtype=np.bool_)))
+    )

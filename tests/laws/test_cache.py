@@ -3,28 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from dpo_core import river
-from dpo_core.model.source import describe
-from dpo_core.produce import Work
-from dpo_core.recipe import Recipe, TrainSettings
-from dpo_core.records import DataReport, ModelSource, PairSet, RenderedSet
+from dpo_core.config.recipe import Recipe, TrainSettings
+from dpo_core.model.locate import describe
+from dpo_core.pipeline import stage_calls
+from dpo_core.records import DataReport, ModelSource, PairSet, ReferenceSet, RenderedSet
+from dpo_core.stages.stage import StageCall
+from dpo_core.train.batching.packing import branches, build
 from dpo_core.train.loop import Run, steps
-from dpo_core.train.packing import branches, build
-from dpo_core.train.reference import OnTheFly
+from dpo_core.train.reference import OnTheFlyReference
 from tests import tiny
 
 REPORT = DataReport(rows_read=64, kept=64)
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
-    """The work that the river asks for, instead of doing it."""
-    asked: list[Work] = []
-    monkeypatch.setattr(river, "produce", lambda _, work, kind, meanwhile=None: asked.append(work))
-    return asked
 
 
 def rendered(path: Path) -> RenderedSet:
@@ -46,10 +37,12 @@ def recipe(train: dict[str, Any] | None = None, **sections: dict[str, Any]) -> R
     return Recipe.model_validate(sections | {"train": {"batch_size": 8} | (train or {})})
 
 
-def keys(asked: list[Work], model: ModelSource, *recipes: Recipe) -> list[str]:
-    for one in recipes:
-        river.score_reference(one, rendered(model.path), model)
-    return [work.key for work in asked[-len(recipes) :]]
+def calls(model: ModelSource, *recipes: Recipe) -> list[StageCall[ReferenceSet]]:
+    return [stage_calls.score_reference_call(recipe, rendered(model.path), model) for recipe in recipes]
+
+
+def keys(model: ModelSource, *recipes: Recipe) -> list[str]:
+    return [call.cache_key for call in calls(model, *recipes)]
 
 
 # Another value than the default of every setting of the optimisation, beside batch_size=10.
@@ -96,32 +89,32 @@ NUMERICS = {"precision", "layout"}
 
 
 def test_a_stored_reference_depends_on_the_pairs_visited_and_the_numerics_and_on_no_other_setting(
-    asked: list[Work], tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     assert OTHER.keys() == TrainSettings.model_fields.keys()
     model, train = describe(tiny.directory(tmp_path), "tiny"), {"batch_size": 10}  # 60 of 64 pairs an epoch
-    [own] = keys(asked, model, recipe(train=train))
-    told = keys(asked, model, *(recipe(train=train | {name: value}) for name, value in OTHER.items()))
+    [own] = keys(model, recipe(train=train))
+    told = keys(model, *(recipe(train=train | {name: value}) for name, value in OTHER.items()))
     changed = {name for name, key in zip(OTHER, told, strict=True) if key != own}
     assert changed == VISITED | NUMERICS
 
 
-def test_what_is_stored_of_any_pairs_is_shared_by_runs_of_the_same_numerics(asked: list[Work], tmp_path: Path) -> None:
+def test_what_is_stored_of_any_pairs_is_shared_by_runs_of_the_same_numerics(tmp_path: Path) -> None:
     model, train = describe(tiny.directory(tmp_path), "tiny"), {"batch_size": 10}
-    keys(asked, model, recipe(train=train), *(recipe(train=train | {name: value}) for name, value in OTHER.items()))
-    own, *told = [work.request.base_key for work in asked]  # type: ignore[attr-defined]
+    recipes = [recipe(train=train), *(recipe(train=train | {name: value}) for name, value in OTHER.items())]
+    own, *told = [call.request.base_key for call in calls(model, *recipes)]  # type: ignore[attr-defined]
     assert own
     assert {name for name, key in zip(OTHER, told, strict=True) if key != own} == NUMERICS
 
 
-def test_a_warm_start_depends_on_its_own_settings_seed_and_numerics_and_not_on_the_microbatches(
-    asked: list[Work], tmp_path: Path
-) -> None:
+def test_a_warm_start_depends_on_its_own_settings_seed_and_numerics_and_not_on_the_microbatches(tmp_path: Path) -> None:
     model = describe(tiny.directory(tmp_path), "tiny")
 
     def key(train: dict[str, Any], **warm_start: float) -> str:
-        river.warm_start(recipe(train=train, warm_start={"sft_steps": 3} | warm_start), rendered(tmp_path), model)
-        return asked[-1].key
+        with_warm_start = recipe(train=train, warm_start={"sft_steps": 3} | warm_start)
+        call = stage_calls.warm_start_call(with_warm_start, rendered(tmp_path), model)
+        assert call is not None
+        return call.cache_key
 
     own = key({})
     assert {name for name, value in OTHER.items() if key({name: value}) != own} == NUMERICS | {"seed"}
@@ -130,12 +123,11 @@ def test_a_warm_start_depends_on_its_own_settings_seed_and_numerics_and_not_on_t
     assert len({own} | {key({}, **{name: value}) for name, value in others.items()}) == 5
 
 
-def test_numerics_seen_pairs_and_weights_do_not(asked: list[Work], tmp_path: Path) -> None:
+def test_numerics_seen_pairs_and_weights_do_not(tmp_path: Path) -> None:
     model = describe(tiny.directory(tmp_path), "tiny")
     lora, full = {"lora_rank": 8}, {"lora_rank": 0}
     half = {"precision": "bf16"}
     told = keys(
-        asked,
         model,
         recipe(train={"precision": "fp32"}),
         recipe(train=half, model=full),
@@ -144,11 +136,11 @@ def test_numerics_seen_pairs_and_weights_do_not(asked: list[Work], tmp_path: Pat
         recipe(train={"max_steps": 1, "batch_size": 4}),
     )
     tiny.llama(seed=1).save_pretrained(model.path)
-    told += keys(asked, describe(model.path, "tiny"), recipe())
+    told += keys(describe(model.path, "tiny"), recipe())
     assert len(set(told)) == len(told)
 
 
-def test_another_max_length_or_treatment_of_what_is_beyond_it_renders_anew(asked: list[Work], tmp_path: Path) -> None:
+def test_another_max_length_or_treatment_of_what_is_beyond_it_renders_anew(tmp_path: Path) -> None:
     model = describe(tiny.directory(tmp_path), "tiny")
     pairs = PairSet(
         path=tmp_path,
@@ -160,9 +152,9 @@ def test_another_max_length_or_treatment_of_what_is_beyond_it_renders_anew(asked
         train_report=REPORT,
         test_report=REPORT,
     )
-    for changed in ({}, {"max_length": 1024}, {"max_length": 1024, "over_length": "drop"}):
-        river.render(recipe(render=changed | {"renderer_name": "role_colon"}), pairs, model)
-    assert len({work.key for work in asked}) == 3
+    changes = ({}, {"max_length": 1024}, {"max_length": 1024, "over_length": "drop"})
+    recipes = [recipe(render=changed | {"renderer_name": "role_colon"}) for changed in changes]
+    assert len({stage_calls.render_call(one, pairs, model).cache_key for one in recipes}) == 3
 
 
 def test_the_stored_reference_is_the_one_on_the_fly(tmp_path: Path) -> None:
@@ -170,7 +162,8 @@ def test_the_stored_reference_is_the_one_on_the_fly(tmp_path: Path) -> None:
     stored = tiny.references(tmp_path, model, tiny.rows(tmp_path, pairs))
     order = [7, 2, 5]
     batch = build("tree", [branches(pairs[index]) for index in order], torch.device("cpu"))
-    torch.testing.assert_close(OnTheFly(model, "fp32").of(order, batch), stored.of(order, batch), atol=1e-5, rtol=0)
+    computed = OnTheFlyReference(model, "fp32").reference_logps(order, batch)
+    torch.testing.assert_close(computed, stored.reference_logps(order, batch), atol=1e-5, rtol=0)
 
 
 def test_a_reference_found_and_one_scored_now_give_the_same_run_to_the_bit(tmp_path: Path) -> None:

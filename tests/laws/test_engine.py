@@ -9,28 +9,28 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from dpo_core import compat
+from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.errors import OutOfMemoryError, TrainingError
-from dpo_core.model.load import without_dropout
-from dpo_core.model.lora import trainable
+from dpo_core.model import compat
+from dpo_core.model.load import disable_dropout
+from dpo_core.model.lora import make_trainable
 from dpo_core.pair import Pair
-from dpo_core.recipe import ModelSettings, TrainSettings
 from dpo_core.records import StepMetrics
-from dpo_core.render.rendered import Completion, TokenPair
+from dpo_core.render.token_dataset import CompletionTokens, TokenPair
 from dpo_core.train import logps as logps_module
 from dpo_core.train import loop
+from dpo_core.train.batching.packing import Batch, Layout, branches, padded_batch, tree_batch
 from dpo_core.train.logps import (
     TargetLogps,
     autocast,
     backward,
     completion_logps,
-    differentiate_at_once,
-    normalisers,
+    logsumexp_rows,
+    write_logits_gradient,
 )
 from dpo_core.train.loop import Run, accumulate, steps
 from dpo_core.train.loss import LOSSES
-from dpo_core.train.packing import Batch, Layout, branches, padded, tree
-from dpo_core.train.reference import OnTheFly, Reference
+from dpo_core.train.reference import OnTheFlyReference, Reference
 from tests import tiny
 
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -72,9 +72,9 @@ def test_the_first_step_starts_at_ln_2(
     model = tiny.llama()
     run = run_over(tmp_path, model, tiny.token_pairs(8), precision=precision)
     known: Reference = tiny.references(tmp_path, model, run.rows, layout, precision)
-    policy = trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
+    policy = make_trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
     if how == "on_the_fly":
-        known = OnTheFly(policy if lora_rank else tiny.llama(), precision)
+        known = OnTheFlyReference(policy if lora_rank else tiny.llama(), precision)
     first = next(steps(Run(policy, run.optimizer, run.rows, known, run.settings, layout)))
     assert first.values["dpo_loss"] == pytest.approx(math.log(2), abs=1e-6 if precision == "fp32" else 1e-4)
     assert first.values["accuracy"] == 0.5 or precision == "bf16"
@@ -140,10 +140,10 @@ def in_float64(model: PreTrainedModel) -> PreTrainedModel:
 def test_a_tree_gives_the_logps_and_gradients_of_padded_rows(name: str) -> None:
     items = [branches(pair) for pair in tiny.token_pairs(5)]
     told = []
-    for batch in (tree(items), padded(items)):
+    for batch in (tree_batch(items), padded_batch(items)):
         model = family(name)
         backward(
-            model, batch, lambda logps, _: (logps * torch.linspace(1, 2, len(logps))).sum(), together=len(items) * 2
+            model, batch, lambda logps, _: (logps * torch.linspace(1, 2, len(logps))).sum(), group_size=len(items) * 2
         )
         gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         told.append((completion_logps(model, batch), gradients))
@@ -161,7 +161,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         if checkpointing:
             compat.recompute_activations(model)
             model.train()
-        backward(model, tree(items), lambda logps, _: logps.sum())
+        backward(model, tree_batch(items), lambda logps, _: logps.sum())
         told.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert torch.allclose(*told, **EXACT)
 
@@ -169,7 +169,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 def test_the_heads_pieces_give_the_gradients_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = []
     for tokens in (100_000, 40, 3):
-        monkeypatch.setitem(logps_module.MOST_LOGITS, "cpu", tokens * tiny.VOCABULARY)
+        monkeypatch.setitem(logps_module.MAX_LOGITS, "cpu", tokens * tiny.VOCABULARY)
         model = exact_llama()
         gradients.append(gradients_of(run_over(tmp_path / str(tokens), model, tiny.token_pairs(8))))
     assert torch.allclose(gradients[0], gradients[1], **EXACT)
@@ -197,7 +197,7 @@ def test_the_order_inside_a_batch_changes_nothing(tmp_path: Path) -> None:
     assert torch.allclose(*told, **EXACT)
 
 
-@pytest.mark.parametrize("layout", [tree, padded])
+@pytest.mark.parametrize("layout", [tree_batch, padded_batch])
 def test_neighbours_change_no_logp(layout: Any) -> None:
     model, pairs = exact_llama(), tiny.token_pairs(6)
     together = completion_logps(model, layout([branches(pair) for pair in pairs]))
@@ -209,8 +209,8 @@ def test_a_changed_chosen_token_leaves_the_rejected_side_alone() -> None:
     model, [pair] = exact_llama(), tiny.token_pairs(1)
     other = pair.sides.chosen.ids.copy()
     other[0] = (other[0] + 1 - 3) % (tiny.VOCABULARY - 3) + 3
-    changed = TokenPair(pair.prompt, Pair(Completion(other, pair.sides.chosen.mask), pair.sides.rejected))
-    before, after = (completion_logps(model, tree([branches(one)])) for one in (pair, changed))
+    changed = TokenPair(pair.prompt, Pair(CompletionTokens(other, pair.sides.chosen.mask), pair.sides.rejected))
+    before, after = (completion_logps(model, tree_batch([branches(one)])) for one in (pair, changed))
     chosen = len(other)
     assert torch.equal(before[chosen:], after[chosen:])
     assert (before[:chosen] != after[:chosen]).any()
@@ -224,15 +224,15 @@ def test_logps_are_those_of_transformers_own_loss() -> None:
     with torch.no_grad():
         mean_nll = model(input_ids=ids, labels=labels).loss
     length = len(pair.sides.chosen.ids)
-    ours = completion_logps(model, tree([branches(pair)]))[:length].sum()
+    ours = completion_logps(model, tree_batch([branches(pair)]))[:length].sum()
     assert ours.item() == pytest.approx(-mean_nll.item() * length, abs=1e-5)
 
 
 def test_prompt_tokens_are_not_trained_and_the_first_completion_token_is() -> None:
     model = tiny.llama()
     prompt, tokens = np.array([5, 6, 7], dtype=np.int32), np.array([11], dtype=np.int32)
-    completion = Completion(tokens, np.array([True]))
-    batch = tree([branches(TokenPair(prompt, Pair(completion, completion)))])
+    completion = CompletionTokens(tokens, np.array([True]))
+    batch = tree_batch([branches(TokenPair(prompt, Pair(completion, completion)))])
     hidden = model.model(input_ids=batch.ids[:, :3]).last_hidden_state.detach().requires_grad_(True)
     model.lm_head(hidden.flatten(0, 1)[batch.predictors]).log_softmax(-1)[:, 11].sum().backward()
     assert hidden.grad is not None
@@ -243,11 +243,11 @@ def test_dropout_is_off_in_training_mode_too(tmp_path: Path) -> None:
     model = tiny.llama()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
-    without_dropout(model)
+    disable_dropout(model)
     model.train()
     run = run_over(tmp_path, model, tiny.token_pairs(8))
     assert next(steps(run)).values["dpo_loss"] == pytest.approx(math.log(2), abs=1e-6)
-    batch = tree([branches(pair) for pair in tiny.token_pairs(3)])
+    batch = tree_batch([branches(pair) for pair in tiny.token_pairs(3)])
     assert torch.equal(completion_logps(model, batch), completion_logps(model, batch))
 
 
@@ -255,12 +255,12 @@ def test_dropout_is_off_in_training_mode_too(tmp_path: Path) -> None:
 def test_what_trains_gets_a_gradient_and_what_is_frozen_stays(tmp_path: Path, lora_rank: int) -> None:
     model = tiny.llama()
     run = run_over(tmp_path, model, tiny.token_pairs(8))
-    policy = trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
+    policy = make_trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
     for name, value in policy.named_parameters():
         if "lora_B" in name:  # at zero, it would keep A's gradient at zero in the first step
             torch.nn.init.normal_(value, std=0.01)
     frozen = {name: p.detach().clone() for name, p in policy.named_parameters() if not p.requires_grad}
-    adapted = Run(policy, run.optimizer, run.rows, run.references, run.settings)
+    adapted = Run(policy, run.optimizer, run.rows, run.reference, run.settings)
     gradients_of(adapted)
     trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.values())
@@ -271,9 +271,9 @@ def test_what_trains_gets_a_gradient_and_what_is_frozen_stays(tmp_path: Path, lo
 def test_a_tiny_set_is_learnt_by_heart(tmp_path: Path, lora_rank: int, below: float) -> None:
     model = tiny.llama()
     run = run_over(tmp_path, model, tiny.token_pairs(8), num_epochs=30)
-    policy = trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
+    policy = make_trainable(model, ModelSettings(lora_rank=lora_rank), seed=0)
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
-    history: list[StepMetrics] = list(steps(Run(policy, optimizer, run.rows, run.references, run.settings)))
+    history: list[StepMetrics] = list(steps(Run(policy, optimizer, run.rows, run.reference, run.settings)))
     assert history[-1].values["accuracy"] == 1
     assert history[-1].values["dpo_loss"] < below
 
@@ -292,7 +292,7 @@ def test_a_long_gradient_is_scaled_down(tmp_path: Path) -> None:
     run = run_over(tmp_path, tiny.llama(), tiny.token_pairs(8), max_grad_norm=1e-3)
     gradients_of(run)
     norm = loop.gradient_norm(run.policy)
-    loop.clip(run, norm.item())
+    loop.clip_gradients(run, norm.item())
     assert loop.gradient_norm(run.policy).item() == pytest.approx(1e-3, rel=1e-4)
 
 
@@ -319,13 +319,13 @@ def test_a_step_that_is_not_finite_is_not_applied(tmp_path: Path) -> None:
 
 def test_costs_count_a_prompt_once(tmp_path: Path) -> None:
     run = run_over(tmp_path, tiny.llama(), tiny.token_pairs(8))
-    values = next(steps(Run(run.policy, run.optimizer, run.rows, run.references, run.settings, peak_flops=1e9))).values
+    values = next(steps(Run(run.policy, run.optimizer, run.rows, run.reference, run.settings, peak_flops=1e9))).values
     pairs = [run.rows[index] for index in range(8)]
     assert values["num_tokens"] == sum(pair.tokens for pair in pairs)
     assert values["perf/padding_share"] == 0
     assert values["perf/mfu_useful"] > 0
     body = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)  # two layers: q and o, k and v, the MLP's three
-    shape = loop.Shape.of(run.policy)
+    shape = loop.ModelSizes.of(run.policy)
     assert (shape.body, shape.head) == (body, 64 * 32)
 
 
@@ -342,19 +342,19 @@ def test_under_autocast_weights_are_cast_once_for_all_microbatches(tmp_path: Pat
 
     with Counting(), autocast(torch.device("cpu"), "bf16"):
         for item in items:
-            batch: Batch = tree(item)
+            batch: Batch = tree_batch(item)
             backward(model, batch, lambda logps, _: logps.sum())
     assert casts == 1
 
 
 def test_a_model_without_attention_functions_takes_padded_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dpo_core.train.layout import obstacle
+    from dpo_core.train.batching.batch_layout import tree_obstacle
 
     model = tiny.llama()
     rows = tiny.rows(tmp_path, tiny.token_pairs(3))
-    assert obstacle(model, rows) is None
+    assert tree_obstacle(model, rows) is None
     monkeypatch.setattr(LlamaForCausalLM, "_supports_attention_backend", False)
-    assert obstacle(model, rows) == "LlamaForCausalLM takes no attention function"
+    assert tree_obstacle(model, rows) == "LlamaForCausalLM takes no attention function"
 
 
 def test_the_gradient_in_one_is_the_gradient_row_by_row() -> None:
@@ -363,5 +363,5 @@ def test_the_gradient_in_one_is_the_gradient_row_by_row() -> None:
     leaf = logits.clone().requires_grad_()
     TargetLogps.apply(leaf * 1.0, targets).backward(upstream)
     at_once = logits.clone()
-    differentiate_at_once(at_once, targets[:, None], normalisers(logits)[:, None], upstream[:, None])
+    write_logits_gradient(at_once, targets[:, None], logsumexp_rows(logits)[:, None], upstream[:, None])
     assert torch.allclose(at_once, leaf.grad, atol=1e-6)

@@ -8,9 +8,9 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Sampler, SequentialSampler
 
-from dpo_core.recipe import TrainSettings
-from dpo_core.render.rendered import TokenPair
-from dpo_core.train import order
+from dpo_core.config.recipe import TrainSettings
+from dpo_core.render.token_dataset import TokenPair
+from dpo_core.train import data_order
 from dpo_core.train.loop import Run, steps
 from tests import tiny
 from tests.conftest import shared
@@ -68,10 +68,11 @@ def trl_losses(path: Path, pairs: list[TokenPair]) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.main_job
 def test_the_loss_curve_is_trls(tmp_path: Path) -> None:
     pairs = tiny.token_pairs(16)
-    total = order.total_steps(len(pairs), SETTINGS)
-    in_order = [pairs[index] for step in range(total) for index in order.batch(step, len(pairs), SETTINGS)]
+    total = data_order.total_steps(len(pairs), SETTINGS)
+    in_order = [pairs[index] for step in range(total) for index in data_order.batch_indices(step, len(pairs), SETTINGS)]
     theirs = trl_losses(tmp_path, in_order)
 
     model = tiny.llama()

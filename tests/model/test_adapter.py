@@ -1,4 +1,4 @@
-"""A run that starts from adapters: merged into their weights first, which are then the reference."""
+"""Runs that start from LoRA adapters: merged into their base first, which is then the reference."""
 
 import json
 import math
@@ -8,19 +8,19 @@ import pytest
 import torch
 from peft import PeftModel
 
-from dpo_core import weights
+from dpo_core.cache.store import Store, store_of
+from dpo_core.config.recipe import ModelSettings, Recipe
 from dpo_core.errors import RecipeError
 from dpo_core.model import adapter, merge
 from dpo_core.model.load import load_model
-from dpo_core.model.lora import trainable
-from dpo_core.model.source import describe
-from dpo_core.recipe import ModelSettings, Recipe
+from dpo_core.model.locate import describe
+from dpo_core.model.lora import make_trainable
+from dpo_core.pipeline import base_model
 from dpo_core.records import ModelSource
-from dpo_core.requests import MergeRequest
-from dpo_core.store import Store
+from dpo_core.stages.merge import MergeRequest
+from dpo_core.train.batching.packing import branches, tree_batch
 from dpo_core.train.logps import completion_logps
 from dpo_core.train.loop import Run, steps
-from dpo_core.train.packing import branches, tree
 from tests import tiny
 
 
@@ -31,8 +31,8 @@ def base(tmp_path: Path) -> ModelSource:
 
 @pytest.fixture
 def tuned(base: ModelSource) -> PeftModel:
-    """Adapters that say something."""
-    policy = trainable(load_model(base.path), ModelSettings(lora_rank=4), seed=0)
+    """A model with adapters that are not zero."""
+    policy = make_trainable(load_model(base.path), ModelSettings(lora_rank=4), seed=0)
     assert isinstance(policy, PeftModel)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -53,29 +53,27 @@ def saved(tuned: PeftModel, base: ModelSource, tmp_path: Path) -> Path:
 def merged(base: ModelSource, saved: Path, store: Path) -> ModelSource:
     with Store(store).write("merge", "key") as draft:
         merge.run(MergeRequest(base=base, adapter=saved, name="tiny + adapter"), draft)
-    found = Store(store).find("merge", "key", ModelSource)
-    assert found is not None
-    return found
+    source = Store(store).find("merge", "key", ModelSource)
+    assert source is not None
+    return source
 
 
-def test_the_merged_weights_score_as_the_adapted_ones_and_a_run_starts_at_ln_2(
+def test_merged_weights_score_as_the_adapted_ones_and_a_run_starts_at_ln_2(
     base: ModelSource, tuned: PeftModel, saved: Path, tmp_path: Path
 ) -> None:
-    whole = load_model(merged(base, saved, tmp_path / "store").path)
-    batch = tree([branches(pair) for pair in tiny.token_pairs(3)])
-    torch.testing.assert_close(completion_logps(whole, batch), completion_logps(tuned, batch), atol=1e-5, rtol=0)
+    merged_model = load_model(merged(base, saved, tmp_path / "store").path)
+    batch = tree_batch([branches(pair) for pair in tiny.token_pairs(3)])
+    torch.testing.assert_close(completion_logps(merged_model, batch), completion_logps(tuned, batch), atol=1e-5, rtol=0)
     split = tiny.rows(tmp_path, tiny.token_pairs(8))
-    known = tiny.references(tmp_path, whole, split)
-    policy = trainable(whole, ModelSettings(lora_rank=4), seed=0)
+    references = tiny.references(tmp_path, merged_model, split)
+    policy = make_trainable(merged_model, ModelSettings(lora_rank=4), seed=0)
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-3)
     settings = Recipe.model_validate({"train": {"batch_size": 8}}).train
-    first = next(steps(Run(policy, optimizer, split, known, settings)))
+    first = next(steps(Run(policy, optimizer, split, references, settings)))
     assert first.values["dpo_loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_the_renderer_of_the_adapters_goes_with_the_merged_weights(
-    base: ModelSource, saved: Path, tmp_path: Path
-) -> None:
+def test_merged_weights_keep_the_renderer_of_the_adapters(base: ModelSource, saved: Path, tmp_path: Path) -> None:
     path = merged(base, saved, tmp_path / "store").path
     assert json.loads((path / "dpo.json").read_text()) == {"renderer_name": "role_colon"}
 
@@ -86,7 +84,7 @@ def test_adapters_of_another_shape_are_refused(saved: Path, tmp_path: Path) -> N
         merged(describe(other, "other"), saved, tmp_path / "store")
 
 
-def test_adapters_that_were_cut_off_are_told(base: ModelSource, saved: Path, tmp_path: Path) -> None:
+def test_truncated_adapters_are_refused(base: ModelSource, saved: Path, tmp_path: Path) -> None:
     file = saved / adapter.WEIGHTS
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(RecipeError, match=r"are broken \(adapter_model\.safetensors\)"):
@@ -97,18 +95,18 @@ def test_adapters_of_other_weights_are_refused(saved: Path, tmp_path: Path) -> N
     other = tiny.directory(tmp_path / "other", seed=5)
     recipe = Recipe.model_validate({"model": {"model_name": str(other), "load_checkpoint_path": saved}})
     with pytest.raises(RecipeError, match="were trained on other weights"):
-        weights.base(recipe)
+        base_model.load(recipe, base_model.find(recipe), store_of(recipe))
 
 
 def test_adapters_name_their_base_or_are_refused(saved: Path, base: ModelSource) -> None:
-    assert adapter.base_name(saved) == str(base.path)
-    told = json.loads((saved / "adapter_config.json").read_text())
-    (saved / "adapter_config.json").write_text(json.dumps(told | {"base_model_name_or_path": None}))
+    assert adapter.base_model_name(saved) == str(base.path)
+    config = json.loads((saved / "adapter_config.json").read_text())
+    (saved / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     with pytest.raises(RecipeError, match="do not say which model"):
-        adapter.base_name(saved)
+        adapter.base_model_name(saved)
 
 
 def test_pickled_adapters_are_refused(saved: Path) -> None:
     (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
     with pytest.raises(RecipeError, match="never unpickled"):
-        weights.base(Recipe.model_validate({"model": {"load_checkpoint_path": saved}}))
+        base_model.find(Recipe.model_validate({"model": {"load_checkpoint_path": saved}}))

@@ -1,4 +1,4 @@
-"""What differs between releases, seen from both sides: the installed one and one that lacks the newer name."""
+"""Compatibility with releases: the installed one, and stand-ins for older and newer ones."""
 
 from dataclasses import dataclass
 
@@ -6,39 +6,39 @@ import pytest
 import torch
 from torch import nn
 
-from dpo_core import compat
+from dpo_core.model import compat
 from tests import tiny
 
 
 class Older(nn.Module):
-    """A model as transformers before 5.23 has it."""
+    """A model of transformers before 5.23."""
 
-    asked = 0
+    calls = 0
 
     def gradient_checkpointing_enable(self) -> None:
-        self.asked += 1
+        self.calls += 1
 
 
 class Newer(Older):
-    """In 5.23 the older name is still there, and warns."""
+    """A model of transformers 5.23, where the older name still exists and warns."""
 
     def gradient_checkpointing_enable(self) -> None:
         raise FutureWarning("the older name")
 
     def activation_checkpointing_enable(self) -> None:
-        self.asked += 1
+        self.calls += 1
 
 
 @pytest.mark.parametrize("kind", [Older, Newer])
 def test_activations_are_recomputed_under_either_name(kind: type[Older]) -> None:
     model = kind()
     compat.recompute_activations(model)
-    assert model.asked == 1
+    assert model.calls == 1
 
 
 @dataclass
 class Earlier:
-    """The settings of continuous batching before transformers 5.19."""
+    """The continuous batching configuration before transformers 5.19."""
 
     max_requests_per_batch: int | None
     max_memory_percent: float
@@ -46,13 +46,13 @@ class Earlier:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("earlier", [False, True])
-def test_flash_attention_is_kept_from_float32_alone(
+def test_flash_attention_is_off_for_float32_only(
     dtype: torch.dtype, earlier: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if earlier:
         monkeypatch.setattr(compat, "ContinuousBatchingConfig", Earlier)
     model = tiny.llama().to(dtype)
-    settings = compat.page_settings(model, 7, 0.5)
+    settings = compat.continuous_batching_config(model, 7, 0.5)
     assert (settings.max_requests_per_batch, settings.max_memory_percent) == (7, 0.5)
     assert (model._supports_flash_attn and getattr(settings, "auto_switch_to_flash", True)) == (dtype != torch.float32)
     assert type(model)._supports_flash_attn

@@ -1,4 +1,4 @@
-"""Weights that cannot be read are told in a line, not in a traceback."""
+"""Broken weights are refused with an error that names their file."""
 
 import shutil
 from pathlib import Path
@@ -11,8 +11,8 @@ from tests import tiny
 
 
 @pytest.mark.parametrize("kept", [-100, 20, 0])
-def test_weights_that_were_cut_off_are_told_with_their_file(kept: int, tmp_path: Path) -> None:
-    """In the tensors, in the header, and at once."""
+def test_truncated_weights_are_refused_with_their_file(kept: int, tmp_path: Path) -> None:
+    """Truncated in the tensors, in the header, and to nothing."""
     path = tiny.directory(tmp_path / "model")
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
@@ -24,9 +24,9 @@ def test_weights_that_were_cut_off_are_told_with_their_file(kept: int, tmp_path:
 
 def test_of_several_files_the_broken_one_is_named(tmp_path: Path) -> None:
     path = tiny.directory(tmp_path / "model")
-    whole = load_model(path)
+    model = load_model(path)
     shutil.rmtree(path)
-    whole.save_pretrained(path, max_shard_size="20KB")
+    model.save_pretrained(path, max_shard_size="20KB")
     shards = sorted(path.glob("*.safetensors"))
     assert len(shards) > 1
     shards[-1].write_bytes(shards[-1].read_bytes()[:-1])

@@ -12,15 +12,15 @@ import torch
 from transformers import AutoTokenizer
 
 from dpo_core.data.preference import Preference
-from dpo_core.model.generate import Decoding, decode
+from dpo_core.inference.decoding import Decoding, decode
 from dpo_core.model.load import load_model
 from dpo_core.pair import Pair
-from dpo_core.render.fit import fit
-from dpo_core.render.registry import get_renderer, resolve
-from dpo_core.render.rendered import TokenPair
+from dpo_core.render.registry import get_renderer, resolve_renderer
+from dpo_core.render.token_dataset import TokenPair
+from dpo_core.render.tokenize_pairs import tokenize_pair
 from dpo_core.render.tokenizer import load_tokenizer
+from dpo_core.train.batching.packing import branches, build
 from dpo_core.train.logps import completion_logps
-from dpo_core.train.packing import branches, build
 from tests.conftest import shared
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ CONVERSATIONS = [
 
 @pytest.fixture(scope="module")
 def directory() -> Path:
-    """Where the model is; it is made where it can be."""
+    """The model's directory; skips where the model cannot be built."""
     tool = shared("tools", "real-model")
     done = subprocess.run(
         [tool], env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, check=False
@@ -51,9 +51,9 @@ def directory() -> Path:
 def pairs(directory: Path) -> list[TokenPair]:
     """Some real preferences in the model's own tokens, of at most 160."""
     rows = read_lines(shared("data", "ultrafeedback", "train_prefs_first400.jsonl"))[:40]
-    renderer = get_renderer(resolve(None, str(directory), directory), load_tokenizer(directory, False))
+    renderer = get_renderer(resolve_renderer(None, str(directory), directory), load_tokenizer(directory, False))
     sides = [(row["chosen"], row["rejected"]) for row in rows if row["chosen"] != row["rejected"]]
-    fitted = [fit(renderer, Preference(c[:-1], Pair(c[-1:], r[-1:])), 4096).pair for c, r in sides]
+    fitted = [tokenize_pair(renderer, Preference(c[:-1], Pair(c[-1:], r[-1:])), 4096).pair for c, r in sides]
     return sorted(fitted, key=lambda pair: pair.longest)[:4]
 
 
@@ -77,33 +77,33 @@ def own_logps(model: torch.nn.Module, prompt: np.ndarray, completion: np.ndarray
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=["user", "system", "turns"])
 def test_prompts_are_those_of_its_chat_template(directory: Path, conversation: list[dict[str, str]]) -> None:
-    renderer = get_renderer(resolve(None, str(directory), directory), load_tokenizer(directory, False))
+    renderer = get_renderer(resolve_renderer(None, str(directory), directory), load_tokenizer(directory, False))
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    told = renderer.encoder.encode(renderer.prompt(conversation))
+    ours = renderer.encoder.encode(renderer.prompt(conversation))
     theirs = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=True)["input_ids"]
     if "<|im_end|>" in conversation[-1]["content"]:  # text stays text here, and becomes a special token there
-        assert tokenizer.decode(told) == tokenizer.decode(theirs)
-        assert told != theirs
+        assert tokenizer.decode(ours) == tokenizer.decode(theirs)
+        assert ours != theirs
     else:
-        assert told == theirs
+        assert ours == theirs
 
 
-def test_greedy_answers_are_those_of_generate(directory: Path) -> None:
+def test_greedy_completions_are_those_of_generate(directory: Path) -> None:
     model, tokenizer = load_model(directory), AutoTokenizer.from_pretrained(directory)
-    renderer = get_renderer(resolve(None, str(directory), directory), load_tokenizer(directory, False))
+    renderer = get_renderer(resolve_renderer(None, str(directory), directory), load_tokenizer(directory, False))
     prompts = [renderer.encoder.encode(renderer.prompt(conversation)) for conversation in CONVERSATIONS[:2]]
     stops = renderer.stop_token_ids
     ours = decode(model, prompts, Decoding(max_new_tokens=12, stop_token_ids=stops))
-    for prompt, answer in zip(prompts, ours, strict=True):
+    for prompt, completion in zip(prompts, ours, strict=True):
         theirs = model.generate(
             torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=sorted(stops),
             pad_token_id=tokenizer.pad_token_id, attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
         )[0, len(prompt) :].tolist()  # fmt: skip
-        assert list(answer.ids) == theirs
+        assert list(completion.ids) == theirs
 
 
-def test_lora_training_killed_and_continued_ends_as_undisturbed(directory: Path, tmp_path: Path) -> None:
-    """The export is scored again by the stage itself, which fails where it is another model."""
+def test_lora_training_stopped_and_resumed_equals_uninterrupted(directory: Path, tmp_path: Path) -> None:
+    """The train stage scores its own export again, and fails if the export is another model."""
     source = shared("data", "ultrafeedback", "train_prefs_first400.jsonl")
     rows = sorted(source.read_text().splitlines(), key=len)[:24]
     (tmp_path / "pairs.jsonl").write_text("\n".join(rows) + "\n")
@@ -112,14 +112,16 @@ def test_lora_training_killed_and_continued_ends_as_undisturbed(directory: Path,
         "max_length=256", "batch_size=2", "max_steps=3", "save_every=1", "eval_every=0", "infrequent_eval_every=0",
         "token_budget=1024", "tasks=none",
     ]  # fmt: skip
-    run(words, tmp_path / "whole")
-    run([*words, "max_minutes=0.0001"], tmp_path / "parted", code=75)
-    run(words, tmp_path / "parted")
-    told = [read_lines(tmp_path / name / "run" / "metrics.jsonl") for name in ("whole", "parted")]
-    losses = [[row["dpo_loss"] for row in rows if row["step"]] for rows in told]
+    run(words, tmp_path / "uninterrupted")
+    run([*words, "max_minutes=0.0001"], tmp_path / "resumed", code=75)
+    run(words, tmp_path / "resumed")
+    journals = [read_lines(tmp_path / name / "run" / "metrics.jsonl") for name in ("uninterrupted", "resumed")]
+    losses = [[row["dpo_loss"] for row in rows if row["step"]] for rows in journals]
     assert losses[0] == losses[1]
     assert losses[0][0] == pytest.approx(np.log(2), abs=1e-4)
-    final = [(tmp_path / name / "run" / "final" / "model.safetensors").read_bytes() for name in ("whole", "parted")]
+    final = [
+        (tmp_path / name / "run" / "final" / "model.safetensors").read_bytes() for name in ("uninterrupted", "resumed")
+    ]
     assert final[0] == final[1]
 
 
@@ -128,8 +130,8 @@ def read_lines(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def run(words: list[str], place: Path, code: int = 0) -> None:
+def run(words: list[str], directory: Path, code: int = 0) -> None:
     """The stages up to training, in processes of their own, with a store of their own."""
-    command = [sys.executable, "-m", "dpo_core", *words, f"runs_dir={place}", f"log_path={place / 'run'}"]
+    command = [sys.executable, "-m", "dpo_core", *words, f"runs_dir={directory}", f"log_path={directory / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]

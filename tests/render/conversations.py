@@ -29,14 +29,14 @@ def talks(
 ) -> st.SearchStrategy[list[Message]]:
     """Conversations that end with an answer; ``system``: with a system message, without one, or either (None)."""
 
-    def told(has_system: bool, said: list[str]) -> list[Message]:
+    def conversation(has_system: bool, drawn: list[str]) -> list[Message]:
         roles = [*(["system"] if has_system else []), *["user", "assistant"] * turns]
         # From the end, so that the system message stays only where the whole conversation is there.
-        return [Message(role=role, content=text) for role, text in zip(roles, said, strict=False)]
+        return [Message(role=role, content=text) for role, text in zip(roles, drawn, strict=False)]
 
     def even(pair: tuple[bool, int, list[str]]) -> list[Message]:
-        has_system, rounds, said = pair
-        return told(has_system, said[: int(has_system) + 2 * rounds])
+        has_system, rounds, drawn = pair
+        return conversation(has_system, drawn[: int(has_system) + 2 * rounds])
 
     whether = st.booleans() if system is None else st.just(system)
     many = st.lists(contents, min_size=2 * turns + 1, max_size=2 * turns + 1)

@@ -12,9 +12,9 @@ from dpo_core.data.lengths import LAST_TEXT, NO_ROOM
 from dpo_core.data.preference import Message, Preference
 from dpo_core.errors import DataError, RecipeError
 from dpo_core.pair import Pair
-from dpo_core.render.fit import Fitted, Fitter, TooLong
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.renderer import Renderer
+from dpo_core.render.tokenize_pairs import PairTokenizer, TokenizedPair, TooLong
 from dpo_core.render.tokenizer import load_tokenizer
 from dpo_core.render.truncation import cut_message, last_words, without_oldest_turn
 from tests.render.conversations import talks, texts
@@ -57,7 +57,7 @@ def shorter(prompt: list[Message]) -> Iterator[list[Message]]:
         yield [*last[:index], Message(role=last[index]["role"], content=text[start:]), *last[index + 1 :]]
 
 
-def check(renderer: Renderer, fitted: Fitted, renderings: set[tuple[int, ...]], max_length: int) -> None:
+def check(renderer: Renderer, fitted: TokenizedPair, renderings: set[tuple[int, ...]], max_length: int) -> None:
     """A cut pair is within the length, its prompt is one of the renderings, and its sides have the room left."""
     pair = fitted.pair
     assert pair.longest <= max_length
@@ -69,20 +69,20 @@ def check(renderer: Renderer, fitted: Fitted, renderings: set[tuple[int, ...]], 
 
 def sweep(renderer: Renderer, prompt: list[Message]) -> None:
     """A max_length from one token to what fits whole."""
-    renderings = {tuple(renderer.build_generation_prompt(one)) for one in shorter(prompt)}
+    renderings = {tuple(renderer.build_generation_prompt(item)) for item in shorter(prompt)}
     preference, outcomes = Preference(prompt, SIDES), []
-    whole = Fitter(renderer, 10**6).fit_all([preference])[0]
-    assert isinstance(whole, Fitted)
+    whole = PairTokenizer(renderer, 10**6).tokenize_all([preference])[0]
+    assert isinstance(whole, TokenizedPair)
     for max_length in [*range(1, whole.longest, 3), whole.longest]:
-        (fitted,) = Fitter(renderer, max_length).fit_all([preference])
-        if isinstance(fitted, Fitted):
+        (fitted,) = PairTokenizer(renderer, max_length).tokenize_all([preference])
+        if isinstance(fitted, TokenizedPair):
             check(renderer, fitted, renderings, max_length)
         else:
             assert fitted == TooLong(NO_ROOM, whole.longest)
         outcomes.append(fitted)
-    kept = [isinstance(one, Fitted) for one in outcomes]
+    kept = [isinstance(item, TokenizedPair) for item in outcomes]
     assert kept == sorted(kept)  # what has room has room in any larger max_length
-    assert any(isinstance(one, Fitted) and LAST_TEXT in one.cuts for one in outcomes)
+    assert any(isinstance(item, TokenizedPair) and LAST_TEXT in item.cuts for item in outcomes)
 
 
 @pytest.mark.parametrize(("name", "kind"), [*product(NAMES, KINDS), *product(TEMPLATES, ["bytes", "tiny bpe"])])
@@ -107,7 +107,7 @@ def test_headers_survive_with_a_real_template(family: str) -> None:
         pytest.skip("needs the tokenizers that ../shared/tools/real-tokenizers brings")
     try:
         renderer = get_renderer("chat_template", load_tokenizer(REAL / family))
-        Fitter(renderer, 10).fit_all([Preference(talk(), SIDES)])
+        PairTokenizer(renderer, 10).tokenize_all([Preference(talk(), SIDES)])
     except RecipeError as error:
         pytest.skip(str(error))
     sweep(renderer, talk())
@@ -117,13 +117,13 @@ def test_headers_survive_with_a_real_template(family: str) -> None:
 @given(data=st.data())
 def test_whatever_is_said_a_cut_prompt_is_a_rendering(name: str, data: st.DataObject) -> None:
     renderer = renderer_of(name, data.draw(st.sampled_from(["bytes", "sentencepiece bpe"])))
-    said = data.draw(talks(texts(forged=False), turns=2))
-    preference = Preference(said[:-1], Pair(said[-1:], [Message(role="assistant", content="no " * 9)]))
+    messages = data.draw(talks(texts(forged=False), turns=2))
+    preference = Preference(messages[:-1], Pair(messages[-1:], [Message(role="assistant", content="no " * 9)]))
     max_length = data.draw(st.integers(2, 120))
-    (fitted,) = Fitter(renderer, max_length).fit_all([preference])
+    (fitted,) = PairTokenizer(renderer, max_length).tokenize_all([preference])
     assume(not isinstance(fitted, DataError))
-    if isinstance(fitted, Fitted):
-        renderings = {tuple(renderer.build_generation_prompt(one)) for one in shorter(said[:-1])}
+    if isinstance(fitted, TokenizedPair):
+        renderings = {tuple(renderer.build_generation_prompt(item)) for item in shorter(messages[:-1])}
         check(renderer, fitted, renderings, max_length)
 
 

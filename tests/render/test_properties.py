@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from dpo_core.data.preference import Message, Preference
 from dpo_core.errors import DataError
 from dpo_core.pair import Pair
-from dpo_core.render.fit import Fitted, Fitter, TooLong
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.renderer import Renderer
+from dpo_core.render.tokenize_pairs import PairTokenizer, TokenizedPair, TooLong
 from tests.conftest import shared
 from tests.render.conversations import talks, texts
 from tests.render.tokenizers import EXACT, KINDS, MARKERS, NAMES
@@ -62,8 +62,8 @@ def test_a_reply_comes_back_as_it_went_in(name: str, data: st.DataObject) -> Non
     example = renderer.build_supervised_example([*talk[:-1], Message(role="assistant", content=reply)])
     completion = [token for token, weight in zip(example.ids, example.weights, strict=True) if weight]
     parsed = renderer.parse_response(completion)
-    said = parsed.message["content"].removeprefix("<think>\n\n</think>\n\n")  # of Qwen3's template as a renderer
-    assert (said, parsed.ended) == (normal(name, reply), True)
+    response = parsed.message["content"].removeprefix("<think>\n\n</think>\n\n")  # of Qwen3's template as a renderer
+    assert (response, parsed.ended) == (normal(name, reply), True)
     assert name == "role_colon" or not renderer.parse_response(completion[:-1]).ended
 
 
@@ -127,12 +127,12 @@ def test_a_template_as_a_renderer_writes_what_it_writes(name: str, data: st.Data
 def preferences(contents: st.SearchStrategy[str]) -> st.SearchStrategy[Preference]:
     """A conversation's prompt with two answers, the second sometimes going on for another turn."""
 
-    def made(talk: Talk, rejected: str, further: list[str]) -> Preference:
+    def preference(talk: Talk, rejected: str, further: list[str]) -> Preference:
         roles = ["assistant", "user", "assistant"][: 1 + 2 * (len(further) == 2)]
         other = [Message(role=role, content=text) for role, text in zip(roles, [rejected, *further], strict=False)]
         return Preference(talk[:-1], Pair(talk[-1:], other))
 
-    return st.builds(made, talks(contents), contents, st.lists(contents, max_size=2))
+    return st.builds(preference, talks(contents), contents, st.lists(contents, max_size=2))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -141,13 +141,13 @@ def test_many_at_once_are_as_one_by_one(name: str, data: st.DataObject) -> None:
     renderer = renderer_of(name)
     many = data.draw(st.lists(preferences(texts(forged=False)), max_size=4))
     length = data.draw(st.integers(8, 200))
-    fitter = Fitter(renderer, length)
-    for together, preference in zip(fitter.fit_all(many), many, strict=True):
-        (alone,) = fitter.fit_all([preference])
+    fitter = PairTokenizer(renderer, length)
+    for together, preference in zip(fitter.tokenize_all(many), many, strict=True):
+        (alone,) = fitter.tokenize_all([preference])
         assert flat(together) == flat(alone)
 
 
-def flat(fitted: Fitted | TooLong | DataError) -> object:
+def flat(fitted: TokenizedPair | TooLong | DataError) -> object:
     """A fitted pair as plain numbers, or why there is none."""
     if isinstance(fitted, DataError):
         return str(fitted)
@@ -163,8 +163,8 @@ def flat(fitted: Fitted | TooLong | DataError) -> object:
 def test_a_side_with_its_prompt_is_the_whole_conversation(name: str, data: st.DataObject) -> None:
     renderer = renderer_of(name)
     preference = data.draw(preferences(texts(forged=False)))
-    (fitted,) = Fitter(renderer, 10**6).fit_all([preference])
-    assert isinstance(fitted, Fitted)
+    (fitted,) = PairTokenizer(renderer, 10**6).tokenize_all([preference])
+    assert isinstance(fitted, TokenizedPair)
     pair = fitted.pair
     for side, messages in (
         (pair.sides.chosen, preference.sides.chosen),

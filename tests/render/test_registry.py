@@ -1,4 +1,4 @@
-"""Which renderer a model gets, users' own among them, and what the user is told."""
+"""Choice of a renderer for a model, custom renderers, and warnings."""
 
 import logging
 import subprocess
@@ -9,14 +9,21 @@ import pytest
 
 from dpo_core.errors import RecipeError
 from dpo_core.render import registry
-from dpo_core.render.registry import advise, get_renderer, identity, recommended, register, resolve
+from dpo_core.render.registry import (
+    get_renderer,
+    recommended_renderer,
+    register,
+    renderer_identity,
+    resolve_renderer,
+    warn_about_renderer,
+)
 from dpo_core.render.tokenizer import load_tokenizer
 from tests.render.test_renderers import TALK
 from tests.render.tokenizers import byte_tokenizer, marked
 
 OWN = '''
 from dpo_core.render.renderer import Renderer
-from dpo_core.render.turn import Turn
+from dpo_core.render.message_pieces import Turn
 
 class Shouting(Renderer):
     """HEADER text!"""
@@ -61,45 +68,45 @@ class Nothing:
     ],
 )
 def test_recommended_renderers(model: str, name: str | None) -> None:
-    assert recommended(model) == name
+    assert recommended_renderer(model) == name
 
 
 def test_explicit_beats_stored_beats_recommended_beats_template(tmp_path: Path) -> None:
-    assert resolve(None, "someone/unknown", tmp_path) == "role_colon"
+    assert resolve_renderer(None, "someone/unknown", tmp_path) == "role_colon"
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": null}')
-    assert resolve(None, "someone/unknown", tmp_path) == "role_colon"
+    assert resolve_renderer(None, "someone/unknown", tmp_path) == "role_colon"
     (tmp_path / "chat_template.jinja").write_text("")
-    assert resolve(None, "someone/unknown", tmp_path) == "chat_template"
-    assert resolve(None, "meta-llama/Llama-3.2-1B-Instruct", tmp_path) == "llama3"
+    assert resolve_renderer(None, "someone/unknown", tmp_path) == "chat_template"
+    assert resolve_renderer(None, "meta-llama/Llama-3.2-1B-Instruct", tmp_path) == "llama3"
     (tmp_path / "dpo.json").write_text('{"renderer_name": "qwen3_instruct"}')
-    assert resolve(None, "meta-llama/Llama-3.2-1B-Instruct", tmp_path) == "qwen3_instruct"
-    assert resolve("role_colon", "meta-llama/Llama-3.2-1B-Instruct", tmp_path) == "role_colon"
+    assert resolve_renderer(None, "meta-llama/Llama-3.2-1B-Instruct", tmp_path) == "qwen3_instruct"
+    assert resolve_renderer("role_colon", "meta-llama/Llama-3.2-1B-Instruct", tmp_path) == "role_colon"
 
 
-def told(caplog: pytest.LogCaptureFixture, explicit: str | None, model: str, path: Path) -> str:
-    """What the user is warned of."""
+def warnings_of(caplog: pytest.LogCaptureFixture, explicit: str | None, model: str, path: Path) -> str:
+    """The logged warnings."""
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        advise(explicit, model, path)
+        warn_about_renderer(explicit, model, path)
     return caplog.text
 
 
 def test_another_renderer_than_the_models_own_is_a_warning_that_says_what_changes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = told(caplog, "role_colon", "Qwen/Qwen3-8B", tmp_path)
+    text = warnings_of(caplog, "role_colon", "Qwen/Qwen3-8B", tmp_path)
     assert "renderer_name=role_colon, but Qwen/Qwen3-8B is made for qwen3" in text
     assert r"will read User: …\n\nAssistant: … instead of <|im_start|>assistant\n" in text
     (tmp_path / "dpo.json").write_text('{"renderer_name": "llama3"}')
-    assert "Qwen/Qwen3-8B was trained with llama3" in told(caplog, "qwen3", "Qwen/Qwen3-8B", tmp_path)
-    assert told(caplog, "llama3", "Qwen/Qwen3-8B", tmp_path) == ""
-    assert told(caplog, None, "Qwen/Qwen3-8B", tmp_path) == ""
+    assert "Qwen/Qwen3-8B was trained with llama3" in warnings_of(caplog, "qwen3", "Qwen/Qwen3-8B", tmp_path)
+    assert warnings_of(caplog, "llama3", "Qwen/Qwen3-8B", tmp_path) == ""
+    assert warnings_of(caplog, None, "Qwen/Qwen3-8B", tmp_path) == ""
 
 
 def test_role_colon_for_want_of_a_better_one_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    text = told(caplog, None, "someone/unknown", tmp_path)
+    text = warnings_of(caplog, None, "someone/unknown", tmp_path)
     assert "someone/unknown is not a known model and its tokenizer has no chat template" in text
-    assert told(caplog, None, "meta-llama/Llama-3.2-1B", tmp_path) == ""
+    assert warnings_of(caplog, None, "meta-llama/Llama-3.2-1B", tmp_path) == ""
 
 
 def test_a_tokenizer_without_the_needed_tokens_is_refused_with_what_fits(stories: Path) -> None:
@@ -114,7 +121,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
         get_renderer("chat_template", byte_tokenizer())
 
 
-def test_a_misspelt_renderer_is_refused_with_the_nearest() -> None:
+def test_a_misspelled_renderer_is_refused_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match="Did you mean role_colon"):
         get_renderer("role_colom", byte_tokenizer())
 
@@ -131,44 +138,44 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_users_own_renderer_by_its_place(own: Path) -> None:
-    assert resolve("mine:Shouting", "someone/unknown", own) == "mine:Shouting"
+def test_a_custom_renderer_by_its_class_path(own: Path) -> None:
+    assert resolve_renderer("mine:Shouting", "someone/unknown", own) == "mine:Shouting"
     assert get_renderer("mine:Shouting", byte_tokenizer()).name == "mine:Shouting"
     assert marked(get_renderer("mine:Shouting", byte_tokenizer()), TALK) == "SYSTEM S!USER U!ASSISTANT⟦ A!⟧"
 
 
-def test_a_registered_renderer_is_known_by_name_and_pattern_and_resolves_to_its_place(own: Path) -> None:
+def test_a_registered_renderer_is_found_by_name_and_pattern_and_resolves_to_its_class_path(own: Path) -> None:
     register("shouting", "mine:Shouting", recommended_for="^loud-")
-    assert resolve("shouting", "someone/unknown", own) == "mine:Shouting"
-    assert resolve(None, "someone/loud-7b", own) == "mine:Shouting"
+    assert resolve_renderer("shouting", "someone/unknown", own) == "mine:Shouting"
+    assert resolve_renderer(None, "someone/loud-7b", own) == "mine:Shouting"
     assert get_renderer("shouting", byte_tokenizer()).stop_strings == ("!",)
-    for name, place in (("llama3", "mine:Shouting"), ("shouting", "mine:Nothing")):
+    for name, path in (("llama3", "mine:Shouting"), ("shouting", "mine:Nothing")):
         with pytest.raises(RecipeError, match=r"There is a renderer .* already"):
-            register(name, place)
+            register(name, path)
 
 
 @pytest.mark.parametrize(
-    ("place", "found"),
+    ("path", "message"),
     [
         ("mine:Missing", "does not load: module 'mine' has no attribute 'Missing'"),
-        ("mine:Nothing", "mine:Nothing is no Renderer"),
+        ("mine:Nothing", "mine:Nothing is not a Renderer"),
         ("mine:Unfinished", "mine:Unfinished lacks turn"),
         ("no_such_module:Shouting", "There is no module for the renderer 'no_such_module:Shouting'"),
     ],
 )
-def test_a_class_that_is_no_renderer_is_refused(own: Path, place: str, found: str) -> None:
-    with pytest.raises(RecipeError, match=found):
-        get_renderer(place, byte_tokenizer())
+def test_a_class_that_is_not_a_renderer_is_refused(own: Path, path: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        get_renderer(path, byte_tokenizer())
 
 
 def test_a_rendering_depends_on_the_code_of_a_users_own_renderer(own: Path) -> None:
-    before = identity("mine:Shouting")
+    before = renderer_identity("mine:Shouting")
     (own / "mine.py").write_text(OWN.replace("!", "!!"))
-    assert identity("mine:Shouting") != before
-    assert identity("qwen3") == ["qwen3"]
+    assert renderer_identity("mine:Shouting") != before
+    assert renderer_identity("qwen3") == ["qwen3"]
 
 
 def test_choosing_a_name_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, dpo_core.render.registry; print({'torch', 'transformers'} & set(sys.modules))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "set()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

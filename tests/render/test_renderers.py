@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from dpo_core.config.recipe import TrainOnWhat
 from dpo_core.data.preference import Message
 from dpo_core.errors import DataError, RecipeError
-from dpo_core.recipe import TrainOnWhat
 from dpo_core.render.registry import get_renderer
 from dpo_core.render.renderer import Renderer
 from dpo_core.render.tokenizer import load_tokenizer
@@ -130,7 +130,7 @@ def test_customized_reads_each_messages_flag() -> None:
         renderer.build_supervised_example(flagged)
 
 
-def test_a_misspelt_train_on_what_is_refused() -> None:
+def test_a_misspelled_train_on_what_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"all_assistant_messages, all_messages.*Choose one of them"):
         get_renderer("role_colon", byte_tokenizer()).build_supervised_example(TALK, "everything")  # type: ignore[arg-type]
 

@@ -67,8 +67,8 @@ def check(renderer: Renderer, talk: Talk, theirs: tuple[str, str]) -> None:
     prompt = renderer.build_generation_prompt(talk[:-1])
     assert (read(renderer, whole), read(renderer, prompt)) == theirs
     if all(plain(message["content"]) for message in talk):
-        told = [renderer.tokenizer.encode(text, add_special_tokens=False) for text in theirs]
-        assert [whole, prompt] == told
+        expected = [renderer.tokenizer.encode(text, add_special_tokens=False) for text in theirs]
+        assert [whole, prompt] == expected
 
 
 SHIPPED = [
@@ -122,7 +122,7 @@ def test_qwen3_keeps_reasoning_in_the_produced_turn_only(reasoning: str) -> None
 )
 @given(data=st.data())
 def test_equal_with_a_real_bpe(name: str, template: str, data: st.DataObject) -> None:
-    """Headers end in a line's end, which merges with one that a text begins with: parts are tokenised on their own."""
+    """Headers end in a line's end, which merges with one that a text begins with: parts are tokenized separately."""
     renderer = over(name, template, "tiny")
     talk = [m for m in data.draw(talks(texts(forged=False))) if "\n" not in leading(m["content"])]
     assume_alternates(talk)

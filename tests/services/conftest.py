@@ -16,17 +16,17 @@ from tests.services.team import Team
 def team() -> Iterator[Team]:
     pytest.importorskip("psycopg2", reason="needs the extra `servers`: pip install -e '.[servers]'")
     pytest.importorskip("flask_wtf", reason="needs the extra `servers`: pip install -e '.[servers]'")
-    from deployments import postgres, servers
+    from deployments.servers import local_servers, postgres
 
     if postgres.binaries() is None:
         pytest.skip("needs Postgres: apt install postgresql")
-    # Not below pytest's own directory: a root's is closed to the user that Postgres then runs as.
-    with tempfile.TemporaryDirectory(prefix="dpo-servers-") as directory:
-        place = Path(directory)
-        place.chmod(0o711)
-        pairs = place / "pairs.jsonl"
+    # Not below pytest's own directory: when root owns it, the user that Postgres runs as cannot enter it.
+    with tempfile.TemporaryDirectory(prefix="dpo-servers-") as temporary:
+        directory = Path(temporary)
+        directory.chmod(0o711)
+        pairs = directory / "pairs.jsonl"
         pairs.write_text("".join(json.dumps(row) + "\n" for row in pair_rows(40)))
-        words = {
+        settings = {
             "dataset": pairs,
             "model_name": shared("models", "stories260K"),
             "renderer_name": "role_colon",
@@ -40,8 +40,8 @@ def team() -> Iterator[Team]:
             "tasks": "none",
             "registered_model_name": "stories",
         }
-        with servers.running(place / "servers", servers.Ports(0, 0), dpo_home=place) as running:
-            team = Team(running, place, words)
+        with local_servers.running(directory / "servers", local_servers.Ports(0, 0), dpo_home=directory) as running:
+            team = Team(running, directory, settings)
             team.deploy()
             yield team
 

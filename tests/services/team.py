@@ -1,4 +1,4 @@
-"""A team's servers and workers, as the tests use them."""
+"""Client of a team's servers: commands, requests and runs, for the tests."""
 
 import base64
 import json
@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 
 from tests.conftest import ROOT
 
-ABANDONED = "Abandoned"  # as deployments.automations calls it
-PATIENCE_S = 600  # on a computer with other things to do
+ABANDONED = "Abandoned"  # as in deployments.automations
+PATIENCE_S = 600  # long enough for a busy computer
 
 
 @dataclass(frozen=True)
@@ -26,76 +26,76 @@ class Team:
     """Servers, the workers' directory, and a client's environment."""
 
     servers: Any
-    place: Path
-    words: dict[str, object]
+    directory: Path
+    settings: dict[str, object]
 
     @property
     def environment(self) -> dict[str, str]:
         return os.environ | {"PYTHONPATH": str(ROOT)} | self.servers.environment
 
     def cli(self, *words: str, **environment: str) -> str:
-        """What a command of ours or Prefect's says, as a user types it."""
-        told = self.typed(*words, **environment)
-        assert told.returncode == 0, told.stdout + told.stderr
-        return told.stdout
+        """Output of a command that must succeed."""
+        process = self.run_command(*words, **environment)
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
 
     def refused(self, *words: str, **environment: str) -> str:
-        """What a command says that must fail, and not with a traceback."""
-        told = self.typed(*words, **environment)
-        assert told.returncode, told.stdout
-        said = told.stdout + told.stderr
-        assert "Traceback" not in said
-        return said
+        """Output of a command that must fail without a traceback."""
+        process = self.run_command(*words, **environment)
+        assert process.returncode, process.stdout
+        output = process.stdout + process.stderr
+        assert "Traceback" not in output
+        return output
 
-    def typed(self, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """A command's end."""
+    def run_command(self, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Run ``dpo …`` or ``python -m …`` as a user types it."""
         dpo = str(Path(sys.executable).with_name("dpo"))
         return subprocess.run(
             [dpo, *words[1:]] if words[0] == "dpo" else [sys.executable, "-m", *words],
-            cwd=self.place,
+            cwd=self.directory,
             env=self.environment | environment,
             capture_output=True,
             text=True,
             timeout=120,
         )
 
-    def ask(self, path: str, body: dict[str, Any]) -> Any:
+    def request(self, path: str, body: dict[str, Any]) -> Any:
         login = base64.b64encode(self.environment["PREFECT_API_AUTH_STRING"].encode()).decode()
         headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
         with urlopen(
             Request(self.servers.prefect_api + path, json.dumps(body).encode(), headers), timeout=30
-        ) as answer:
-            return json.loads(answer.read() or "null")
+        ) as response:
+            return json.loads(response.read() or "null")
 
-    def runs(self, **found: Any) -> list[dict[str, Any]]:
-        told: list[dict[str, Any]] = self.ask("/flow_runs/filter", {"flow_runs": found} if found else {})
-        return told
+    def runs(self, **criteria: Any) -> list[dict[str, Any]]:
+        runs: list[dict[str, Any]] = self.request("/flow_runs/filter", {"flow_runs": criteria} if criteria else {})
+        return runs
 
     def deploy(self, *options: str, **environment: str) -> None:
-        """Register the deployments with the words as their recipe."""
-        settings = [f"{name}={value}" for name, value in self.words.items()]
-        self.cli("deployments", "deploy", *settings, *options, **environment)
+        """Register the deployments with ``settings`` as their recipe."""
+        words = [f"{name}={value}" for name, value in self.settings.items()]
+        self.cli("deployments", "deploy", *words, *options, **environment)
 
     def submit(self, **settings: object) -> str:
-        """A run of the on-demand deployment; the identity that Prefect gave it."""
-        told = self.cli("deployments", "submit", *(f"{name}={value}" for name, value in settings.items()))
-        return told.split("(")[1].split(")")[0]
+        """Submit a run of the on-demand deployment; returns its id."""
+        output = self.cli("deployments", "submit", *(f"{name}={value}" for name, value in settings.items()))
+        return output.split("(")[1].split(")")[0]
 
     def finished(self, identity: str) -> dict[str, Any]:
-        """The run when it is over, well."""
+        """Wait until the run has ended; it must have completed."""
         [run] = until(lambda: [run for run in self.runs(id={"any_": [identity]}) if over(run)])
         assert run["state"]["type"] == "COMPLETED", run["state"]
         return run
 
     def points(self, log_path: Path) -> list[int]:
-        """The steps that MLflow holds of the one run that trained in a directory, which is finished."""
+        """The steps in MLflow of the finished run that trained in a directory."""
         environment = self.environment
         names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
         with pytest.MonkeyPatch.context() as patch:
             for name in names:
                 patch.setenv(name, environment[name])
             client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
-            experiments = [one.experiment_id for one in client.search_experiments()]
+            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
             [run] = [
                 run for run in client.search_runs(experiments) if (run.info.run_name or "").endswith(log_path.name)
             ]
@@ -104,19 +104,19 @@ class Team:
 
 
 def over(run: dict[str, Any]) -> bool:
-    """Whether a run has ended; an abandoned one is between two workers."""
+    """Whether a run has ended; an abandoned run waits for another worker."""
     ended = run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
     return ended and run["state"]["name"] != ABANDONED
 
 
 def until(found: Callable[[], Any], patience: float = PATIENCE_S) -> Any:
-    """What it finds as soon as it finds something; a server that is away for a moment has nothing."""
+    """The first true value of ``found``, called again until then; a server that does not answer counts as false."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         try:
-            if told := found():
-                return told
+            if value := found():
+                return value
         except OSError:
             pass
         time.sleep(0.5)
-    raise AssertionError("nothing came of it in time")
+    raise AssertionError(f"nothing was found in {patience} seconds")

@@ -15,7 +15,7 @@ PACKAGES = ("dpo_core", "flows", "deployments")
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager", "base", "util", "misc"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-FILE_LINES, FUNCTION_LINES, MEDIAN_LINES, PARAMETERS, INHERITANCE = 300, 40, 10, 5, 2
+FILE_LINES, FUNCTION_LINES, MEDIAN_LINES, PARAMETERS, INHERITANCE = 300, 40, 8, 5, 2
 
 
 def sources() -> list[Path]:

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpo_core.data.lengths import LengthCounts, summary
-from dpo_core.evaluate.generating import continued
-from dpo_core.recipe import EvaluateSettings, TrainSettings
+from dpo_core.config.recipe import EvaluateSettings, TrainSettings
+from dpo_core.data.lengths import LengthCounts, summarize_lengths
+from dpo_core.evaluate.generate import continue_prompts
 from dpo_core.records import DataReport
 from dpo_core.render.registry import get_renderer
-from dpo_core.render.rendered import open_split, write_split
+from dpo_core.render.token_dataset import open_split, write_split
 from dpo_core.render.tokenizer import load_tokenizer
-from dpo_core.train import journal
-from dpo_core.train.run_facts import dropped_line, length_warnings
-from dpo_core.train.train import sample
+from dpo_core.train.checkpoint import journal
+from dpo_core.train.runtime.run_summary import dropped_line, length_warnings
+from dpo_core.train.train import sample_policy
 from tests import tiny
 
 WHOLE = [list(range(3, 40)), list(range(3, 53))]
@@ -42,7 +42,7 @@ def session(tmp_path: Path) -> Any:
 
 
 def test_the_policy_continues_whole_prompts(session: Any) -> None:
-    sample(session, 3)
+    sample_policy(session, 3)
     rows = journal.read(session.log_path / "samples.jsonl")
     assert [row["prompt"] for row in rows] == [session.renderer.tokenizer.decode(ids) for ids in WHOLE]
     assert all(row["reply"] for row in rows)
@@ -51,12 +51,12 @@ def test_the_policy_continues_whole_prompts(session: Any) -> None:
 def test_an_evaluation_continues_whole_prompts(session: Any) -> None:
     asked: list[list[int]] = []
 
-    def answer_ids(prompts: list[list[int]], sampling: Any) -> list[Any]:
+    def responses_to_ids(prompts: list[list[int]], sampling: Any) -> list[Any]:
         asked.extend(prompts)
         return [SimpleNamespace(text="", stop_reason="stop", tokens=1) for _ in prompts]
 
-    answerer: Any = SimpleNamespace(answer_ids=answer_ids, renderer=session.renderer)
-    continued(lambda: answerer, session.request.rendered, EvaluateSettings(num_samples=8))
+    generator: Any = SimpleNamespace(responses_to_ids=responses_to_ids, renderer=session.renderer)
+    continue_prompts(lambda: generator, session.request.rendered, EvaluateSettings(num_samples=8))
     assert asked == WHOLE
 
 
@@ -78,7 +78,7 @@ def test_pairs_over_max_length_are_told_where_training_starts(session: Any) -> N
         kept=90,
         dropped={"over max_length": 2, "tie": 8},
         truncated=3,
-        uncut=summary(counts.counts["prompt"]),
+        uncut=summarize_lengths(counts.counts["prompt"]),
     )
     session.request.rendered.train_report, session.request.rendered.truncated = report, 3
     assert length_warnings(session) == [

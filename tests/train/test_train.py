@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+from dpo_core.config.recipe import TrainSettings
 from dpo_core.errors import OutOfMemoryError
-from dpo_core.recipe import TrainSettings
 from dpo_core.records import StepMetrics
-from dpo_core.train import checkpoint, loop
+from dpo_core.train import loop
 from dpo_core.train import train as stage
-from dpo_core.train.attempt import Attempt
+from dpo_core.train.batching.budget_attempt import BudgetAttempt
+from dpo_core.train.checkpoint import checkpoint_state
+from dpo_core.train.checkpoint.checkpoint_writer import CheckpointWriter
 from dpo_core.train.loop import Run, steps
-from dpo_core.train.saver import Saver
-from dpo_core.train.session import adamw
-from dpo_core.train.train import kept_when_memory_runs_out
+from dpo_core.train.runtime.setup import adamw
+from dpo_core.train.train import save_when_memory_runs_out
 from tests import tiny
 
 
@@ -33,7 +34,7 @@ def made(tmp_path: Path) -> Any:
         renderer=SimpleNamespace(name="r"),
         done=0,
         last=None,
-        stop=SimpleNamespace(asked=False),
+        stop=SimpleNamespace(stop_requested=False),
     )
 
 
@@ -51,7 +52,7 @@ def test_the_step_before_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     done: list[StepMetrics] = []
 
     def follow() -> None:
-        with Saver(tmp_path, train, print) as saver, kept_when_memory_runs_out(session, saver) as last:
+        with CheckpointWriter(tmp_path, train, print) as saver, save_when_memory_runs_out(session, saver) as last:
             for metrics in steps(run):
                 last.append(metrics)
                 done.append(metrics)
@@ -59,9 +60,9 @@ def test_the_step_before_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(OutOfMemoryError, match="token_budget=16384"):
         follow()
     assert [metrics.step for metrics in done] == [1, 2]
-    assert [path.name for path in checkpoint.newest_first(tmp_path)] == ["000002"]
+    assert [path.name for path in checkpoint_state.newest_first(tmp_path)] == ["000002"]
     assert all(parameter.grad is None for parameter in run.policy.parameters())
-    found, wrong = checkpoint.latest(tmp_path)
+    found, wrong = checkpoint_state.latest(tmp_path)
     assert found is not None
     assert (found.step, wrong) == (2, {})
 
@@ -81,12 +82,12 @@ def test_weights_of_half_a_step_are_not_saved_as_those_of_the_one_before(
 
     if where == "optimizer":
         monkeypatch.setattr(session.run.optimizer, "step", full)
-        monkeypatch.setattr(stage, "observations", lambda *_: {})
+        monkeypatch.setattr(stage, "evaluate_step", lambda *_: {})
     else:
-        monkeypatch.setattr(stage, "observations", full)
+        monkeypatch.setattr(stage, "evaluate_step", full)
     monkeypatch.setattr(stage, "record_step", lambda *_: None)
     display: Any = SimpleNamespace(say=print)
     with pytest.raises(OutOfMemoryError, match="in a step's optimizer or an evaluation") as raised:
-        stage.follow(session, display, Attempt(None, 16384))
+        stage.run_steps(session, display, BudgetAttempt(None, 16384))
     assert "token_budget" not in str(raised.value)
-    assert checkpoint.newest_first(tmp_path) == []
+    assert checkpoint_state.newest_first(tmp_path) == []

@@ -1,0 +1,1 @@
+"""Local servers: Postgres, MLflow, Prefect and a worker on this computer."""

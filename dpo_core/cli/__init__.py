@@ -1,0 +1,1 @@
+"""Command line of ``python -m dpo_core``."""

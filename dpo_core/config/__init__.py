@@ -1,0 +1,1 @@
+"""Recipe: its settings, where they are read from, spelling suggestions, and redaction of secrets."""

@@ -1,0 +1,1 @@
+"""Readers of dataset rows: the hub, JSONL, tables."""

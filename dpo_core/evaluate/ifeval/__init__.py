@@ -1,0 +1,1 @@
+"""IFEval: prompts, official checkers, and the inspect-ai task."""

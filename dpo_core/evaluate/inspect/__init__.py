@@ -1,0 +1,1 @@
+"""inspect-ai: model provider, plugin, running tasks, errors."""

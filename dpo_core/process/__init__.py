@@ -1,0 +1,1 @@
+"""Stage processes: run a stage in a process of its own unless its output is cached."""

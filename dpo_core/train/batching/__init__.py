@@ -1,0 +1,1 @@
+"""Microbatches: packing, layouts, attention over prefix trees, the automatic token budget."""

@@ -1,0 +1,1 @@
+"""Checkpoints: state, writer, run directory, lock, journal."""

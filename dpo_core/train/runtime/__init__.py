@@ -1,0 +1,1 @@
+"""Training process: setup, compilation, signals, watchdogs, console, FLOPs."""

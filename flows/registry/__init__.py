@@ -1,0 +1,1 @@
+"""MLflow model registry: versions, logged models, gates, promotion, approval."""

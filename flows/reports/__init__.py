@@ -1,0 +1,1 @@
+"""Reports: run page, model card, comparison of runs, plots."""

@@ -1,0 +1,1 @@
+"""Sweeps: plan, flow, member processes, early stopping, report."""

@@ -1,0 +1,1 @@
+"""MLflow tracking: client, run, journal follower, replay, system metrics, lineage."""
