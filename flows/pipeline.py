@@ -65,6 +65,7 @@ def pipeline(recipe: Recipe) -> PipelineOutcome:
     import_in_background("flows.recording.training_run")
     with tasks.StageTasks(recipe) as stage_tasks:
         outputs = walk(steps(run_plan(recipe)), stage_tasks.run)
+        assert outputs is not None  # no last step was named
         from flows.registry.versions import Candidate  # lazy: mlflow, already imported in the background
 
         candidate = Candidate(outputs.checkpoint, outputs.pairs, outputs.rendered, outputs.base, outputs.trained)

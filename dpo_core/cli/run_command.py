@@ -5,7 +5,7 @@ from typing import Any
 
 from dpo_core.config.recipe import Recipe
 from dpo_core.data.report import TEXT
-from dpo_core.pipeline.pipeline import steps
+from dpo_core.pipeline.pipeline import Step, steps, walk
 from dpo_core.pipeline.preflight import preflight
 from dpo_core.records import EvalResult, RenderedSet
 from dpo_core.train.checkpoint import run_dir
@@ -18,22 +18,19 @@ def run_up_to(recipe: Recipe, last: str) -> None:
     """Run the stages in their order, up to and including ``last``."""
     plan = preflight(recipe)
     run_dir.delete_other_run(recipe)
-    pipeline_steps = steps(plan)
-    record: Any = None
-    while True:
-        started = time.monotonic()
-        try:
-            step = pipeline_steps.send(record)
-        except StopIteration:
-            return
+    started = time.monotonic()
+
+    def run_and_print(step: Step) -> Any:
+        nonlocal started
         result = step.run()
-        record = result.record
         status = "cached" if result.cached else f"done in {time.monotonic() - started:.1f} s"
-        print(f"{step.title}: {status}, {summary(record)}", flush=True)
-        if isinstance(record, RenderedSet):
-            print((record.path / TEXT).read_text(), flush=True)
-        if step.title == last:
-            return
+        print(f"{step.title}: {status}, {summary(result.record)}", flush=True)
+        if isinstance(result.record, RenderedSet):
+            print((result.record.path / TEXT).read_text(), flush=True)
+        started = time.monotonic()
+        return result.record
+
+    walk(steps(plan), run_and_print, last)
 
 
 def summary(record: Any) -> str:

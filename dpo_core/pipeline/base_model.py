@@ -1,8 +1,7 @@
 """Base model: the weights that a run starts from, and the reference that it is held to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from dpo_core.cache import fingerprint
 from dpo_core.cache.store import Store
@@ -12,7 +11,7 @@ from dpo_core.model import adapter
 from dpo_core.model.locate import check_directory, check_exists, describe, locate
 from dpo_core.process.run_stage import run_stage
 from dpo_core.records import ModelSource
-from dpo_core.render.registry import resolve_renderer
+from dpo_core.render.registry import resolve_renderer, stored_renderer
 from dpo_core.stages import demo_base, merge
 from dpo_core.system import gpus, python_environment
 
@@ -21,11 +20,25 @@ DEMO = "demo"
 
 @dataclass(frozen=True)
 class InitialModel:
-    """Where a run's initial weights are. ``path``: their directory, None where it is not on this disk yet."""
+    """Where a run's initial weights are.
 
-    kind: Literal["demo", "directory", "adapter", "hub"]
+    ``weights``: directory of the model, None where it is not on this disk yet (the hub's and the demo's).
+    ``adapter``: directory of LoRA adapters that are merged into it, None for none.
+    """
+
     name: str
-    path: Path | None
+    weights: Path | None
+    adapter: Path | None = None
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether it is the built-in model, which the stage ``base`` makes."""
+        return self.name == DEMO and self.weights is None
+
+    @property
+    def merged_name(self) -> str:
+        """The model's name, with the name of the adapters that are merged into it."""
+        return f"{self.name} + {self.adapter.name}" if self.adapter else self.name
 
 
 def find(recipe: Recipe) -> InitialModel:
@@ -45,12 +58,8 @@ def find(recipe: Recipe) -> InitialModel:
     if settings.reference_model_name:
         check_exists(settings.reference_model_name, None)
     if settings.model_name == DEMO:
-        return InitialModel("demo", DEMO, None)
-    path = check_exists(settings.model_name, settings.model_revision)
-    if path is None:
-        return InitialModel("hub", settings.model_name, None)
-    check_directory(path)
-    return InitialModel("directory", settings.model_name, path)
+        return InitialModel(DEMO, None)
+    return InitialModel(settings.model_name, check_weights(settings.model_name, settings.model_revision))
 
 
 def find_checkpoint(settings: ModelSettings, path: Path) -> InitialModel:
@@ -67,10 +76,20 @@ def find_checkpoint(settings: ModelSettings, path: Path) -> InitialModel:
     if adapter.is_adapter(path):
         adapter.check_weights(path)
         name = settings.model_name or adapter.base_model_name(path)
-        check_exists(name, settings.model_revision)
-        return InitialModel("adapter", name, path)
+        return InitialModel(name, check_weights(name, settings.model_revision), path)
     check_directory(path)
-    return InitialModel("directory", settings.model_name or str(path), path)
+    return InitialModel(settings.model_name or str(path), path)
+
+
+def check_weights(name: str, revision: str | None) -> Path | None:
+    """The local directory of a model, None for one on the hub.
+
+    Raises RecipeError when there is neither, or the directory is no model that can be loaded.
+    """
+    path = check_exists(name, revision)
+    if path is not None:
+        check_directory(path)
+    return path
 
 
 def load(recipe: Recipe, base: InitialModel, store: Store) -> ModelSource:
@@ -78,31 +97,17 @@ def load(recipe: Recipe, base: InitialModel, store: Store) -> ModelSource:
 
     Raises RecipeError for adapters of other weights, and what preflight raises for a model that it could not see.
     """
-    settings = recipe.model
-    if base.kind == "demo":
+    if base.is_demo:
         return run_stage(store, demo_base.call(recipe.data.demo_pairs, recipe.train.seed)).record
-    if base.kind == "adapter":
-        return merge_adapter(recipe, base, store)
-    path = base.path or locate(base.name, settings.model_revision)
-    model = describe(path, base.name, trust_remote_code=settings.trust_remote_code)
-    if base.path is None:
-        check_renderer_and_memory(recipe, model.name, model.path)
-    return model
-
-
-def merge_adapter(recipe: Recipe, base: InitialModel, store: Store) -> ModelSource:
-    """The weights that the adapters belong to, with the adapters merged into them.
-
-    Raises RecipeError when these are not their weights.
-    """
-    assert base.path is not None
-    settings, path = recipe.model, base.path
-    whole = describe(
-        locate(base.name, settings.model_revision), base.name, trust_remote_code=settings.trust_remote_code
-    )
-    adapter.check_base_fingerprint(path, whole.fingerprint, base.name)
-    adapter_fingerprint = fingerprint.of_files(adapter.adapter_files(path), path)
-    return run_stage(store, merge.call(whole, path, adapter_fingerprint, f"{base.name} + {path.name}")).record
+    path = base.weights or locate(base.name, recipe.model.model_revision)
+    if base.weights is None:
+        check_renderer_and_memory(recipe, replace(base, weights=path))
+    model = describe(path, base.name, trust_remote_code=recipe.model.trust_remote_code)
+    if base.adapter is None:
+        return model
+    adapter.check_base_fingerprint(base.adapter, model.fingerprint, base.name)
+    adapter_fingerprint = fingerprint.of_files(adapter.adapter_files(base.adapter), base.adapter)
+    return run_stage(store, merge.call(model, base.adapter, adapter_fingerprint, base.merged_name)).record
 
 
 def reference_model(recipe: Recipe, model: ModelSource) -> ModelSource:
@@ -123,20 +128,24 @@ def reference_model(recipe: Recipe, model: ModelSource) -> ModelSource:
     return reference
 
 
-def check_renderer_and_memory(recipe: Recipe, name: str, path: Path) -> None:
+def check_renderer_and_memory(recipe: Recipe, base: InitialModel) -> None:
     """Raises RecipeError for a model without a renderer, or one that the GPU cannot train."""
-    # The renderer of merged adapters is resolved from their own directory, which notes it, or from their base's.
-    name, path = adapter.renderer_source(path, name)
-    python_environment.check_module(recipe.evaluate, resolve_renderer(recipe.render.renderer_name, name, path))
-    check_gpu(recipe, path)
+    renderer, directory = recipe.render.renderer_name, base.weights
+    if directory is not None:
+        # Merged adapters keep the renderer that they record, or else their base's.
+        recorded = base.adapter if base.adapter and stored_renderer(base.adapter) else directory
+        renderer = resolve_renderer(renderer, base.merged_name, recorded)
+    if renderer is not None:
+        python_environment.check_module(recipe.evaluate, renderer)
+    check_gpu(recipe, directory)
 
 
-def check_gpu(recipe: Recipe, model: Path) -> None:
+def check_gpu(recipe: Recipe, weights: Path | None) -> None:
     """Raises RecipeError for a GPU that cannot do the job.
 
     Prints why training runs on the CPU where one might expect a GPU, and which processes hold memory that it needs.
     """
-    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in weights.glob("*.safetensors")) if weights else 0
     # At least: weights that train are float32, with a gradient and two moments; frozen ones may be half as large.
     needed = 4 * size if recipe.model.lora_rank == 0 else size // 2
     gpus.check_gpu(recipe.train.precision, needed)

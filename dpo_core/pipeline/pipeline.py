@@ -112,12 +112,18 @@ class EvaluationSteps:
         return Step(title, call.stage, call, run)
 
 
-def walk(walked: Steps, run: Callable[[Step], Any]) -> PipelineOutputs:
-    """Run every step: ``run`` returns a step's record."""
+def walk(walked: Steps, run: Callable[[Step], Any], last: str | None = None) -> PipelineOutputs | None:
+    """Run every step, up to the one titled ``last`` where one is given; ``run`` returns a step's record.
+
+    Returns the outputs of a whole run, None of one that ended at ``last``.
+    """
     record: Any = None
     while True:
         try:
-            record = run(walked.send(record))
+            step = walked.send(record)
         except StopIteration as end:
             outputs: PipelineOutputs = end.value
             return outputs
+        record = run(step)
+        if step.title == last:
+            return None

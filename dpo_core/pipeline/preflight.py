@@ -46,6 +46,6 @@ def preflight(recipe: Recipe) -> RunPlan:
     task_names.resolve_all(recipe.evaluate.tasks)
     eval_environment = evaluation_plan.check_engine(recipe.evaluate)
     base = base_model.find(recipe)
-    if base.path is not None:
-        base_model.check_renderer_and_memory(recipe, base.name, base.path)
+    if base.weights is not None or base.is_demo:  # a hub model is checked when it has been downloaded
+        base_model.check_renderer_and_memory(recipe, base)
     return RunPlan(recipe, data_source, evaluation_plan.prompts_source(recipe), base, eval_environment)

@@ -127,7 +127,7 @@ def evaluate_base(world: World, runs: Path, **settings: Any) -> EvalResult:
         }
     )
     environment = evaluation_plan.check_engine(recipe.evaluate)
-    source = InitialModel("directory", "world", world.model.path)
+    source = InitialModel("world", world.model.path)
     plan = RunPlan(recipe, "demo", None, source, environment)
     evaluation = EvaluationPlan(None)
     result: EvalResult = (

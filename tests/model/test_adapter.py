@@ -110,3 +110,9 @@ def test_pickled_adapters_are_refused(saved: Path) -> None:
     (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
     with pytest.raises(RecipeError, match="never unpickled"):
         base_model.find(Recipe.model_validate({"model": {"load_checkpoint_path": saved}}))
+
+
+def test_adapters_are_checked_with_the_weights_that_they_are_merged_into(saved: Path, base: ModelSource) -> None:
+    found = base_model.find(Recipe.model_validate({"model": {"load_checkpoint_path": saved}}))
+    assert (found.weights, found.adapter) == (base.path, saved)
+    assert found.merged_name == f"{base.path} + {saved.name}"
