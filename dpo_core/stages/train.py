@@ -8,7 +8,8 @@ from dpo_core.config.recipe import ModelSettings, TrainSettings
 from dpo_core.records import Checkpoint, ModelSource, PromptSet, Record, ReferenceSet, RenderedSet
 from dpo_core.stages.stage import Stage, StageCall, settings_in_key
 
-# Settings that say where a run goes, how it is shown and kept, and not what it computes.
+# Sections, and settings of the section train, that do not change what a run computes.
+SECTIONS_NOT_IN_KEY = {"track", "promote", "sweep"}
 NOT_IN_KEY = {
     "log_path",
     "behavior_if_log_dir_exists",

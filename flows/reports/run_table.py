@@ -16,7 +16,7 @@ from dpo_core.config.recipe import LEAVES, TrackSettings
 from dpo_core.config.redact import hide_password
 from dpo_core.config.spelling import did_you_mean_or_list
 from dpo_core.errors import RecipeError, TrackingError
-from dpo_core.stages.train import NOT_IN_KEY
+from dpo_core.stages.train import NOT_IN_KEY, SECTIONS_NOT_IN_KEY
 from dpo_core.train.checkpoint.run_dir import read_config
 from flows.registry.model_admin import Registry
 from flows.registry.versions import CHAMPION
@@ -24,7 +24,6 @@ from flows.tracking import mlflow_run, mlflow_server
 from flows.tracking.mlflow_run import AFTER, as_tracking_error
 
 RESULTS = {"prompt_strict_acc": "IFEval", "test/accuracy": "held-out accuracy", "test/nll_chosen": "NLL chosen"}
-NOT_COMPUTED = ("track", "promote", "sweep")  # sections that do not change what a run computes
 MAX_SUGGESTION_RUNS, MAX_SETTING_COLUMNS, ID_LENGTH, MIN_NAME_WIDTH = 500, 6, 8, 16
 
 
@@ -147,7 +146,7 @@ def search_runs(experiment: Experiment, text: str) -> list[Run]:
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
     """The names of settings that change what a run computes and differ among the runs that have them."""
-    leaves = [leaf for leaf, section in LEAVES.items() if section not in NOT_COMPUTED and leaf not in NOT_IN_KEY]
+    leaves = [leaf for leaf, section in LEAVES.items() if section not in SECTIONS_NOT_IN_KEY and leaf not in NOT_IN_KEY]
     values_by_leaf = {leaf: {run.data.params[leaf] for run in runs if leaf in run.data.params} for leaf in leaves}
     return [leaf for leaf, values in values_by_leaf.items() if len(values) > 1]
 

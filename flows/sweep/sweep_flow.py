@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow.entities import Metric, Param
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from rich.console import Console
@@ -27,6 +27,7 @@ from flows.reports.run_table import Experiment
 from flows.sweep import sweep_report
 from flows.sweep.member_processes import FAILED, INTERRUPTED, MemberResult, WorkerPool
 from flows.sweep.sweep_plan import Member, SweepPlan, plan_sweep
+from flows.tasks import print_and_log
 from flows.tracking import mlflow_run, mlflow_server
 from flows.tracking.mlflow_run import RunHandle, as_tracking_error
 
@@ -165,12 +166,6 @@ def member_environment(handle: RunHandle) -> dict[str, str]:
     """The members' environment: the MLflow store and the Prefect server of this flow, which may be a temporary one."""
     with get_client(sync_client=True) as client:
         return {**os.environ, "PREFECT_API_URL": str(client.api_url).rstrip("/"), "MLFLOW_TRACKING_URI": handle.uri}
-
-
-def print_and_log(line: str) -> None:
-    """Print a line and log it to the flow run."""
-    print(line, flush=True)
-    get_run_logger().info(line)
 
 
 def choose_best(results: Sequence[MemberResult]) -> tuple[MemberResult, PipelineOutcome]:

@@ -19,11 +19,9 @@ from dpo_core.cache import fingerprint
 from dpo_core.config.recipe import LEAVES, Recipe
 from dpo_core.config.settings import assignments, invalid_setting, is_list, parse_value, read_recipe
 from dpo_core.errors import RecipeError
-from dpo_core.stages.train import NOT_IN_KEY
+from dpo_core.stages.train import NOT_IN_KEY, SECTIONS_NOT_IN_KEY
 
 Axes = dict[str, tuple[str, ...]]
-
-NOT_COMPUTED = {"track", "promote", "sweep"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ def check_axes(recipe: Recipe, axes: Mapping[str, Sequence[str]]) -> None:
     for leaf in axes:
         if leaf not in LEAVES:
             read_recipe(None, [f"{leaf}=0"])  # raises with the nearest right spelling
-        if LEAVES[leaf] in NOT_COMPUTED or leaf in NOT_IN_KEY:
+        if LEAVES[leaf] in SECTIONS_NOT_IN_KEY or leaf in NOT_IN_KEY:
             raise RecipeError(
                 f"{leaf} cannot vary in a sweep.",
                 "Only settings that change what a run computes can vary.",
@@ -148,7 +146,7 @@ def with_log_path(recipe: Recipe, log_path: Path) -> Recipe:
 
 def computed_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that change what a run computes, by section, as JSON values."""
-    settings: dict[str, Any] = json.loads(recipe.model_dump_json(exclude=NOT_COMPUTED))
+    settings: dict[str, Any] = json.loads(recipe.model_dump_json(exclude=SECTIONS_NOT_IN_KEY))
     settings["train"] = {leaf: value for leaf, value in settings["train"].items() if leaf not in NOT_IN_KEY}
     return settings
 
