@@ -10,22 +10,22 @@ BIN := $(VENV)/bin
 run: install
 	$(BIN)/dpo demo
 
-# Tests that start processes run two at a time: each with one thread, so that they do not slow each other down.
-SLOW := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+# Two tests at a time, each with one thread, so that they do not slow each other down.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test: check
-	$(SLOW) -m main_job
+	$(PYTEST) -m main_job
 
 test-all: test
 	$(BIN)/pytest --hypothesis-profile=random tests/render
-	$(SLOW) -m 'slow and not main_job'
+	$(PYTEST) -m 'slow and not main_job'
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 # The fast tests on the newest Python that is here, and the engine's laws on the oldest torch and transformers allowed.
 versions:
